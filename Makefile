@@ -1,0 +1,47 @@
+# make repro   set up and run the whole experiment      make test    set up and run the tests
+# make lint    check style                              make audit   look for known vulnerabilities
+# make soak    the long tests: kills, broken inputs     make merge   write the merged model
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+repro: .venv/runtime
+	dvc repro
+
+test: .venv/development
+	pytest
+
+soak: .venv/development
+	pytest -s tests/soak/bad_inputs.py tests/soak/kills.py
+
+merge: .venv/runtime
+	python -m merge
+
+lint: .venv/development
+	ruff check .
+	ruff format --check .
+
+audit: .venv/development
+	pip-audit --strict --no-deps --disable-pip -r requirements.txt
+
+# Pins every package exactly. torch is pinned without a build tag, so that pip may take the CPU
+# build where it is set up for it; torch's own metadata pins its CUDA packages.
+lock: .venv/development
+	pip-compile -q --upgrade --allow-unsafe --strip-extras --no-emit-find-links --no-emit-index-url -o requirements.txt requirements.in
+	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.txt
+	pip-compile -q --upgrade --strip-extras --no-emit-find-links --no-emit-index-url -o requirements-dev.txt requirements-dev.in
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/runtime: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/development: requirements-dev.txt .venv/runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+.PHONY: repro test soak merge lint audit lock
