@@ -1,0 +1,161 @@
+"""LoRA adapters in PEFT's own format, written so that the same training gives the same bytes.
+
+LoRA: Hu et al. 2021, arXiv:2106.09685. PEFT is imported where it is used, since it imports
+bitsandbytes, which takes seconds.
+"""
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from verse.errors import UserError
+from verse.files import write_text
+from verse.params import Lora
+
+
+def add_adapter(
+    model: nn.Module, lora: Lora, name: str, revision: str | None, *, seed: int
+) -> nn.Module:
+    """`model` with a fresh LoRA adapter in float32, the same however the model was loaded.
+
+    name, revision: the base model, as the adapter's config names it. Raises UserError for
+    target modules that the model does not have.
+    """
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        base_model_name_or_path=name,
+        revision=revision,
+    )
+    torch.manual_seed(seed)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"train.lora.target_modules: {str(error).splitlines()[0]}") from None
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            # The adapter computes in the precision of autocast; casting its input to float32
+            # first would only move memory.
+            module.cast_input_dtype_enabled = False
+            if lora.dropout > 0:
+                module.lora_dropout["default"] = CheapDropout(lora.dropout)
+    return adapted
+
+
+class CheapDropout(nn.Module):
+    """Dropout that draws 16 random bits an element instead of torch's 32 or more.
+
+    On a CPU torch's dropout takes a quarter of the whole training step. `rate` is kept to
+    1/65536.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.dropped = round(rate * 2**16)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return inputs
+        words = torch.empty(inputs.numel() // 4 + 1, dtype=torch.int64, device=inputs.device)
+        bits = words.random_(-(2**63), None).view(torch.int16)[: inputs.numel()]
+        kept = bits.view(inputs.shape) >= self.dropped - 2**15
+        return inputs * kept * (2**16 / (2**16 - self.dropped))
+
+
+def save_adapter(model: nn.Module, folder: Path, card: str) -> None:
+    """Write adapter_model.safetensors, adapter_config.json and README.md, the model card.
+
+    PEFT lists the target modules in the order of a set; here they are sorted.
+    """
+    with full_disk_told():
+        model.save_pretrained(folder)
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    write_text(file, json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
+    write_text(folder / "README.md", card)
+
+
+def load_adapter(model: nn.Module, folder: str | Path, *, merge: bool) -> nn.Module:
+    """`model` with the adapter of `folder`, added to its weights if `merge`.
+
+    Raises UserError if the folder holds no adapter or one of another model.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: no adapter there: run the train stage first")
+    try:
+        tuned = PeftModel.from_pretrained(model, folder)
+        with safe_open(folder / "adapter_model.safetensors", "pt") as stored:
+            stray = set(stored.keys()) ^ set(get_peft_model_state_dict(tuned))
+    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder}: does not fit this base model: {line}") from None
+    if stray:  # PEFT passes over what it has no place for
+        raise UserError(
+            f"{folder}: does not fit this base model: {min(stray)} is in one of them only"
+        )
+    return tuned.merge_and_unload() if merge else tuned
+
+
+def save_model(model: nn.Module, tokenizer, folder: Path) -> None:
+    """Write a whole model and its tokenizer as Transformers loads them.
+
+    Weights of more than 5 GB are spread over several files, as on the hub.
+    """
+    with full_disk_told():
+        model.save_pretrained(folder, max_shard_size="5GB")
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors lets the owner alone read it, servers are often others
+    tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def full_disk_told() -> Iterator[None]:
+    """Let a full disk be an OSError, which safetensors wraps into an error of its own."""
+    try:
+        yield
+    except SafetensorError as error:
+        if f"os error {errno.ENOSPC}" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "No space left on device") from None
+
+
+def model_card(base: str, revision: str | None, facts: dict[str, dict]) -> str:
+    """The adapter's README.md: its base model, and a table for each group of facts."""
+    lines = [
+        "---",
+        f"base_model: {json.dumps(base, ensure_ascii=False)}",
+        "library_name: peft",
+        "language: zh",
+        "tags: [lora, poetry]",
+        "---",
+        "# Adapter that finishes Tang poems",
+        "",
+        f"A LoRA adapter for `{base}`, revision {revision or 'not pinned'}. Given the first "
+        "couplet of a poem in the prompt, the model writes the rest.",
+        "",
+        "```python",
+        "from peft import AutoPeftModelForCausalLM",
+        'model = AutoPeftModelForCausalLM.from_pretrained("models/adapter")',
+        "```",
+    ]
+    for title, values in facts.items():
+        lines += ["", f"## {title}", "", "| | |", "|---|---|"]
+        lines += [f"| {key} | {value} |" for key, value in values.items()]
+    return "\n".join(lines) + "\n"

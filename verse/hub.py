@@ -1,0 +1,51 @@
+"""Find a model, a folder or a name on the Hugging Face hub, and say what is wrong with it."""
+
+from pathlib import Path
+
+from verse.errors import UserError
+
+
+def find_folder(name: str) -> Path | None:
+    """The folder that a model's name stands for, None for a name on the hub.
+
+    Raises UserError if there is no such folder, though the name can only be one.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    # A hub name is one or two plain words; two whose first is a folder here are a path.
+    here = "/" in name and path.parent.is_dir()
+    if here or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"model.name {name!r}: there is no such folder")
+    return None
+
+
+def explain(error: Exception, revision: str | None, part: str) -> str:
+    """What is wrong with a model, and what to do, from what the libraries raised.
+
+    part: what was being read, such as "its tokenizer".
+    """
+    from huggingface_hub import errors
+
+    match error.__cause__:
+        case errors.GatedRepoError():
+            return (
+                "gated: accept its licence on its page on huggingface.co, "
+                "and set HF_TOKEN to an access token"
+            )
+        case errors.RepositoryNotFoundError() | errors.HFValidationError():
+            return (
+                "neither a folder nor a public model on huggingface.co: mend the name, "
+                "or set HF_TOKEN to an access token if it is private"
+            )
+        case errors.RevisionNotFoundError():
+            return f"has no revision {revision!r}: mend model.revision, or set it to null"
+        case errors.LocalEntryNotFoundError():
+            return (
+                "no such folder, not downloaded yet, and huggingface.co cannot be reached: "
+                "check the network, or give the folder of a model"
+            )
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    if "trust_remote_code" in str(error):
+        return "brings Python code of its own: set model.trust_remote_code to true to run it"
+    return f"{part} cannot be read ({said[0].strip(' :.')})"

@@ -1,0 +1,186 @@
+"""Load a causal model: device, precision, NF4.
+
+QLoRA trains an adapter on a base model whose weights have been rounded to 4 bits (NF4 with
+double quantization, Dettmers et al. 2023, arXiv:2305.14314). Where memory allows, each
+rounded weight is expanded back once instead of in every forward pass: the same numbers, and
+several times faster. On a CPU that is the only sound way: bitsandbytes repacks 4-bit weights
+in place during evaluation there, and gradients through them are wrong afterwards.
+"""
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+from verse.errors import UserError
+from verse.hub import explain, find_folder
+from verse.params import Model
+
+# On a CPU bitsandbytes warns that it misses an optional kernel, which is never used here.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def deterministic(seed: int, threads: int) -> None:
+    """Same inputs, same bytes: kernels without races, a fixed number of CPU threads, one seed."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging, and slow
+    torch.backends.cudnn.benchmark = False
+    transformers.set_seed(seed)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device for "auto", "cuda" or "cpu". Raises UserError for a GPU that is not there."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(
+            "model.device is cuda but PyTorch sees no GPU: set model.device to auto or cpu, "
+            "or install a driver and a CUDA build of torch"
+        )
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The precision for "auto" or a name: bfloat16 where the hardware multiplies it."""
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def load_model(
+    settings: Model, device: torch.device, dtype: torch.dtype, *, expanded: bool = True
+) -> nn.Module:
+    """The base model in evaluation mode, its weights frozen.
+
+    With quantization nf4, the linear layers but the output layer are rounded to NF4. They stay
+    plain linear layers of `dtype` if `expanded` or on a CPU; else they keep their 4 bits.
+    Raises UserError for a model that is missing, gated, without safetensors or unreadable.
+    """
+    folder = find_weights(settings.name)
+    four_bit = settings.quantization == "nf4" and not expanded and device.type == "cuda"
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder or settings.name,
+            revision=settings.revision,
+            cache_dir=settings.cache_dir,
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True,
+            dtype=dtype,
+            device_map={"": device},
+            quantization_config=config if four_bit else None,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever the libraries make of files that are not ours
+        said = explain(error, settings.revision, "its weights")
+        raise UserError(f"model.name {settings.name!r}: {said}") from error
+    model.requires_grad_(False)
+    model.eval()
+    if settings.quantization == "nf4" and not four_bit:
+        round_to_nf4(model)
+    return model
+
+
+def load_skeleton(settings: Model) -> nn.Module:
+    """The model without its weights, on the meta device, to tell its sizes.
+
+    Raises UserError like `load_model`.
+    """
+    folder = find_weights(settings.name)
+    try:
+        config = AutoConfig.from_pretrained(
+            folder or settings.name,
+            revision=settings.revision,
+            cache_dir=settings.cache_dir,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                config, trust_remote_code=settings.trust_remote_code
+            )
+    except Exception as error:  # whatever the libraries make of files that are not ours
+        said = explain(error, settings.revision, "its config.json")
+        raise UserError(f"model.name {settings.name!r}: {said}") from error
+
+
+def find_weights(name: str) -> Path | None:
+    """The folder of a model, None for a name on the hub.
+
+    Raises UserError if there is no such folder, or if it has no config or no safetensors.
+    """
+    folder = find_folder(name)
+    if folder is None or any(folder.glob("*.safetensors")):
+        if folder and not (folder / "config.json").is_file():
+            raise UserError(f"model.name {name!r}: has no config.json: it is not a model folder")
+        return folder
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+        raise UserError(
+            f"model.name {name!r}: has pickled weights only, which can run code when loaded: "
+            "convert them to safetensors"
+        )
+    raise UserError(f"model.name {name!r}: has no weights (*.safetensors)")
+
+
+def files(name: str) -> list[Path]:
+    """The files of a local model folder; none for a model on the hub."""
+    return sorted(path for path in Path(name).expanduser().glob("*") if path.is_file())
+
+
+def check_tokens(model: nn.Module, tokenizer, texts: Iterable[list[int]]) -> None:
+    """Raise UserError if the tokenizer is not one that the model can work with.
+
+    texts: the token ids of all texts. A tokenizer may have more tokens than the model if no text
+    uses them: some Gemma models come with one for images.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "model.name: the tokenizer has no end token, so that no answer could end: "
+            "name its eos_token in tokenizer_config.json"
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max([tokenizer.eos_token_id, *(max(ids, default=0) for ids in texts)])
+    if largest >= rows:
+        raise UserError(
+            f"model.name: the tokenizer has token {largest}, but the model knows {rows} only: "
+            "they do not belong together; take the tokenizer that came with the model"
+        )
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers that QLoRA quantizes: all but the output layer."""
+    output = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not output
+    }
+
+
+@torch.no_grad()
+def round_to_nf4(model: nn.Module) -> None:
+    """Replace each linear weight by its NF4 value, in place, keeping the layers plain."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # slow to import
+
+    for layer in linear_layers(model).values():
+        packed, state = quantize_4bit(
+            layer.weight.contiguous(), quant_type="nf4", compress_statistics=True
+        )
+        layer.weight.copy_(dequantize_4bit(packed, state))

@@ -1,0 +1,120 @@
+"""Token ids of prompts and completions, and rows that compute a shared prefix once.
+
+All prompts begin with the same instruction, which makes up over half of the tokens. A row is
+laid out as `[prefix][poem 1][poem 2]...`: positions restart after the prefix for every poem,
+and a poem sees the prefix and itself, never its neighbours. The loss is the same as for the
+poems one by one.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+IGNORED = -100  # the label that torch's cross entropy leaves out
+
+
+@dataclass(frozen=True)
+class Example:
+    """One poem as token ids; `completion` ends with the end token, exactly once."""
+
+    prompt: list[int]
+    completion: list[int]
+    characters: int  # of the completion's text, the end counted as one
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one forward pass: R rows of T tokens."""
+
+    input_ids: torch.Tensor  # (R, T)
+    position_ids: torch.Tensor  # (R, T)
+    attention: torch.Tensor  # (R, 1, T, T), true where a token may look
+    labels: torch.Tensor  # (R, T), the token to predict at each place or IGNORED
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(t.to(device, non_blocking=True) for t in vars(self).values()))
+
+
+def encode_prompt(tokenizer, prompt: str) -> list[int]:
+    """Its token ids, with the start token if the tokenizer has one, never with the end token."""
+    ids = tokenizer(prompt)["input_ids"]
+    while ids and ids[-1] == tokenizer.eos_token_id:
+        ids = ids[:-1]
+    return ids
+
+
+def encode(tokenizer, prompt: str, completion: str) -> Example:
+    """Token ids of a poem. The prompt's are those that generation will start from.
+
+    A tokenizer may merge characters across the seam between prompt and completion; generation
+    never does, so in that case the completion is encoded on its own.
+    """
+    prompt_ids = encode_prompt(tokenizer, prompt)
+    ids = encode_prompt(tokenizer, prompt + completion)
+    if ids[: len(prompt_ids)] == prompt_ids:
+        answer = ids[len(prompt_ids) :]
+    else:
+        answer = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return Example(prompt_ids, [*answer, tokenizer.eos_token_id], len(completion) + 1)
+
+
+def shared_prefix(examples: list[Example]) -> list[int]:
+    """The longest common prefix of all prompts' ids, leaving each prompt a token of its own."""
+    first, last = min(e.prompt for e in examples), max(e.prompt for e in examples)
+    length = min(len(e.prompt) for e in examples) - 1
+    for index in range(length):
+        if first[index] != last[index]:
+            length = index
+            break
+    return first[: max(length, 0)]
+
+
+def lay_out(
+    examples: list[Example], prefix: list[int], poems_per_row: int, multiple: int = 8
+) -> Batch:
+    """The examples in as few rows as hold them, as even as can be, each after the prefix.
+
+    T is the longest row's length, rounded up to a multiple that attention kernels like.
+    """
+    rows: list[list[Example]] = [[] for _ in range(math.ceil(len(examples) / poems_per_row))]
+    lengths = [0] * len(rows)
+    for example in sorted(examples, key=length, reverse=True):
+        shortest = lengths.index(min(lengths))
+        rows[shortest].append(example)
+        lengths[shortest] += length(example)
+    width = max(len(prefix) + sum(length(e) - len(prefix) for e in row) for row in rows)
+    width += -width % multiple
+
+    ids, positions, labels, owners = (
+        torch.tensor(column) for column in zip(*(_row(r, prefix, width) for r in rows), strict=True)
+    )
+    earlier = torch.ones(width, width, dtype=torch.bool).tril()
+    mine = owners[:, :, None] == owners[:, None, :]
+    attention = earlier & (mine | (owners[:, None, :] == 0))
+    return Batch(ids, positions, attention[:, None], labels)
+
+
+def length(example: Example) -> int:
+    return len(example.prompt) + len(example.completion)
+
+
+def _row(examples: list[Example], prefix: list[int], width: int) -> tuple[list[int], ...]:
+    """Ids, positions, labels and owners of one row; the prefix is owned by 0, poems by 1, 2..."""
+    ids, positions, labels = list(prefix), list(range(len(prefix))), [IGNORED] * len(prefix)
+    owners = [0] * len(prefix)
+    for number, example in enumerate(examples, 1):
+        own = example.prompt[len(prefix) :] + example.completion
+        # The label of a place is the token after it: the last of the prompt predicts the
+        # first of the completion, and the end token predicts nothing.
+        quiet = len(own) - len(example.completion) - 1
+        ids += own
+        positions += range(len(prefix), len(prefix) + len(own))
+        labels += [IGNORED] * quiet + example.completion + [IGNORED]
+        owners += [number] * len(own)
+    padding = width - len(ids)
+    ids += [0] * padding
+    positions += [0] * padding
+    labels += [IGNORED] * padding
+    owners += [-1] * padding  # padding sees padding, so that no softmax is over nothing
+    return ids, positions, labels, owners

@@ -1,0 +1,281 @@
+"""Where the poems come from: embedded, the homework, a file, a folder or a URL.
+
+`fetch` turns any of them into training and test poems of one schema, rows of
+{"instruction", "input", "output"}: what to do, the first couplet, the rest of the poem.
+`record` leaves behind what the poems were read from, so that a change there is noticed.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from verse.download import GIB, MIB, digest, download, public
+from verse.errors import UserError
+from verse.files import read_text, remove, write_json
+
+INSTRUCTION = "以下是一首唐詩的第一句話，請用你的知識判斷並完成整首詩。"
+
+# The homework's repository at one commit, and the sha256 of its files: a mirror serves the
+# same bytes or is refused.
+HW5_URL = (
+    "https://raw.githubusercontent.com/CheeEn-Yu/GenAI-Hw5/"
+    "8775ee367e2997470b1794d48b6057b5a38c4e07/"
+)
+TRAINING, TESTING, REFERENCES = (
+    "Tang_training_data.json",
+    "Tang_testing_data.json",
+    "Tang_testing_gt.txt",
+)
+HW5_SHA256 = {
+    TRAINING: "b464f5acf5a0443f1cebb60604b4cc28dd4deb1d6e7edc1583283c1d9fc2783c",
+    TESTING: "965444e9f846112546f42540e95428bcf38bffb89dc6de89ff2444a3dae8526b",
+    REFERENCES: "bd4b3a5239ef19a00d7f0b729a05b0f2d5c6dbb41e6a64e3c5d5dd11515faf27",
+}
+HW5_LIMIT = 16 * MIB
+
+
+@dataclass(frozen=True)
+class Poems:
+    """Rows of {"instruction", "input", "output"}, all strings; `test` may be empty.
+
+    `origin` is the local file or folder they were read from, or, for a download, its public
+    address and the sha256 of each file.
+    """
+
+    train: list[dict[str, str]]
+    test: list[dict[str, str]]
+    origin: Path | dict
+
+
+def fetch(
+    source: str,
+    *,
+    embedded: str | Path,
+    hw5_url: str = HW5_URL,
+    sha256: str | None = None,
+    cache: str | Path,
+    **network,
+) -> Poems:
+    """Read the poems of `source`: "embedded", "hw5", a path or a URL.
+
+    source: "embedded" is the folder `embedded`; "hw5" is the homework, downloaded from below
+        `hw5_url` and checked against its pinned hashes. A path (relative to the working
+        directory; ~ is the home folder) is a JSON list, a JSON Lines file, or a folder with
+        train.json(l) and test.json(l) or with the homework's three files. A URL is one file.
+        One file holds training poems alone. A record without an instruction gets the
+        homework's.
+    sha256: the hash the file behind a URL must have; other sources do not use it.
+    cache: folder that keeps downloads. network: timeout, pauses (seconds), see `download`.
+
+    Raises UserError naming the file, and the line or record and key, that is at fault.
+    """
+    if source == "hw5":
+        urls = {name: f"{hw5_url.rstrip('/')}/{name}" for name in HW5_SHA256}
+        paths = {
+            name: download(url, cache, sha256=HW5_SHA256[name], limit=HW5_LIMIT, **network)
+            for name, url in urls.items()
+        }
+        train, test = read_homework(paths)
+        return Poems(train, test, {"source": "hw5", "sha256": HW5_SHA256})
+
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source):
+        path, shown = download(source, cache, sha256=sha256, limit=GIB, **network), public(source)
+        return Poems(read_poems(path, shown), [], {"source": shown, "sha256": digest(path)})
+
+    path = Path(embedded) if source == "embedded" else local(source)
+    train, test = read_folder(path) if path.is_dir() else (read_poems(path), [])
+    return Poems(train, test, path)
+
+
+def local(source: str) -> Path:
+    """The path that a source names. Raises UserError if no file or folder is there."""
+    try:
+        path = Path(source).expanduser()
+        if source.strip() and (path.is_dir() or path.is_file()):
+            return path
+        there = source.strip() and path.exists()
+    except (OSError, RuntimeError, ValueError):  # too long, no such user's home, a NUL
+        there = False
+    raise UserError(
+        f"data.source {source!r}: neither a file nor a folder"
+        if there
+        else f"data.source {source!r}: no such file or folder: "
+        "give embedded, hw5, a path from the repository's root or a URL"
+    )
+
+
+def record(origin: Path | dict, at: str | Path) -> None:
+    """Leave at `at` what the poems were read from: a link to it, or a download's hashes.
+
+    A reader of `at` (DVC, as an output that is not cached) sees the content of the user's
+    own file through the link, hence its changes. Raises UserError for a folder that holds
+    `at` and for a path through `at`, since the link would make a circle.
+    """
+    at = Path(at)
+    if isinstance(origin, dict):
+        return write_json(at, origin)
+    here, spelled = at.parent.resolve(), Path.cwd() / os.path.normpath(origin)
+    if here.is_relative_to(origin.resolve()) or spelled.is_relative_to(here / at.name):
+        raise UserError(
+            f"data.source {str(origin)!r}: in a circle with {at}, which points to the source: "
+            "give a path apart from it"
+        )
+    # As the user spelled it: an absolute path stays true when the working copy moves, a
+    # relative one when the repository does.
+    target = origin if origin.is_absolute() else os.path.relpath(spelled, here)
+    at.parent.mkdir(parents=True, exist_ok=True)
+    partial = at.with_name(f".{at.name}.partial")
+    remove(partial)
+    partial.symlink_to(target)
+    if at.is_dir() and not at.is_symlink():
+        remove(at)
+    partial.replace(at)
+
+
+def read_folder(folder: Path) -> tuple[list[dict], list[dict]]:
+    """Training and test poems of a folder: train.json(l) and test.json(l), or the homework's."""
+    train, test = one_of(folder, "train"), one_of(folder, "test")
+    if train:
+        return read_poems(train), read_poems(test, may_be_empty=True) if test else []
+    missing = [name for name in HW5_SHA256 if not (folder / name).is_file()]
+    if not missing:
+        return read_homework({name: folder / name for name in HW5_SHA256})
+    if len(missing) < len(HW5_SHA256):
+        raise UserError(f"{folder}: the homework's {' and '.join(missing)} is missing: add it")
+    raise UserError(
+        f"{folder}: holds no poems: put train.json or train.jsonl there, "
+        "or the homework's three files"
+    )
+
+
+def one_of(folder: Path, stem: str) -> Path | None:
+    """The .json or .jsonl file of that name. Raises UserError if there are both."""
+    found = [path for suffix in ("json", "jsonl") if (path := folder / f"{stem}.{suffix}").exists()]
+    if len(found) == 2:
+        raise UserError(f"{folder}: holds both {stem}.json and {stem}.jsonl: remove one")
+    return found[0] if found else None
+
+
+def read_poems(path: Path, shown: str = "", *, may_be_empty: bool = False) -> list[dict[str, str]]:
+    """The poems of a JSON list or JSON Lines file; errors call the file `shown`."""
+    shown = shown or str(path)
+    poems = [
+        poem(record, shown, number)
+        for number, record in enumerate(parse(text_of(path, shown), shown, may_be_empty), 1)
+    ]
+    if not poems and not may_be_empty:
+        raise UserError(f"{shown}: holds no poems: give a file with at least one record")
+    return poems
+
+
+def text_of(path: Path, shown: str) -> str:
+    """A file's text, its errors under the name the user knows (not the cache's)."""
+    try:
+        return read_text(path)
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), shown, 1)) from None
+
+
+def parse(text: str, shown: str, may_be_empty: bool = False) -> list:
+    """The values of a JSON list or of JSON Lines.
+
+    Raises UserError naming the line that is not JSON.
+    """
+    start = text.lstrip()[:1]
+    if not start:
+        if may_be_empty:  # what JSON Lines with no record looks like
+            return []
+        raise UserError(f"{shown}: the file is empty: give a JSON list or JSON Lines of poems")
+    if start == "<":
+        raise UserError(f"{shown}: a web page, not JSON: give the data file itself")
+    if start == "[":
+        return value(text, shown, 1)
+    # Only a line feed ends a line: a poem may hold U+2028 or U+0085.
+    lines = enumerate(text.split("\n"), 1)
+    return [value(line, shown, number) for number, line in lines if line.strip()]
+
+
+def value(text: str, shown: str, line: int):
+    """The JSON value of a text that starts on that line of the file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{shown}, line {line + error.lineno - 1}, column {error.colno}"
+        reason = error.msg[0].lower() + error.msg[1:]
+        if error.pos >= len(text.rstrip()) or reason.startswith("unterminated"):
+            reason += "; it looks cut off"
+        raise UserError(
+            f"{where}: not JSON ({reason}): a JSON list or one record a line is wanted"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{shown}, line {line}: nested too deeply to be a list of poems") from None
+    except ValueError:  # an integer of thousands of digits
+        raise UserError(f"{shown}, line {line}: a number too long to read") from None
+
+
+def poem(record: object, shown: str, number: int, keys: tuple = ("input", "output")) -> dict:
+    """A record as {"instruction", *keys}; other keys are dropped.
+
+    Raises UserError naming the record and the key that is missing or no string.
+    """
+    where = f"{shown}, record {number}"
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: {kind(record)}, not an object with input and output")
+    row = {}
+    for key in ("instruction", *keys):
+        if key == "instruction" and key not in record:
+            row[key] = INSTRUCTION
+        elif key not in record:
+            raise UserError(f"{where}: no {key!r}: each record needs {' and '.join(keys)}")
+        elif not isinstance(record[key], str):
+            raise UserError(f"{where}: {key!r} is {kind(record[key])}, not a string")
+        elif re.search("[\ud800-\udfff]", record[key]):
+            raise UserError(f"{where}: {key!r} holds half a surrogate pair: mend the escape")
+        else:
+            row[key] = record[key]
+    return row
+
+
+def kind(value: object) -> str:
+    """What JSON calls a value."""
+    names = {type(None): "null", bool: "a boolean", str: "a string", list: "a list"}
+    return names.get(type(value), "an object" if isinstance(value, dict) else "a number")
+
+
+def read_homework(paths: dict[str, Path]) -> tuple[list[dict], list[dict]]:
+    """Training and test poems of the homework's three files.
+
+    Its test file holds prompts alone; the rest of each poem stands in the references file.
+    """
+    testing, references = str(paths[TESTING]), str(paths[REFERENCES])
+    prompts = [
+        poem(record, testing, number, keys=("input",))
+        for number, record in enumerate(parse(read_text(testing), testing), 1)
+    ]
+    lines = read_text(references).rstrip().split("\n")
+    if len(lines) != len(prompts):
+        raise UserError(
+            f"{references}: {len(lines)} lines for the {len(prompts)} prompts of {TESTING}: "
+            "each prompt needs one line, in the same order"
+        )
+    test = [
+        prompt | {"output": punctuated(line, f"{references}, line {number}")}
+        for number, (prompt, line) in enumerate(zip(prompts, lines, strict=True), 1)
+    ]
+    return read_poems(paths[TRAINING]), test
+
+
+def punctuated(reference: str, where: str) -> str:
+    """Verse lines between tabs as the training poems write them; errors say `where`.
+
+    >>> punctuated("春風舉國裁宮錦\\t半作障泥半作帆", "line 9")
+    '春風舉國裁宮錦，半作障泥半作帆。'
+    """
+    verses = [verse.strip() for verse in reference.strip().split("\t")]
+    if len(verses) % 2 or not all(re.fullmatch(r"[^\s，。？！；：、]+", verse) for verse in verses):
+        raise UserError(
+            f"{where}: an even number of unpunctuated verse lines between tabs is wanted"
+        )
+    return "".join(verse + "，。"[place % 2] for place, verse in enumerate(verses))

@@ -1,0 +1,35 @@
+"""How fast a stage was: clock times, which differ from run to run and are never locked."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from verse.files import write_json
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self):
+        self.began = time.perf_counter()
+
+    def numbers(self, poems: int) -> dict[str, float]:
+        """Seconds, poems a second and, where a GPU was used, the most memory it held in GiB."""
+        seconds = time.perf_counter() - self.began
+        numbers = {"seconds": seconds, "poems_per_second": poems / seconds}
+        torch = sys.modules.get("torch")
+        if torch and torch.cuda.is_initialized():
+            numbers["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        return numbers
+
+
+def record(file: str | Path, stage: str, numbers: dict[str, float]) -> None:
+    """Put a stage's numbers into the shared JSON file, leaving the other stages' alone."""
+    file = Path(file)
+    try:
+        speeds = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        speeds = {}
+    speeds[stage] = {name: round(number, 2) for name, number in numbers.items()}
+    write_json(file, dict(sorted(speeds.items())))
