@@ -1,0 +1,83 @@
+"""Finish the test poems with the base model, or with the adapter on it.
+
+    python -m stages.generate base
+    python -m stages.generate tuned
+
+Reads data/prepared/test.jsonl. Writes data/generated/base.jsonl or tuned.jsonl, rows of
+{"input", "answer"}; for the tuned model also results.txt, the homework's hand-in.
+"""
+
+import sys
+from types import SimpleNamespace
+
+from verse import params, speed
+from verse.errors import UserError, run
+from verse.files import read_jsonl, write_jsonl, write_text
+
+
+def main() -> None:
+    which = sys.argv[1] if len(sys.argv) == 2 else ""
+    if which not in ("base", "tuned"):
+        raise UserError("say which model: python -m stages.generate base (or tuned)")
+    p = params.read("params.yaml", "seed", "model", "decoding", "generate", "train.memory")
+    poems = read_jsonl("data/prepared/test.jsonl")
+
+    from verse import distributed  # heavy
+
+    distributed.run(lambda: finish(p, poems, which), p.model.processes, p.model.device)
+
+
+def finish(p: SimpleNamespace, poems: list[dict], which: str) -> None:
+    from verse import adapters, distributed, generation, memory, models, packing, tokenizers
+
+    chief = distributed.rank() == 0
+    models.deterministic(p.seed, p.model.threads)
+    device = models.choose_device(p.model.device)
+    dtype = models.choose_dtype(p.model.dtype, device)
+    tokenizer = tokenizers.load_tokenizer(
+        p.model.name, p.model.revision, p.model.cache_dir, p.model.trust_remote_code
+    )
+    mode, reason = memory.for_generation(p.model, p.train.memory, device, dtype)
+    if chief:
+        print(f"memory: {mode}, {reason}", flush=True)
+    expanded = mode == "fast" or device.type == "cpu"
+    model = models.load_model(p.model, device, dtype, expanded=expanded)
+    if which == "tuned":
+        model = adapters.load_adapter(model, "models/adapter", merge=expanded)
+    share = [poem["prompt"] for poem in poems[distributed.rank() :: distributed.size()]]
+    prompts = (packing.encode_prompt(tokenizer, prompt) for prompt in share)
+    models.check_tokens(model, tokenizer, prompts)
+
+    watch = speed.Stopwatch()
+    answers = generation.answers(
+        model,
+        tokenizer,
+        share,
+        p.decoding,
+        seed=p.seed,
+        batch_size=p.generate.batch_size,
+    )
+    answers = distributed.gather(answers)
+    if not chief:
+        return
+    numbers = watch.numbers(len(poems))
+
+    rows = [
+        {"input": poem["input"], "answer": answer}
+        for poem, answer in zip(poems, answers, strict=True)
+    ]
+    if which == "tuned":
+        lines = [f"{n}. {row['input']}{one_line(row['answer'])}" for n, row in enumerate(rows, 1)]
+        write_text("data/generated/results.txt", "\n".join(lines) + "\n")
+    write_jsonl(f"data/generated/{which}.jsonl", rows)
+    stage = {"base": "baseline", "tuned": "generate"}[which]
+    speed.record("metrics/speed.json", stage, numbers)
+    print(f"{len(rows)} poems finished by the {which} model")
+
+
+def one_line(text: str) -> str:
+    return "".join(text.split())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,144 @@
+"""Train a LoRA adapter on the base model, its weights rounded to 4 bits (QLoRA).
+
+    python -m stages.train
+
+Reads data/prepared/{train,validation}.jsonl and the base model. Writes models/adapter (PEFT's
+own format), metrics/train.json and the loss curves under metrics/plots. A killed training
+goes on from its last checkpoint, which lives in the user's cache. Where there are several
+GPUs, the stage runs once on each of them.
+"""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+from verse import params, speed
+from verse.errors import run
+from verse.files import cache_dir, read_jsonl, replacing, write_json, write_text
+
+TRAIN, VALIDATION = "data/prepared/train.jsonl", "data/prepared/validation.jsonl"
+
+
+def main() -> None:
+    p = params.read("params.yaml", "seed", "model", "train")
+    poems, held_out = read_jsonl(TRAIN), read_jsonl(VALIDATION)
+
+    from verse import distributed  # heavy
+
+    distributed.run(lambda: train(p, poems, held_out), p.model.processes, p.model.device)
+
+
+def train(p: SimpleNamespace, poems: list[dict], held_out: list[dict]) -> None:
+    from verse import (
+        adapters,
+        checkpoint,
+        distributed,
+        memory,
+        models,
+        packing,
+        tokenizers,
+        training,
+    )
+
+    chief = distributed.rank() == 0
+    models.deterministic(p.seed, p.model.threads)
+    device = models.choose_device(p.model.device)
+    dtype = models.choose_dtype(p.model.dtype, device)
+    tokenizer = tokenizers.load_tokenizer(
+        p.model.name, p.model.revision, p.model.cache_dir, p.model.trust_remote_code
+    )
+    examples, validation = (
+        [packing.encode(tokenizer, poem["prompt"], poem["completion"]) for poem in part]
+        for part in (poems, held_out)
+    )
+
+    mode, reason = memory.for_training(
+        p.model,
+        p.train.memory,
+        device,
+        dtype,
+        poems=math.ceil(p.train.batch_size / distributed.size()),
+        tokens=max(len(e.prompt) + len(e.completion) for e in examples),
+    )
+    if chief:
+        print(f"memory: {mode}, {reason}", flush=True)
+    base = models.load_model(p.model, device, dtype, expanded=mode == "fast")
+    models.check_tokens(base, tokenizer, (e.prompt + e.completion for e in examples + validation))
+    model = adapters.add_adapter(base, p.train.lora, p.model.name, p.model.revision, seed=p.seed)
+    split = training.choose_split(mode, device, p.train, examples)
+
+    key = checkpoint.fingerprint(
+        {
+            "model": p.model,
+            "train": p.train,
+            "seed": p.seed,
+            "device": device.type,
+            "dtype": dtype,
+            "split": split,
+            "processes": distributed.size(),
+        },
+        [Path(TRAIN), Path(VALIDATION), *models.files(p.model.name), *checkpoint.loaded_code()],
+    )
+    checkpoints = checkpoint.Checkpoints(cache_dir() / "checkpoints", key)
+    if chief:
+        checkpoints.remove_old()
+    watch = speed.Stopwatch()
+    curves = training.train(
+        model,
+        examples,
+        validation,
+        p.train,
+        seed=p.seed,
+        dtype=dtype,
+        split=split,
+        checkpoints=checkpoints,
+    )
+    if not chief:
+        return
+    numbers = watch.numbers(len(poems) * p.train.epochs)
+
+    metrics = summary(curves, model)
+    facts = {
+        "Training": asdict(p.train),
+        "Data": {"poems": len(poems), "sha256": checkpoint.sha256(TRAIN)},
+        "Losses": metrics,
+    }
+    with replacing("models/adapter") as folder:
+        card = adapters.model_card(p.model.name, p.model.revision, facts)
+        adapters.save_adapter(model, folder, card)
+    for name, points in (("train", curves.train), ("validation", curves.validation)):
+        rows = [f"{point['step']},{point['loss']}" for point in points]
+        write_text(f"metrics/plots/{name}_loss.csv", "\n".join(["step,loss", *rows]) + "\n")
+    write_json("metrics/train.json", metrics)
+    speed.record("metrics/speed.json", "train", numbers)
+    checkpoints.clear()
+    before, after = metrics["before"], metrics["after"]
+    print(
+        f"{metrics['steps']} steps; validation perplexity {before['perplexity']} before, "
+        f"{after['perplexity']} after"
+    )
+
+
+def summary(curves, model) -> dict:
+    """What metrics/train.json holds. Losses in nats; perplexity is per token."""
+    first, last = curves.validation[0], curves.validation[-1]
+    before, after = (
+        {
+            "loss": point["loss"],
+            "loss_per_character": point["loss_per_character"],
+            "perplexity": round(math.exp(point["loss"]), 2),
+        }
+        for point in (first, last)
+    )
+    trainable = sum(w.numel() for w in model.parameters() if w.requires_grad)
+    return {
+        "before": before,
+        "after": after,
+        "steps": last["step"],
+        "trainable_parameters": trainable,
+    }
+
+
+if __name__ == "__main__":
+    run(main)
