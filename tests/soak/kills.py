@@ -1,0 +1,133 @@
+"""Kill every stage at random moments; the same command again ends as if nothing had happened.
+
+    make soak
+
+A kill hits the whole process group of `dvc repro`, as a power cut would, at a seeded random
+moment of one stage. Then `dvc repro` must write the dvc.lock of an uninterrupted run, whatever
+locks and half-written files the killed one left; and a training must go on from its checkpoint.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from clones import clone, stages_run
+from safetensors import SafetensorError, safe_open
+
+KILLS = int(os.environ.get("KILLS", "30"))
+STAGES = ["fetch", "prepare", "train", "baseline", "generate", "score"]
+TOTALS = {"kills": 0, "in a training": 0, "trainings resumed": 0}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A clone, the lock of its uninterrupted run, and how long each stage took (seconds)."""
+    copy = clone(tmp_path_factory.mktemp("kills"))
+    copy.set(train__batch_size=4, train__checkpoint_every=1, train__eval_every=4)
+    copy.commit()
+    process, began, running = copy.start("dvc", "repro"), {}, ""
+    for line in process.stdout:
+        if found := re.match(r"Running stage '(\w+)':", line):
+            began[running := found[1]] = time.monotonic()
+    assert process.wait() == 0 and running == "score"
+    times = [*began.values(), time.monotonic()]
+    yield copy, copy.lock(), {s: times[n + 1] - times[n] for n, s in enumerate(STAGES)}
+    print("\n" + ", ".join(f"{count} {what}" for what, count in TOTALS.items()))
+
+
+def forget(copy, stage):
+    """Make DVC run a stage anew: its outputs, its entry in the lock and the run cache go."""
+    lock = yaml.safe_load(copy.lock())
+    for out in lock["stages"].pop(stage)["outs"]:
+        path = copy.path / out["path"]
+        path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(path)
+    (copy.path / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False), "utf-8")
+    shutil.rmtree(copy.path / ".dvc/cache/runs", ignore_errors=True)
+
+
+def checkpoint(copy):
+    """The step of the one checkpoint that lies in the cache; 0 if there is none."""
+    for file in Path(copy.path.parent, "cache/verse/checkpoints").glob("*/checkpoint.safetensors"):
+        try:
+            with safe_open(file, "pt") as stored:
+                return json.loads(stored.metadata()["rest"])["step"]
+        except (FileNotFoundError, SafetensorError):
+            pass  # it was replaced as we looked
+    return 0
+
+
+def killed(copy, stage, moment):
+    """Start `dvc repro` and kill all of it so many seconds into the stage, if it takes as long."""
+    process = copy.start("dvc", "repro", start_new_session=True)
+    for line in process.stdout:
+        if line.startswith(f"Running stage '{stage}'"):
+            break
+    if stage == "train" and moment > 1:  # past the imports, so that there is something to lose
+        deadline = time.monotonic() + 120
+        while not checkpoint(copy) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        moment %= 3
+    time.sleep(moment)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def rerun(copy):
+    """Run `dvc repro`; what it printed, and the steps of the checkpoints seen meanwhile."""
+    steps, done = set(), threading.Event()
+
+    def watch():
+        while not done.wait(0.005):
+            steps.add(checkpoint(copy))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        return copy.dvc("repro"), steps - {0}
+    finally:
+        done.set()
+        watcher.join()
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_a_kill(first, number):
+    copy, lock, seconds = first
+    chance = random.Random(number)
+    stage = STAGES[number % len(STAGES)]
+    forget(copy, stage)
+    killed(copy, stage, chance.uniform(0, seconds[stage]))
+    reached = checkpoint(copy)
+    output, steps = rerun(copy)
+    assert copy.lock() == lock, f"killed in {stage}"
+    assert stages_run(output) in ([], [stage]), "the other stages had nothing to do"
+    assert not list(copy.path.rglob("*.partial")), "what the killed run left is gone"
+    TOTALS["kills"] += 1
+    TOTALS["in a training"] += stage == "train"
+    if reached:
+        assert min(steps) >= reached, f"killed after step {reached}, went on from {min(steps)}"
+        TOTALS["trainings resumed"] += 1
+
+
+def test_a_kill_before_the_first_lock(tmp_path):
+    """In the midst of a first run, over and over until the pipeline has got through."""
+    copy = clone(tmp_path)
+    chance, kills = random.Random(0), 0
+    for _ in range(4):
+        process = copy.start("dvc", "repro", start_new_session=True)
+        time.sleep(chance.uniform(1, 25))
+        kills += process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    copy.dvc("repro")
+    again = clone(tmp_path / "whole")
+    again.dvc("repro")
+    assert copy.lock() == again.lock()
+    TOTALS["kills"] += kills

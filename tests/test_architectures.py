@@ -1,0 +1,90 @@
+"""Models of different make: the same loss packed or alone, an adapter, plain PEFT, answers."""
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny_models import SHAPES, build, byte_pairs, examples, prompts, training
+from torch.nn import functional
+
+from verse import adapters, generation, models, tokenizers
+from verse import training as trainer
+from verse.checkpoint import Checkpoints
+from verse.packing import encode_prompt, lay_out, shared_prefix
+from verse.params import Decoding
+
+CPU, FLOAT = torch.device("cpu"), torch.float32
+GREEDY = Decoding(
+    do_sample=False,
+    temperature=1.0,
+    top_p=1.0,
+    top_k=0,
+    max_new_tokens=12,
+    num_beams=1,
+    no_repeat_ngram_size=0,
+)
+
+
+@pytest.fixture(params=SHAPES)
+def base(request, tmp_path):
+    """The parameters of a model and its tokenizer; the Llamas' has a chat template."""
+    chat = request.param.startswith("llama")
+    settings = build(request.param, tmp_path / "base", byte_pairs(chat=chat))
+    return settings, tokenizers.load_tokenizer(settings.name)
+
+
+def alone(model, example):
+    """The summed loss of one poem, its tokens in one plain row, masked as the model likes."""
+    ids = torch.tensor([example.prompt + example.completion])
+    logits = model(input_ids=ids).logits[0, len(example.prompt) - 1 : -1]
+    return functional.cross_entropy(logits, torch.tensor(example.completion), reduction="sum")
+
+
+@torch.no_grad()
+def test_packed_poems_lose_as_much_as_each_alone(base):
+    settings, tokenizer = base
+    model = models.load_model(settings, CPU, FLOAT)
+    poems = examples(tokenizer)
+    prefix = shared_prefix(poems)
+    assert len(prefix) >= 3
+    expected = sum(alone(model, poem) for poem in poems)
+    for poems_per_row in (1, 3, 7):
+        packed = trainer.summed_loss(model, lay_out(poems, prefix, poems_per_row), FLOAT)
+        torch.testing.assert_close(packed, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_an_adapter_trains_and_plain_peft_loads_it_and_answers(base, tmp_path):
+    settings, tokenizer = base
+    poems = examples(tokenizer)
+    model = models.load_model(settings, CPU, FLOAT)
+    models.check_tokens(model, tokenizer, (e.prompt + e.completion for e in poems))
+    wanted = training()
+    model = adapters.add_adapter(model, wanted.lora, settings.name, None, seed=1)
+    curves = trainer.train(
+        model,
+        poems,
+        poems,
+        wanted,
+        seed=1,
+        dtype=FLOAT,
+        split=trainer.Split(4, 4),
+        checkpoints=Checkpoints(tmp_path, "key"),
+    )
+    before, after = curves.validation[0]["loss"], curves.validation[-1]["loss"]
+    assert after < before - 0.2
+    adapters.save_adapter(model, tmp_path / "adapter", "card")
+
+    plain = PeftModel.from_pretrained(models.load_model(settings, CPU, FLOAT), tmp_path / "adapter")
+    with torch.no_grad():
+        total = sum(alone(plain, poem) for poem in poems).item()
+    assert total / sum(len(e.completion) for e in poems) == pytest.approx(after, abs=1e-3)
+
+    merged = adapters.load_adapter(
+        models.load_model(settings, CPU, FLOAT), tmp_path / "adapter", merge=True
+    )
+    texts = prompts(tokenizer)
+    answers = generation.answers(merged, tokenizer, texts, GREEDY, seed=1, batch_size=8)
+    for text, answer in zip(texts, answers, strict=True):
+        ids = torch.tensor([encode_prompt(tokenizer, text)])
+        output = plain.generate(input_ids=ids, max_new_tokens=12, do_sample=False)
+        assert answer == tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    assert any(answers)

@@ -1,0 +1,394 @@
+"""params.yaml: every key's type and range, all faults in one line, before anything heavy."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from verse import params
+from verse.errors import ParameterError, printable
+from verse.params import parse, read
+
+ROOT = Path(__file__).parent.parent
+DEFAULTS = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
+STAGES = (
+    ["stages.fetch"],
+    ["stages.prepare"],
+    ["stages.train"],
+    ["stages.generate", "base"],
+    ["stages.generate", "tuned"],
+    ["stages.score"],
+)
+
+TEXT = (["x", "x; touch y", "詩"], ["", " ", 1, True, None, ["x"], {"x": 1}])
+TEXT_OR_NULL = ([*TEXT[0], None], [v for v in TEXT[1] if v is not None])
+TRUTH = ([True, False], [None, 0, 1, "true", "yes", []])
+COUNT = ([1, 2, 2**31 - 1], [0, -1, 2**31, 10**400, 1.0, 1.5, "1", True, None, [1], {}])
+COUNT_OR_0 = ([0, *COUNT[0]], [v for v in COUNT[1] if type(v) is not int or v != 0])
+SHARE = ([0, 0.0, 0.999, "1e-3"], [1, 1.0, -0.001, "x", True, None, [0.5], float("nan")])
+POSITIVE = ([1, 0.001, 1e300, "1e-3"], [0, -1.0, float("inf"), "x", False, None, 10**400])
+
+
+def names(*good):
+    return list(good), ["", "x", "Auto", None, 1, True, [good[0]]]
+
+
+# For each key values that fit, the ends of the range among them, and values that do not.
+VALUES = {
+    "seed": ([0, 2**32 - 1], [-1, 2**32, 1.0, "1", True, None, [1]]),
+    "data.source": TEXT,
+    "data.sha256": (
+        ["0" * 64, "aF" * 32, None],
+        ["0" * 63, "0" * 65, "g" * 64, "0" * 64 + "\n", "", 0, True],
+    ),
+    "data.hw5_url": TEXT,
+    "prepare.template": names("auto", "plain", "homework", "chat"),
+    "prepare.test_poems": COUNT_OR_0,
+    "prepare.validation_poems": COUNT,
+    "prepare.max_train": ([*COUNT[0], None], [v for v in COUNT[1] if v is not None]),
+    "model.name": TEXT,
+    "model.revision": TEXT_OR_NULL,
+    "model.cache_dir": TEXT_OR_NULL,
+    "model.trust_remote_code": TRUTH,
+    "model.quantization": names("nf4", "none"),
+    "model.dtype": names("auto", "bfloat16", "float16", "float32"),
+    "model.device": names("auto", "cpu", "cuda"),
+    "model.processes": (["auto", *COUNT[0]], COUNT[1]),
+    "model.threads": ([1, 1024], [0, -1, 1025, 1.0, "1", True, None]),
+    "train.epochs": COUNT,
+    "train.learning_rate": ([1, 1e-9, "3e-4"], [0, -1e-3, 1.001, "x", True, None]),
+    "train.warmup": SHARE,
+    "train.weight_decay": ([0, *POSITIVE[0]], POSITIVE[1][1:]),
+    "train.max_grad_norm": POSITIVE,
+    "train.batch_size": COUNT,
+    "train.memory": names("auto", "low", "fast"),
+    "train.eval_every": COUNT,
+    "train.checkpoint_every": COUNT,
+    "train.lora.r": ([1, 1024], [0, -1, 1025, 1.0, "1", True, None]),
+    "train.lora.alpha": POSITIVE,
+    "train.lora.dropout": SHARE,
+    "train.lora.target_modules": (
+        ["all-linear", ["q_proj"], ["q_proj", "v_proj"]],
+        ["q_proj", "(", [], [1], ["q_proj", ""], None, True, {"q_proj": 1}],
+    ),
+    "decoding.do_sample": TRUTH,
+    "decoding.temperature": ([1e-9, 1, "0.7"], [0, 0.0, -0.1, float("inf"), "hot", True, None]),
+    "decoding.top_p": ([1, 1e-9, 0.5], [0, 1.001, -1, "x", True, None]),
+    "decoding.top_k": COUNT_OR_0,
+    "decoding.max_new_tokens": COUNT,
+    "decoding.num_beams": COUNT,
+    "decoding.no_repeat_ngram_size": COUNT_OR_0,
+    "generate.batch_size": COUNT,
+    "score.bootstrap": ([100, 10**6], [0, 99, 10**6 + 1, 100.0, "100", True, None]),
+}
+
+
+def leaves(values, prefix=""):
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        yield from leaves(value, f"{name}.") if isinstance(value, dict) else [name]
+
+
+def changed(**values):
+    """The defaults with some values changed; `...` removes a key. Dots are written __."""
+    result = deepcopy(DEFAULTS)
+    for key, value in values.items():
+        *sections, name = key.replace("__", ".").split(".")
+        section = result
+        for one in sections:
+            section = section[one]
+        if value is ...:
+            del section[name]
+        else:
+            section[name] = value
+    return result
+
+
+def faults(values):
+    with pytest.raises(ParameterError) as error:
+        parse(values)
+    where, _, line = str(error.value).partition(": ")
+    assert where == "params.yaml"
+    return line.split("; ")
+
+
+def test_the_defaults_fit():
+    parse(DEFAULTS)
+    assert sorted(VALUES) == sorted(leaves(DEFAULTS)), "every key is tried below"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(k, v) for k, (good, _) in VALUES.items() for v in good]
+)
+def test_values_that_fit(key, value):
+    parsed = parse(changed(**{key: value}))
+    for name in key.split("."):
+        parsed = getattr(parsed, name)
+    wanted = float(value) if isinstance(parsed, float) else value
+    assert parsed == wanted and type(parsed) is type(wanted)
+
+
+@pytest.mark.parametrize(("key", "value"), [(k, v) for k, (_, bad) in VALUES.items() for v in bad])
+def test_values_that_do_not_fit(key, value):
+    (fault,) = faults(changed(**{key: value}))
+    assert fault.startswith(f"{key} must be ") and len(fault) < 200
+
+
+@pytest.mark.parametrize("key", [*VALUES, "data", "train", "train.lora"])
+def test_a_missing_key(key):
+    assert faults(changed(**{key: ...})) == [f"missing key {key}"]
+
+
+@pytest.mark.parametrize("key", VALUES)
+def test_a_misspelled_key(key):
+    section, dot, name = key.rpartition(".")
+    typo = f"{section}{dot}{name}x"
+    assert faults(changed(**{key: ..., typo: 1})) == [
+        f"unknown key {typo} (did you mean {key}?)",
+        f"missing key {key}",
+    ]
+
+
+@pytest.mark.parametrize("section", ["data", "model", "train", "train.lora", "decoding"])
+@pytest.mark.parametrize("value", [None, 1, "x", [], [1]])
+def test_a_section_that_is_none(section, value):
+    assert faults(changed(**{section: value})) == [f"{section} must be a mapping of keys to values"]
+
+
+@pytest.mark.parametrize("values", [None, 1, "x", [], [{}]])
+def test_a_file_that_is_no_mapping(values):
+    assert faults(values) == ["the file must be a mapping of keys to values"]
+
+
+@pytest.mark.parametrize("key", [1, None, True, 1.5, (1, 2), "\x1b[2J", "a" * 10_000])
+def test_strange_keys(key):
+    (fault,) = faults(DEFAULTS | {key: 1})
+    assert fault.startswith("unknown key ") and len(fault) < 200 and fault.isprintable()
+
+
+def test_a_likeliest_answer_needs_no_temperature():
+    parse(changed(decoding__do_sample=False, decoding__temperature=0))
+
+
+def test_all_faults_at_once():
+    values = changed(
+        seed="x",
+        data__sha256="abc",
+        prepare__max_train=0,
+        train__lora__r=-1,
+        train__lora__alpha=...,
+        decoding__temperature=0,
+        decoding__top_p=2,
+    )
+    values["train"]["epoch"] = 1
+    assert [fault.split(" must")[0] for fault in faults(values)] == [
+        "seed",
+        "prepare.max_train",
+        "unknown key train.epoch (did you mean train.epochs?)",
+        "train.lora.r",
+        "missing key train.lora.alpha",
+        "decoding.top_p",
+        "decoding.temperature",
+        "data.sha256",
+    ]
+
+
+# The file
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "params.yaml"
+
+
+def test_a_stage_gets_the_keys_that_it_names_and_no_other():
+    p = read(ROOT / "params.yaml", "seed", "train", "model.name", "model.revision")
+    assert sorted(vars(p)) == ["model", "seed", "train"]
+    assert sorted(vars(p.model)) == ["name", "revision"]
+    assert p.seed == DEFAULTS["seed"] and p.train.lora.r == DEFAULTS["train"]["lora"]["r"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seed: [\n", "line 2: not YAML"),
+        (b"seed: 1\n  data: 2\n", "line 2: not YAML"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"seed: \x00", "not YAML"),
+        (b"", "must be a mapping"),
+        (b"seed: 2024-99-99", "cannot make sense"),
+        (b"seed: !!int x", "cannot make sense"),
+        (b"seed: !!bool x", "cannot make sense"),
+        (b"seed: !!timestamp x", "cannot make sense"),
+        (b"seed: " + b"9" * 5_000, "cannot make sense"),
+        (b"[" * 5_000, "cannot make sense"),
+        (b"seed: !!python/object/apply:os.system [touch hacked]", "not YAML"),
+        (b"seed: 0x" + b"f" * 9_000, "seed must be a whole number"),
+        (b"&a {seed: *a}", "seed must be a whole number"),
+    ],
+)
+def test_a_file_that_cannot_be_read(file, content, message):
+    file.write_bytes(content)
+    with pytest.raises(ParameterError) as error:
+        read(file)
+    assert message in str(error.value)
+    assert str(error.value).startswith(f"{file}") and len(str(error.value)) < 1_000
+
+
+def test_no_file(file):
+    with pytest.raises(ParameterError, match="no such file"):
+        read(file)
+
+
+def test_aliases_do_not_explode(file):
+    """Ten lines of YAML that stand for 10^9 values."""
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    file.write_text("\n".join([*lines, "seed: *a8"]))
+    began = time.perf_counter()
+    with pytest.raises(ParameterError, match="seed must be"):
+        read(file)
+    assert time.perf_counter() - began < 1
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.dates()
+    | st.binary(max_size=9)
+    | st.sampled_from([value for good, bad in VALUES.values() for value in good + bad])
+)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(sorted({part for key in VALUES for part in key.split(".")}))
+            | st.text(max_size=8)
+            | st.integers(),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@st.composite
+def nearly_right(draw):
+    """The true file with some keys changed, removed or added."""
+    values = deepcopy(DEFAULTS)
+    for key in draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=4)):
+        *sections, name = key.split(".")
+        section = values
+        for one in sections:
+            section = section.setdefault(one, {})
+            if not isinstance(section, dict):
+                break
+        else:
+            if draw(st.booleans()):
+                section[name] = draw(ANYTHING)
+            else:
+                section.pop(name, None)
+                section[draw(st.text(max_size=6))] = 1
+    return values
+
+
+def as_yaml(values):
+    return yaml.safe_dump(values, allow_unicode=True).encode("utf-8", "surrogatepass")
+
+
+@st.composite
+def cut(draw):
+    """The true file with a piece of its bytes gone and another put in."""
+    content = (ROOT / "params.yaml").read_bytes()
+    start = draw(st.integers(0, len(content)))
+    end = draw(st.integers(start, min(start + 50, len(content))))
+    piece = draw(st.binary(max_size=5) | st.sampled_from([b"!!", b"&a", b"*a", b"%", b"? ", b"\t"]))
+    return content[:start] + piece + content[end:]
+
+
+@given(st.binary() | ANYTHING.map(as_yaml) | nearly_right().map(as_yaml) | cut())
+@example(b"%YAML 9.9\n---\n")
+@example(b"seed: !!int ''")
+@example(b"? !!set {a}\n: 1")
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_any_bytes_are_parameters_or_one_line(file, content):
+    file.write_bytes(content)
+    try:
+        assert isinstance(params.parse(yaml.safe_load(content)), params.Params)
+        return
+    except Exception:
+        pass
+    with pytest.raises(ParameterError) as error:
+        read(file)
+    assert str(error.value).startswith(str(file)) and printable(str(error.value)).isprintable()
+
+
+# The stages
+
+
+FORBIDDEN = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "sacrebleu", "safetensors")
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A working directory with the outputs of an earlier run and packages that must stay shut."""
+    for out in (
+        *("data/raw/train.jsonl", "data/prepared/test.jsonl", "data/generated/base.jsonl"),
+        *("data/generated/tuned.jsonl", "models/adapter/README.md", "metrics/score.json"),
+    ):
+        (tmp_path / "work" / out).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "work" / out).write_text("{}\n")
+    for package in FORBIDDEN:
+        trap = tmp_path / "traps" / f"{package}.py"
+        trap.parent.mkdir(exist_ok=True)
+        trap.write_text(f"raise SystemExit('{package} was imported')")
+    return tmp_path / "work"
+
+
+def contents(folder):
+    return {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=" ".join)
+def test_every_stage_checks_the_whole_file_first(work, stage):
+    values = changed(seed=-1, data__source=1, train__epochs=0, decoding__temperature=-1)
+    (work / "params.yaml").write_text(yaml.safe_dump(values))
+    before = contents(work)
+    done = subprocess.run(
+        [sys.executable, "-m", *stage],
+        cwd=work,
+        env=os.environ | {"PYTHONPATH": f"{work.parent / 'traps'}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    name = stage[0].removeprefix("stages.")
+    line = re.fullmatch(rf"{name}: params\.yaml: (.+)\n", done.stderr)[1]
+    assert [fault.split(" must")[0] for fault in line.split("; ")] == [
+        "seed",
+        "data.source",
+        "train.epochs",
+        "decoding.temperature",
+    ]
+    assert contents(work) == before

@@ -1,0 +1,161 @@
+"""The real pipeline from end to end, in clones at a reduced size, in the order of the tests."""
+
+import json
+import re
+
+import pytest
+import yaml
+from clones import clone, clone_again, stages_run, stages_skipped
+
+STAGES = ["fetch", "prepare", "train", "baseline", "generate", "score"]
+
+# Python reads this in every process: what a stage opens for reading goes to a file of its name.
+TRACE = """
+import os, sys
+
+argv = sys.orig_argv[1:]
+stage = argv[1].removeprefix("stages.") if argv[:1] == ["-m"] and len(argv) > 1 else ""
+here = os.getcwd() + "/"
+
+def opened(event, arguments):
+    if event == "open" and isinstance(arguments[0], str):
+        path, mode, flags = arguments
+        if flags & 3 == os.O_RDONLY and (path := os.path.abspath(path)).startswith(here):
+            os.write(trace, path.removeprefix(here).encode() + b"\\n")
+
+if argv[1:2] and argv[1].startswith("stages."):
+    name = "-".join([stage, *argv[2:]])
+    trace = os.open(os.environ["TRACE"] + "/" + name, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    sys.addaudithook(opened)
+"""
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A clone in which the whole pipeline has run once: the clone, what DVC said, its lock."""
+    folder = tmp_path_factory.mktemp("first")
+    (folder / "trace").mkdir()
+    (folder / "hook").mkdir()
+    (folder / "hook" / "sitecustomize.py").write_text(TRACE)
+    copy = clone(
+        folder,
+        PYTHONPATH=str(folder / "hook"),
+        PYTHONDONTWRITEBYTECODE="1",  # so that modules are read from their source
+        TRACE=str(folder / "trace"),
+        OMP_NUM_THREADS="1",
+    )
+    output = copy.dvc("repro")
+    copy.commit()
+    return copy, output, copy.lock()
+
+
+def outputs(copy):
+    """Every file that the stages have written, and its bytes."""
+    places = ("data/raw", "data/prepared", "data/generated", "models/adapter", "metrics")
+    files = (path for place in places for path in (copy.path / place).rglob("*"))
+    return {str(p.relative_to(copy.path)): p.read_bytes() for p in files if p.is_file()}
+
+
+def test_one_command_runs_everything(first):
+    copy, output, _ = first
+    assert stages_run(output) == STAGES
+    written = outputs(copy)
+    answers = [json.loads(line) for line in written["data/generated/tuned.jsonl"].splitlines()]
+    prompts = [json.loads(line) for line in written["data/prepared/test.jsonl"].splitlines()]
+    assert [row["input"] for row in answers] == [row["input"] for row in prompts]
+    assert json.loads(written["metrics/score.json"])["tuned"]["poems"] == 6
+    assert json.loads(written["metrics/train.json"])["steps"] == 4
+    hand_in = written["data/generated/results.txt"].decode().splitlines()
+    assert [line[:3] for line in hand_in] == [f"{number}. " for number in range(1, 7)]
+    assert not [name for name in written if "partial" in name]
+    checkpoints = copy.path.parent / "cache" / "verse" / "checkpoints"
+    assert not checkpoints.exists() or not any(checkpoints.iterdir())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_reads_what_it_depends_on(first, stage):
+    copy, _, _ = first
+    stages = yaml.safe_load((copy.path / "dvc.yaml").read_text("utf-8"))["stages"]
+    command = stages[stage]["cmd"].removeprefix("python -m stages.")
+    trace = (copy.path.parent / "trace" / command.replace(" ", "-")).read_text("utf-8")
+    kinds = ("outs", "metrics", "plots")
+    outs = [out for kind in kinds for out in stages[stage].get(kind, [])]
+    written = [out if isinstance(out, str) else next(iter(out)) for out in outs]
+
+    def within(path, folders):
+        return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+    # Neither what all stages share, nor the stage's own results, nor what is being written.
+    free = {"params.yaml", "stages/__init__.py", "verse/__init__.py", "metrics/speed.json"}
+    read = {p for p in trace.splitlines() if p not in free}
+    read = {path for path in read if ".partial" not in path and "__pycache__" not in path}
+    read = {path for path in read if not within(path, written)}
+    deps = set(stages[stage]["deps"]) - {"requirements.txt"}
+    if stage == "fetch":
+        deps.add("poems")  # through the link data/source
+    assert [path for path in sorted(read) if not within(path, deps)] == []
+    assert [dep for dep in sorted(deps) if not any(within(path, [dep]) for path in read)] == []
+
+
+def test_a_second_run_does_nothing(first):
+    copy, _, lock = first
+    before = outputs(copy)
+    output = copy.dvc("repro")
+    assert (stages_run(output), stages_skipped(output)) == ([], STAGES)
+    assert (copy.lock(), outputs(copy)) == (lock, before)
+
+
+def test_another_seed_reruns_all_but_fetch(first):
+    copy, _, _ = first
+    copy.set(seed=7)
+    output = copy.dvc("repro", "--dry")
+    assert (stages_run(output), stages_skipped(output)) == (STAGES[1:], STAGES[:1])
+    copy.run("git", "checkout", "--", ".")
+
+
+def test_a_changed_source_is_noticed(first):
+    copy, _, _ = first
+    file = copy.path / "poems" / "train.json"
+    before = file.read_text("utf-8")
+    file.write_text(json.dumps(json.loads(before)[1:], ensure_ascii=False), "utf-8")
+    output = copy.dvc("repro", "fetch")
+    assert stages_run(output) == ["fetch"]
+    assert "99 training and 4 test poems from poems" in output
+    file.write_text(before, "utf-8")
+    assert stages_run(copy.dvc("repro", "fetch")) == ["fetch"]
+    assert stages_run(copy.dvc("repro")) == []
+
+
+def test_a_parameter_is_no_command(first, tmp_path):
+    copy, _, lock = first
+    before = outputs(copy)
+    name = f"x; touch {tmp_path}/hacked $(touch {tmp_path}/hacked) `touch {tmp_path}/hacked`"
+    copy.set(model__name=name, data__source=name)
+    output = copy.dvc("repro", status=255)
+    lines = [line for line in output.splitlines() if line.startswith("fetch: ")]
+    assert len(lines) == 1 and lines[0].startswith("fetch: data.source 'x; touch ")
+    copy.set(data__source="poems")
+    output = copy.dvc("repro", "prepare", status=255)
+    lines = [line for line in output.splitlines() if line.startswith("prepare: ")]
+    assert len(lines) == 1 and lines[0].startswith("prepare: model.name 'x; touch ")
+    assert "Traceback" not in output
+    assert list(tmp_path.iterdir()) == []
+    assert (copy.lock(), outputs(copy)) == (lock, before)
+    copy.run("git", "checkout", "--", ".")
+
+
+def test_an_experiment_reruns_what_depends_on_it(first):
+    copy, _, _ = first
+    output = copy.dvc("exp", "run", "-S", "decoding.top_p=0.5")
+    assert (stages_run(output), stages_skipped(output)) == (STAGES[3:], STAGES[:3])
+    diff = copy.dvc("metrics", "diff")
+    assert re.search(r"metrics/speed\.json +generate\.seconds +[\d.]+ +[\d.]+", diff)
+    assert "tuned.form" in copy.dvc("metrics", "diff", "--all")
+
+
+def test_a_clean_clone_writes_the_same_bytes(first, tmp_path):
+    """In another folder, whatever OMP_NUM_THREADS says: dvc.lock stays as it was committed."""
+    copy, _, lock = first
+    other = clone_again(copy, tmp_path / "elsewhere", OMP_NUM_THREADS="2")
+    assert stages_run(other.dvc("repro")) == STAGES
+    assert other.lock() == lock

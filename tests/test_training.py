@@ -1,0 +1,212 @@
+"""`verse.training`: the same result however it is split, killed or resumed."""
+
+from dataclasses import replace
+from itertools import chain, pairwise
+
+import pytest
+import torch
+from tiny_models import build, examples, training
+from torch import nn
+
+from verse import adapters, models, tokenizers
+from verse import training as trainer
+from verse.checkpoint import Checkpoints
+from verse.errors import UserError
+from verse.packing import lay_out, shared_prefix
+from verse.params import Lora
+
+CPU, FLOAT = torch.device("cpu"), torch.float32
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return build("llama, tied, grouped queries", tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def poems(settings):
+    return examples(tokenizers.load_tokenizer(settings.name))
+
+
+def adapted(settings, lora, dtype=FLOAT):
+    base = models.load_model(settings, CPU, dtype)
+    return adapters.add_adapter(base, lora, settings.name, None, seed=1)
+
+
+def run(settings, poems, wanted, folder, *, split=None, dtype=FLOAT):
+    """Train a fresh adapter; the curves and the adapter's weights as bytes."""
+    models.deterministic(1, 1)
+    model = adapted(settings, wanted.lora, dtype)
+    curves = trainer.train(
+        model,
+        poems,
+        poems[:3],
+        wanted,
+        seed=1,
+        dtype=dtype,
+        split=split or trainer.Split(4, 4),
+        checkpoints=Checkpoints(folder, "key"),
+    )
+    return curves, weights(model)
+
+
+def weights(model):
+    return [w.detach().numpy().tobytes() for w in model.parameters() if w.requires_grad]
+
+
+def losses(points):
+    return [point["loss"] for point in points]
+
+
+def test_little_memory_and_much_give_the_same_curves(settings, poems, tmp_path):
+    wanted = training()
+    fast, _ = run(settings, poems, wanted, tmp_path / "fast")
+    low_split = trainer.Split(1, 1, checkpointing=True)
+    low, _ = run(settings, poems, wanted, tmp_path / "low", split=low_split)
+    assert len(losses(fast.train)) == 8  # 7 poems, 4 a step, 4 epochs
+    assert losses(low.train) == pytest.approx(losses(fast.train), abs=2e-4)
+    assert losses(low.validation) == pytest.approx(losses(fast.validation), abs=2e-4)
+    assert losses(fast.validation)[-1] < losses(fast.validation)[0] - 0.2
+
+
+def test_little_memory_keeps_one_activation_a_layer(settings, poems):
+    def kept(split):
+        """Elements kept for the backward pass."""
+        model = adapted(settings, training().lora).train()
+        if split.checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        sizes = []
+
+        def note(tensor):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            part = poems[: split.poems_per_pass]
+            trainer.summed_loss(model, lay_out(part, shared_prefix(poems), 4), FLOAT)
+        return sum(sizes)
+
+    assert kept(trainer.Split(4, 4, checkpointing=True)) < 0.5 * kept(trainer.Split(4, 4))
+
+
+def test_gradients_after_an_evaluation_are_those_of_a_plain_model(settings, poems):
+    """4-bit layers of bitsandbytes on a CPU fail this: evaluation repacks them in place."""
+    lora = training().lora
+    prefix, split = shared_prefix(poems), trainer.Split(4, 4)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+
+    def gradients(model):
+        for weight in model.parameters():
+            if weight.requires_grad and not weight.any():  # B starts at 0, and hides A
+                nn.init.constant_(weight, 0.01)
+        trainer.accumulate(model, poems[:4], prefix, torch.bfloat16, split, scaler)
+        return torch.cat([w.grad.flatten() for w in model.parameters() if w.requires_grad])
+
+    evaluated = adapted(settings, lora, torch.bfloat16)
+    trainer.evaluate(evaluated, poems, prefix, torch.bfloat16, split)
+    # The plain model: the weights' NF4 values, as bitsandbytes' own layer holds them.
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Params4bit
+
+    plain = models.load_model(replace(settings, quantization="none"), CPU, torch.bfloat16)
+    for layer in models.linear_layers(plain).values():
+        stored = Params4bit(
+            layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
+        ).to("cpu")
+        layer.weight.data = dequantize_4bit(stored.data, stored.quant_state)
+    plain = adapters.add_adapter(plain, lora, settings.name, None, seed=1)
+    expected, found = gradients(plain), gradients(evaluated)
+    assert expected.norm() > 0.01
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, torch.float16])
+@pytest.mark.parametrize("last_step", [1, 2, 3, 7])
+def test_a_killed_training_goes_on_to_the_same_bytes(
+    settings, poems, tmp_path, monkeypatch, last_step, dtype
+):
+    wanted = training(lora=Lora(r=4, alpha=8, dropout=0.2, target_modules=["q_proj", "up_proj"]))
+    expected = run(settings, poems, wanted, tmp_path / "whole", dtype=dtype)
+
+    add_gradients, calls = trainer.add_gradients, []
+
+    def killed(*arguments):
+        calls.append(arguments)
+        if len(calls) > last_step:
+            raise Killed
+        return add_gradients(*arguments)
+
+    monkeypatch.setattr(trainer, "add_gradients", killed)
+    with pytest.raises(Killed):
+        run(settings, poems, wanted, tmp_path / "parts", dtype=dtype)
+    calls.clear()
+    monkeypatch.setattr(trainer, "add_gradients", lambda *a: calls.append(a) or add_gradients(*a))
+    assert run(settings, poems, wanted, tmp_path / "parts", dtype=dtype) == expected
+    assert len(calls) == 8 - last_step // wanted.checkpoint_every * wanted.checkpoint_every
+
+
+def test_a_broken_checkpoint_is_told_and_ignored(settings, poems, tmp_path, capsys):
+    wanted = training(epochs=1)
+    expected = run(settings, poems, wanted, tmp_path / "whole")
+    file = tmp_path / "broken" / "key" / "checkpoint.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
+    assert run(settings, poems, wanted, tmp_path / "broken") == expected
+    assert f"{file} is broken: the training starts anew" in capsys.readouterr().err
+
+
+def test_passes_are_halved_where_memory_runs_out(settings, poems, tmp_path, monkeypatch, capsys):
+    wanted = training(epochs=1, batch_size=7)
+    expected, _ = run(settings, poems, wanted, tmp_path / "one", split=trainer.Split(1, 1))
+    summed_loss = trainer.summed_loss
+
+    def scarce(model, batch, dtype):
+        if model.training and batch.labels.shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return summed_loss(model, batch, dtype)
+
+    monkeypatch.setattr(trainer, "summed_loss", scarce)
+    found, _ = run(settings, poems, wanted, tmp_path / "seven", split=trainer.Split(7, 1))
+    assert losses(found.train) == pytest.approx(losses(expected.train), abs=2e-4)
+    assert "3 poems a pass" in capsys.readouterr().out
+
+
+def test_a_poem_too_large_for_the_memory(settings, poems, tmp_path, monkeypatch):
+    def none_left(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "accumulate", none_left)
+    with pytest.raises(UserError, match=r"one poem at a time: set train\.memory to low"):
+        run(settings, poems, training(), tmp_path)
+
+
+def test_a_loss_that_is_no_number(settings, poems, tmp_path):
+    with pytest.raises(UserError, match=r"lower train\.learning_rate"):
+        run(settings, poems, training(learning_rate=1e25), tmp_path)
+
+
+def test_unknown_target_modules(settings):
+    lora = Lora(r=4, alpha=8, dropout=0.0, target_modules=["nose_proj"])
+    with pytest.raises(UserError, match=r"train\.lora\.target_modules: .*nose_proj"):
+        adapted(settings, lora)
+
+
+def test_every_poem_once_an_epoch(poems):
+    steps = list(trainer.batches(poems, training(epochs=2, batch_size=3), seed=5))
+    assert [len(step) for step in steps] == [3, 3, 1, 3, 3, 1]
+    epochs = [list(chain(*steps[:3])), list(chain(*steps[3:]))]
+    for epoch in epochs:
+        assert sorted(map(id, epoch)) == sorted(map(id, poems))
+    assert epochs[0] != epochs[1]
+
+
+def test_schedule():
+    shares = [trainer.schedule(step, 100, 0.1) for step in range(100)]
+    assert shares[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert all(a > b for a, b in pairwise(shares[9:]))
+    assert 0 < shares[-1] < 0.01
+    assert trainer.schedule(0, 1, 0.0) == 1.0
