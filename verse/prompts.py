@@ -6,7 +6,6 @@ the model wants one.
 """
 
 from collections.abc import Callable
-from datetime import datetime
 
 from verse.errors import UserError
 from verse.tokenizers import adds_bos
@@ -17,6 +16,14 @@ SYSTEM = (
     "你是一個樂於助人的助手且擅長寫唐詩。"
 )
 HOMEWORK = "[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{instruction}\n{input}\n[/INST]"
+
+# Some chat templates write today's date, by this function; here the day is always the same.
+NO_DATE = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    "|replace('%Y', '2024')|replace('%y', '24')|replace('%m', '07')|replace('%d', '26')"
+    "|replace('%B', 'July')|replace('%b', 'Jul')|replace('%A', 'Friday')|replace('%a', 'Fri')"
+    "|replace('%H', '00')|replace('%M', '00')|replace('%S', '00') }}{%- endmacro -%}"
+)
 
 
 def plain(poem: dict[str, str]) -> str:
@@ -65,6 +72,7 @@ def chat_writer(tokenizer) -> Callable[[dict[str, str]], str]:
             "set it to plain, homework or auto"
         )
     drop_bos = adds_bos(tokenizer)
+    template = NO_DATE + tokenizer.get_chat_template()
 
     def render(user: str, system_message: bool) -> str:
         if system_message:
@@ -73,9 +81,9 @@ def chat_writer(tokenizer) -> Callable[[dict[str, str]], str]:
             messages = [{"role": "user", "content": f"{SYSTEM}\n\n{user}"}]
         text = tokenizer.apply_chat_template(
             messages,
+            chat_template=template,
             tokenize=False,
             add_generation_prompt=True,
-            strftime_now=datetime(2024, 7, 26).strftime,  # some write today's date otherwise
             enable_thinking=False,  # some make room for thoughts otherwise
         )
         return text.removeprefix(tokenizer.bos_token) if drop_bos else text
