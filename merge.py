@@ -25,9 +25,7 @@ def main() -> None:
     full = replace(p.model, quantization="none")
     model = models.load_model(full, torch.device("cpu"), torch.bfloat16)
     model = adapters.load_adapter(model, "models/adapter", merge=True)
-    tokenizer = tokenizers.load_tokenizer(
-        p.model.name, p.model.revision, p.model.cache_dir, p.model.trust_remote_code
-    )
+    tokenizer = tokenizers.load_tokenizer(p.model)
     with replacing("models/merged") as folder:
         adapters.save_model(model, tokenizer, folder)
     print("merged model written to models/merged")

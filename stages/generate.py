@@ -34,9 +34,7 @@ def finish(p: SimpleNamespace, poems: list[dict], which: str) -> None:
     models.deterministic(p.seed, p.model.threads)
     device = models.choose_device(p.model.device)
     dtype = models.choose_dtype(p.model.dtype, device)
-    tokenizer = tokenizers.load_tokenizer(
-        p.model.name, p.model.revision, p.model.cache_dir, p.model.trust_remote_code
-    )
+    tokenizer = tokenizers.load_tokenizer(p.model)
     mode, reason = memory.for_generation(p.model, p.train.memory, device, dtype)
     if chief:
         print(f"memory: {mode}, {reason}", flush=True)

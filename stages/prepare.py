@@ -25,7 +25,7 @@ def main() -> None:
         "model.cache_dir",
         "model.trust_remote_code",
     )
-    wanted, model = settings.prepare, settings.model
+    wanted = settings.prepare
     raw = {part: read_jsonl(f"data/raw/{part}.jsonl") for part in ("train", "test")}
 
     train, dropped = dataset.clean(raw["train"])
@@ -42,9 +42,7 @@ def main() -> None:
 
     tokenizer = None
     if prompts.needs_tokenizer(wanted.template):
-        tokenizer = load_tokenizer(
-            model.name, model.revision, model.cache_dir, model.trust_remote_code
-        )
+        tokenizer = load_tokenizer(settings.model)
     prompt = prompts.prompt_writer(wanted.template, tokenizer)
 
     with replacing("data/prepared") as folder:

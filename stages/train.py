@@ -45,9 +45,7 @@ def train(p: SimpleNamespace, poems: list[dict], held_out: list[dict]) -> None:
     models.deterministic(p.seed, p.model.threads)
     device = models.choose_device(p.model.device)
     dtype = models.choose_dtype(p.model.dtype, device)
-    tokenizer = tokenizers.load_tokenizer(
-        p.model.name, p.model.revision, p.model.cache_dir, p.model.trust_remote_code
-    )
+    tokenizer = tokenizers.load_tokenizer(p.model)
     examples, validation = (
         [packing.encode(tokenizer, poem["prompt"], poem["completion"]) for poem in part]
         for part in (poems, held_out)

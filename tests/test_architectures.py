@@ -29,7 +29,7 @@ def base(request, tmp_path):
     """The parameters of a model and its tokenizer; the Llamas' has a chat template."""
     chat = request.param.startswith("llama")
     settings = build(request.param, tmp_path / "base", byte_pairs(chat=chat))
-    return settings, tokenizers.load_tokenizer(settings.name)
+    return settings, tokenizers.load_tokenizer(settings)
 
 
 def alone(model, example):

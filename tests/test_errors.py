@@ -126,6 +126,8 @@ def test_ctrl_c_is_one_line(tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
+        # a job in the background would ignore the signal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     while not started.exists():
         time.sleep(0.02)

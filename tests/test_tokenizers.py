@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tiny_models import settings
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -31,7 +32,7 @@ def build(adds_bos):
 
 def fault(name, **options):
     with pytest.raises(UserError) as error:
-        load_tokenizer(str(name), **options)
+        load_tokenizer(settings(str(name), **options))
     message = str(error.value)
     assert message.startswith(f"model.name {str(name)!r}: ")
     return message
@@ -43,7 +44,7 @@ def test_a_folder(tmp_path, monkeypatch, wanted):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("base", "./base/", "~/base", str(tmp_path / "base")):
-        tokenizer = load_tokenizer(name)
+        tokenizer = load_tokenizer(settings(name))
         assert tokenizer.eos_token == "</s>"
         assert adds_bos(tokenizer) is wanted
 
@@ -103,10 +104,11 @@ class Hub(BaseHTTPRequestHandler):
 SCRIPT = """
 import sys
 from verse.errors import UserError
+from tiny_models import settings
 from verse.tokenizers import load_tokenizer
 for name in sys.argv[1:]:
     try:
-        load_tokenizer(name, revision="v2")
+        load_tokenizer(settings(name, revision="v2"))
     except UserError as error:
         print(error)
 """
@@ -116,7 +118,9 @@ def ask_hub(tmp_path, *names, **environment):
     """What is said of each name. Its own process, since the hub's address is read on import."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *names],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path)} | environment,
+        env=os.environ
+        | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "HF_HOME": str(tmp_path)}
+        | environment,
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -25,7 +25,7 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def poems(settings):
-    return examples(tokenizers.load_tokenizer(settings.name))
+    return examples(tokenizers.load_tokenizer(settings))
 
 
 def adapted(settings, lora, dtype=FLOAT):

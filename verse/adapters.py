@@ -6,7 +6,6 @@ bitsandbytes, which takes seconds.
 
 import errno
 import json
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +17,6 @@ from torch import nn
 from verse.errors import UserError
 from verse.files import write_text
 from verse.params import Lora
-
-# PEFT asks Transformers by a name that Transformers is giving up.
-warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
 
 
 def add_adapter(

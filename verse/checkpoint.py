@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -23,10 +24,12 @@ from verse.files import remove, replacing
 
 KEPT_SECONDS = 14 * 24 * 3600
 KEPT_OTHERS = 8
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # that a training's numbers come from
 
 
 def fingerprint(parts: dict, files: list[Path]) -> str:
-    """A hash of JSON-able values and of the contents of files."""
+    """A hash of JSON-able values, of the contents of files and of the packages' versions."""
+    parts = {"packages": [version(name) for name in PACKAGES], **parts}
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
     for file in sorted(files):
         digest.update(f"{file.name} {sha256(file)}".encode())

@@ -27,7 +27,7 @@ from transformers.cache_utils import DynamicLayer
 from verse.packing import encode_prompt
 from verse.params import Decoding
 
-TILE = 64  # rows of a tile when each prompt adds one token
+TILE = 160  # rows of a tile when each prompt adds one token
 PROMPT_TILE = 512  # and when each adds many, since larger tiles are faster
 
 

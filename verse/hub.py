@@ -1,8 +1,41 @@
 """Find a model, a folder or a name on the Hugging Face hub, and say what is wrong with it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from verse.errors import UserError
+from verse.errors import UserError, is_out_of_memory
+from verse.params import Model
+
+
+def origin(settings: Model) -> dict[str, Any]:
+    """What every `from_pretrained` is told: where the files are, and whether their code may run.
+
+    Of the settings it takes name, revision, cache_dir and trust_remote_code. Raises UserError
+    like `find_folder`.
+    """
+    return {
+        "pretrained_model_name_or_path": find_folder(settings.name) or settings.name,
+        "revision": settings.revision,
+        "cache_dir": settings.cache_dir,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+
+
+@contextmanager
+def reading(part: str, settings: Model) -> Iterator[None]:
+    """Turn whatever the libraries make of files that are not ours into a UserError.
+
+    part: what is being read, such as "its tokenizer". Out of memory stays what it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        said = explain(error, settings.revision, part)
+        raise UserError(f"model.name {settings.name!r}: {said}") from error
 
 
 def find_folder(name: str) -> Path | None:
@@ -10,7 +43,9 @@ def find_folder(name: str) -> Path | None:
 
     Raises UserError if there is no such folder, though the name can only be one.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
+    with suppress(RuntimeError):  # the home of an unknown user
+        path = path.expanduser()
     if path.is_dir():
         return path
     # A hub name is one or two plain words; two whose first is a folder here are a path.
@@ -21,10 +56,7 @@ def find_folder(name: str) -> Path | None:
 
 
 def explain(error: Exception, revision: str | None, part: str) -> str:
-    """What is wrong with a model, and what to do, from what the libraries raised.
-
-    part: what was being read, such as "its tokenizer".
-    """
+    """What is wrong with a model, and what to do, from what the libraries raised."""
     from huggingface_hub import errors
 
     match error.__cause__:

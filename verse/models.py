@@ -9,6 +9,7 @@ in place during evaluation there, and gradients through them are wrong afterward
 
 import logging
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from verse.errors import UserError
-from verse.hub import explain, find_folder
+from verse.hub import find_folder, origin, reading
 from verse.params import Model
 
+# Transformers renames gradient checkpointing; PEFT and its own earlier versions know the old name.
+warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
 # On a CPU bitsandbytes warns that it misses an optional kernel, which is never used here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
@@ -68,7 +71,7 @@ def load_model(
     plain linear layers of `dtype` if `expanded` or on a CPU; else they keep their 4 bits.
     Raises UserError for a model that is missing, gated, without safetensors or unreadable.
     """
-    folder = find_weights(settings.name)
+    check_weights(settings.name)
     four_bit = settings.quantization == "nf4" and not expanded and device.type == "cuda"
     config = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -76,22 +79,14 @@ def load_model(
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    try:
+    with reading("its weights", settings):
         model = AutoModelForCausalLM.from_pretrained(
-            folder or settings.name,
-            revision=settings.revision,
-            cache_dir=settings.cache_dir,
-            trust_remote_code=settings.trust_remote_code,
+            **origin(settings),
             use_safetensors=True,
             dtype=dtype,
             device_map={"": device},
             quantization_config=config if four_bit else None,
         )
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever the libraries make of files that are not ours
-        said = explain(error, settings.revision, "its weights")
-        raise UserError(f"model.name {settings.name!r}: {said}") from error
     model.requires_grad_(False)
     model.eval()
     if settings.quantization == "nf4" and not four_bit:
@@ -104,39 +99,28 @@ def load_skeleton(settings: Model) -> nn.Module:
 
     Raises UserError like `load_model`.
     """
-    folder = find_weights(settings.name)
-    try:
-        config = AutoConfig.from_pretrained(
-            folder or settings.name,
-            revision=settings.revision,
-            cache_dir=settings.cache_dir,
-            trust_remote_code=settings.trust_remote_code,
+    check_weights(settings.name)
+    with reading("its config.json", settings), torch.device("meta"):
+        config = AutoConfig.from_pretrained(**origin(settings))
+        return AutoModelForCausalLM.from_config(
+            config, trust_remote_code=settings.trust_remote_code
         )
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                config, trust_remote_code=settings.trust_remote_code
-            )
-    except Exception as error:  # whatever the libraries make of files that are not ours
-        said = explain(error, settings.revision, "its config.json")
-        raise UserError(f"model.name {settings.name!r}: {said}") from error
 
 
-def find_weights(name: str) -> Path | None:
-    """The folder of a model, None for a name on the hub.
-
-    Raises UserError if there is no such folder, or if it has no config or no safetensors.
-    """
+def check_weights(name: str) -> None:
+    """Raise UserError for a local model without a folder, a config or safetensors."""
     folder = find_folder(name)
-    if folder is None or any(folder.glob("*.safetensors")):
-        if folder and not (folder / "config.json").is_file():
-            raise UserError(f"model.name {name!r}: has no config.json: it is not a model folder")
-        return folder
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-        raise UserError(
-            f"model.name {name!r}: has pickled weights only, which can run code when loaded: "
-            "convert them to safetensors"
-        )
-    raise UserError(f"model.name {name!r}: has no weights (*.safetensors)")
+    if folder is None:
+        return
+    if not any(folder.glob("*.safetensors")):
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+            raise UserError(
+                f"model.name {name!r}: has pickled weights only, which can run code when loaded: "
+                "convert them to safetensors"
+            )
+        raise UserError(f"model.name {name!r}: has no weights (*.safetensors)")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.name {name!r}: has no config.json: it is not a model folder")
 
 
 def files(name: str) -> list[Path]:

@@ -72,7 +72,6 @@ def chat_writer(tokenizer) -> Callable[[dict[str, str]], str]:
             "set it to plain, homework or auto"
         )
     drop_bos = adds_bos(tokenizer)
-    template = NO_DATE + tokenizer.get_chat_template()
 
     def render(user: str, system_message: bool) -> str:
         if system_message:
@@ -81,7 +80,7 @@ def chat_writer(tokenizer) -> Callable[[dict[str, str]], str]:
             messages = [{"role": "user", "content": f"{SYSTEM}\n\n{user}"}]
         text = tokenizer.apply_chat_template(
             messages,
-            chat_template=template,
+            chat_template=NO_DATE + tokenizer.get_chat_template(),
             tokenize=False,
             add_generation_prompt=True,
             enable_thinking=False,  # some make room for thoughts otherwise

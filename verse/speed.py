@@ -29,7 +29,8 @@ def record(file: str | Path, stage: str, numbers: dict[str, float]) -> None:
     file = Path(file)
     try:
         speeds = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         speeds = {}
+    speeds = speeds if isinstance(speeds, dict) else {}
     speeds[stage] = {name: round(number, 2) for name, number in numbers.items()}
     write_json(file, dict(sorted(speeds.items())))
