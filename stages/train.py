@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 from verse import params, speed
 from verse.errors import run
-from verse.files import cache_dir, read_jsonl, replacing, write_json, write_text
+from verse.files import cache_dir, digest, read_jsonl, replacing, write_json, write_text
 
 TRAIN, VALIDATION = "data/prepared/train.jsonl", "data/prepared/validation.jsonl"
 
@@ -99,7 +99,7 @@ def train(p: SimpleNamespace, poems: list[dict], held_out: list[dict]) -> None:
     metrics = summary(curves, model)
     facts = {
         "Training": asdict(p.train),
-        "Data": {"poems": len(poems), "sha256": checkpoint.sha256(TRAIN)},
+        "Data": {"poems": len(poems), "sha256": digest(TRAIN)},
         "Losses": metrics,
     }
     with replacing("models/adapter") as folder:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from verse.files import remove, replacing
+from verse.files import digest, remove, replacing
 
 KEPT_SECONDS = 14 * 24 * 3600
 KEPT_OTHERS = 8
@@ -30,15 +30,10 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # that a training'
 def fingerprint(parts: dict, files: list[Path]) -> str:
     """A hash of JSON-able values, of the contents of files and of the packages' versions."""
     parts = {"packages": [version(name) for name in PACKAGES], **parts}
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
     for file in sorted(files):
-        digest.update(f"{file.name} {sha256(file)}".encode())
-    return digest.hexdigest()[:32]
-
-
-def sha256(file: str | Path) -> str:
-    with Path(file).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        key.update(f"{file.name} {digest(file)}".encode())
+    return key.hexdigest()[:32]
 
 
 def loaded_code() -> list[Path]:

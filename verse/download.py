@@ -18,7 +18,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from verse.errors import UserError
-from verse.files import sync
+from verse.files import digest, sync
 
 MIB = 2**20
 GIB = 2**30
@@ -88,8 +88,8 @@ def insist(transfer: "Transfer", pauses: Sequence[float]) -> None:
 def keep(transfer: "Transfer", sha256: str | None, cache: Path) -> Path:
     """Check a whole transfer and move it to its place in the cache."""
     partial, shown = transfer.partial, public(transfer.url)
-    final = printable(transfer.final)
-    came = "" if final == printable(transfer.url) else f", redirected to {final}"
+    final = bare(transfer.final)
+    came = "" if final == bare(transfer.url) else f", redirected to {final}"
     with partial.open("rb") as stream:
         start = stream.read(1024)
     found = digest(partial)
@@ -159,7 +159,7 @@ class Transfer:
             secure = self.final.lower().startswith("https:")
             if not target.lower().startswith("https:" if secure else ("https:", "http:")):
                 raise UserError(
-                    f"{public(self.url)}: redirected to {printable(target)}, which is not "
+                    f"{public(self.url)}: redirected to {bare(target)}, which is not "
                     f"{'https' if secure else 'http or https'}: give the file's own address"
                 )
             self.final = target
@@ -272,18 +272,12 @@ def public(url: str) -> str:
             "take it out of the URL (a ~/.netrc file is read)"
         )
     if scheme not in ("http", "https"):
-        raise UserError(f"{printable(url)}: only http and https URLs are fetched, not {scheme}")
+        raise UserError(f"{bare(url)}: only http and https URLs are fetched, not {scheme}")
     if not host:
-        raise UserError(f"{printable(url)}: names no host")
+        raise UserError(f"{bare(url)}: names no host")
     return urlunsplit((scheme, parts.netloc, parts.path, "", ""))
 
 
-def printable(url: str) -> str:
+def bare(url: str) -> str:
     """A URL of any scheme without what may be secret in it."""
     return re.sub(r"//[^/@]*@", "//…@", url.split("?")[0].split("#")[0])
-
-
-def digest(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,5 +1,6 @@
 """Files written whole or not at all, UTF-8 everywhere."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -74,6 +75,12 @@ def sync(path: Path) -> None:
         if file.is_file():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
+
+
+def digest(path: str | Path) -> str:
+    """The sha256 of a file's content, in hexadecimal."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -11,18 +11,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from verse.download import GIB, MIB, digest, download, public
+from verse.download import GIB, MIB, download, public
 from verse.errors import UserError
-from verse.files import read_text, remove, write_json
+from verse.files import digest, read_text, remove, write_json
 
 INSTRUCTION = "以下是一首唐詩的第一句話，請用你的知識判斷並完成整首詩。"
 
-# The homework's repository at one commit, and the sha256 of its files: a mirror serves the
-# same bytes or is refused.
-HW5_URL = (
-    "https://raw.githubusercontent.com/CheeEn-Yu/GenAI-Hw5/"
-    "8775ee367e2997470b1794d48b6057b5a38c4e07/"
-)
+# The homework's files and their sha256: a mirror serves the same bytes or is refused.
 TRAINING, TESTING, REFERENCES = (
     "Tang_training_data.json",
     "Tang_testing_data.json",
@@ -53,7 +48,7 @@ def fetch(
     source: str,
     *,
     embedded: str | Path,
-    hw5_url: str = HW5_URL,
+    hw5_url: str,
     sha256: str | None = None,
     cache: str | Path,
     **network,

@@ -465,15 +465,15 @@ def test_a_full_disk(work, small_disk, stage, place):
 @pytest.mark.parametrize("stage", ["train", "baseline", "generate"])
 def test_out_of_memory(work, stage):
     """The answers' random numbers or the batch alone are more than there is."""
-    values = {"decoding.max_new_tokens": 2**31 - 1}
-    if stage == "train":
-        pytest.skip("covered on a GPU: on a CPU a batch is cut to what one poem needs")
-    change(work.path / "params.yaml", values)
+    change(work.path / "params.yaml", {"decoding.max_new_tokens": 2**31 - 1})
+    endless = {"prompt": "白日依山盡，", "completion": "山" * 200_000}
+    (work.path / "data/prepared/train.jsonl").write_text(json.dumps(endless) + "\n")
 
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
 
-    refused(work, stage, "out of memory", "generate.batch_size", preexec_fn=limit)
+    part = "train" if stage == "train" else "generate"
+    refused(work, stage, "out of memory", f"{part}.batch_size", preexec_fn=limit)
 
 
 def test_a_file_in_the_place_of_a_folder(work):
