@@ -27,6 +27,7 @@ audit: .venv/development
 
 # Pins every package exactly. torch is pinned without a build tag, so that pip may take the CPU
 # build where it is set up for it; torch's own metadata pins its CUDA packages.
+lock: export CUSTOM_COMPILE_COMMAND := make lock
 lock: .venv/development
 	pip-compile -q --upgrade --allow-unsafe --strip-extras --no-emit-find-links --no-emit-index-url -o requirements.txt requirements.in
 	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.txt

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from tiny_models import settings
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
@@ -47,6 +48,28 @@ def test_a_folder(tmp_path, monkeypatch, wanted):
         tokenizer = load_tokenizer(settings(name))
         assert tokenizer.eos_token == "</s>"
         assert adds_bos(tokenizer) is wanted
+
+
+def test_a_folder_with_a_sentencepiece_model_only(tmp_path):
+    """As Llama 2 and its descendants came, before tokenizer.json."""
+    poems = json.loads((ROOT / "data/embedded/train.json").read_text("utf-8"))[:1000]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([poem["input"] + poem["output"] for poem in poems]),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=4000,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=0.98,
+        minloglevel=2,
+    )
+    config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
+    config |= {"bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(settings(str(tmp_path)))
+    text = "白日依山盡，黃河入海流。\n😀"
+    ids = tokenizer(text)["input_ids"]
+    assert adds_bos(tokenizer) and tokenizer.eos_token_id == 2
+    assert len(ids) > 10 and tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
 def test_no_start_token_is_not_added():
