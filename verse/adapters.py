@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from verse.errors import UserError
+from verse.errors import UserError, is_out_of_memory
 from verse.files import write_text
 from verse.params import Lora
 
@@ -103,8 +103,10 @@ def load_adapter(model: nn.Module, folder: str | Path, *, merge: bool) -> nn.Mod
         tuned = PeftModel.from_pretrained(model, folder)
         with safe_open(folder / "adapter_model.safetensors", "pt") as stored:
             stray = set(stored.keys()) ^ set(get_peft_model_state_dict(tuned))
-    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
-        line = str(error).strip().splitlines()[0]
+    except Exception as error:  # whatever the libraries make of files that are not ours
+        if is_out_of_memory(error):
+            raise
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder}: does not fit this base model: {line}") from None
     if stray:  # PEFT passes over what it has no place for
         raise UserError(

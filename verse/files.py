@@ -105,6 +105,10 @@ def read_text(path: str | Path) -> str:
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, not a file") from None
     except UnicodeDecodeError as error:
+        if error.reason == "unexpected end of data":
+            raise UserError(
+                f"{path}: cut off within its last character: download or copy the file again"
+            ) from None
         raise UserError(f"{path}: not UTF-8 (byte {error.start}): save the file as UTF-8") from None
 
 

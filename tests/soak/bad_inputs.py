@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -141,7 +142,8 @@ def as_bytes(*records):
 DATA = {
     "empty": (b"", "empty"),
     "blank": (b" \n\n", "empty"),
-    "truncated": (as_bytes(RECORD, RECORD)[:-20], "cut off"),
+    "truncated": (as_bytes(RECORD, RECORD)[:-21], "cut off"),
+    "truncated in a character": (as_bytes(RECORD, RECORD)[:-20], "cut off"),
     "not JSON": (b"poems", "not JSON"),
     "a web page": (b"<!DOCTYPE html><html></html>", "web page"),
     "not UTF-8": (json.dumps([RECORD], ensure_ascii=False).encode("big5", "replace"), "UTF-8"),
@@ -415,23 +417,26 @@ def test_an_adapter_of_another_model(work):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A function that puts a folder of a clone on a file system of so many bytes."""
+def full_disk(tmp_path):
+    """A function that puts a folder of a clone on a file system of its own, with no room left."""
     mounted = []
 
-    def put(copy, place, size):
+    def put(copy, place):
         folder = copy.path / place
         aside = tmp_path / "aside"
-        shutil.copytree(folder, aside)
-        used = sum(p.stat().st_size for p in aside.rglob("*") if p.is_file())
-        options = f"size={used + 16384 + size}"
+        shutil.copytree(folder, aside, symlinks=True)
+        pages = sum(1 + -(-p.lstat().st_size // 4096) for p in aside.rglob("*"))
+        options = f"size={(pages + 4) * 4096}"
         done = subprocess.run(
             ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True
         )
         if done.returncode:
             pytest.skip("needs leave to mount a tmpfs")
         mounted.append(folder)
-        shutil.copytree(aside, folder, dirs_exist_ok=True)
+        shutil.copytree(aside, folder, symlinks=True, dirs_exist_ok=True)
+        with (folder / "filler").open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
 
     yield put
     for folder in mounted:
@@ -450,15 +455,8 @@ def small_disk(tmp_path):
         ("score", "metrics"),
     ],
 )
-def test_a_full_disk(work, small_disk, stage, place):
-    small_disk(work, place, 0)
-    folder = work.path / place
-    with (folder / "filler").open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
+def test_a_full_disk(work, full_disk, stage, place):
+    full_disk(work, place)
     refused(work, stage, "the disk is full", place)
 
 

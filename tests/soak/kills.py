@@ -44,9 +44,10 @@ def first(tmp_path_factory):
 
 
 def forget(copy, stage):
-    """Make DVC run a stage anew: its outputs, its entry in the lock and the run cache go."""
+    """Make DVC run a stage anew: a dependency counts as changed; outputs and run cache go."""
     lock = yaml.safe_load(copy.lock())
-    for out in lock["stages"].pop(stage)["outs"]:
+    lock["stages"][stage]["deps"][0]["md5"] = "0" * 32
+    for out in lock["stages"][stage]["outs"]:
         path = copy.path / out["path"]
         path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(path)
     (copy.path / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False), "utf-8")
