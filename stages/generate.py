@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 from verse import params, speed
 from verse.errors import UserError, run
-from verse.files import read_jsonl, write_jsonl, write_text
+from verse.files import read_jsonl, together, write_jsonl, write_text
 
 
 def main() -> None:
@@ -64,10 +64,11 @@ def finish(p: SimpleNamespace, poems: list[dict], which: str) -> None:
         {"input": poem["input"], "answer": answer}
         for poem, answer in zip(poems, answers, strict=True)
     ]
-    if which == "tuned":
-        lines = [f"{n}. {row['input']}{one_line(row['answer'])}" for n, row in enumerate(rows, 1)]
-        write_text("data/generated/results.txt", "\n".join(lines) + "\n")
-    write_jsonl(f"data/generated/{which}.jsonl", rows)
+    lines = [f"{n}. {row['input']}{one_line(row['answer'])}" for n, row in enumerate(rows, 1)]
+    with together():
+        write_jsonl(f"data/generated/{which}.jsonl", rows)
+        if which == "tuned":
+            write_text("data/generated/results.txt", "\n".join(lines) + "\n")
     stage = {"base": "baseline", "tuned": "generate"}[which]
     speed.record("metrics/speed.json", stage, numbers)
     print(f"{len(rows)} poems finished by the {which} model")

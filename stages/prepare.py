@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from verse import dataset, params, prompts
 from verse.errors import run
-from verse.files import read_jsonl, replacing, write_json, write_jsonl
+from verse.files import read_jsonl, replacing, together, write_json, write_jsonl
 from verse.forms import FORMS
 from verse.tokenizers import load_tokenizer
 
@@ -45,10 +45,6 @@ def main() -> None:
         tokenizer = load_tokenizer(settings.model)
     prompt = prompts.prompt_writer(wanted.template, tokenizer)
 
-    with replacing("data/prepared") as folder:
-        for part, poems in parts.items():
-            write_jsonl(folder / f"{part}.jsonl", [row(poem, prompt(poem)) for poem in poems])
-
     dropped += dropped_test + split.dropped
     metrics = {
         "read": {part: len(records) for part, records in raw.items()},
@@ -56,7 +52,11 @@ def main() -> None:
         "kept": sum(map(len, parts.values())),
         **{part: dataset.describe(poems) for part, poems in parts.items()},
     }
-    write_json("metrics/data.json", metrics)
+    with together():
+        with replacing("data/prepared") as folder:
+            for part, poems in parts.items():
+                write_jsonl(folder / f"{part}.jsonl", [row(poem, prompt(poem)) for poem in poems])
+        write_json("metrics/data.json", metrics)
     show(metrics, parts)
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from itertools import islice
 
 from verse.errors import UserError, run
-from verse.files import read_jsonl, write_json, write_text
+from verse.files import read_jsonl, together, write_json, write_text
 from verse.params import read
 
 TRAIN, TEST = "data/prepared/train.jsonl", "data/prepared/test.jsonl"
@@ -43,12 +43,13 @@ def main() -> None:
         for group, poems in judged.items()
     }
 
-    write_json("metrics/score.json", metrics)
-    write_text("metrics/plots/quality.csv", quality_plot(metrics))
-    for group, poems in judged.items():
-        write_text(f"metrics/plots/lines/{group}.csv", lines_plot(poems))
     rows = [ReportRow(*row) for row in zip(couplets, *judged.values(), strict=True)]
-    write_text("metrics/report.html", render(rows, metrics))
+    with together():
+        write_json("metrics/score.json", metrics)
+        write_text("metrics/plots/quality.csv", quality_plot(metrics))
+        for group, poems in judged.items():
+            write_text(f"metrics/plots/lines/{group}.csv", lines_plot(poems))
+        write_text("metrics/report.html", render(rows, metrics))
 
     sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character
     print(metrics_table(metrics))

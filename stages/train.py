@@ -15,7 +15,15 @@ from types import SimpleNamespace
 
 from verse import params, speed
 from verse.errors import run
-from verse.files import cache_dir, digest, read_jsonl, replacing, write_json, write_text
+from verse.files import (
+    cache_dir,
+    digest,
+    read_jsonl,
+    replacing,
+    together,
+    write_json,
+    write_text,
+)
 
 TRAIN, VALIDATION = "data/prepared/train.jsonl", "data/prepared/validation.jsonl"
 
@@ -102,13 +110,14 @@ def train(p: SimpleNamespace, poems: list[dict], held_out: list[dict]) -> None:
         "Data": {"poems": len(poems), "sha256": digest(TRAIN)},
         "Losses": metrics,
     }
-    with replacing("models/adapter") as folder:
-        card = adapters.model_card(p.model.name, p.model.revision, facts)
-        adapters.save_adapter(model, folder, card)
-    for name, points in (("train", curves.train), ("validation", curves.validation)):
-        rows = [f"{point['step']},{point['loss']}" for point in points]
-        write_text(f"metrics/plots/{name}_loss.csv", "\n".join(["step,loss", *rows]) + "\n")
-    write_json("metrics/train.json", metrics)
+    with together():
+        with replacing("models/adapter") as folder:
+            card = adapters.model_card(p.model.name, p.model.revision, facts)
+            adapters.save_adapter(model, folder, card)
+        for name, points in (("train", curves.train), ("validation", curves.validation)):
+            rows = [f"{point['step']},{point['loss']}" for point in points]
+            write_text(f"metrics/plots/{name}_loss.csv", "\n".join(["step,loss", *rows]) + "\n")
+        write_json("metrics/train.json", metrics)
     speed.record("metrics/speed.json", "train", numbers)
     checkpoints.clear()
     before, after = metrics["before"], metrics["after"]

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from verse import files
 from verse.errors import UserError
-from verse.files import read_jsonl, read_text, replacing, write_json, write_jsonl, write_text
+from verse.files import (
+    read_jsonl,
+    read_text,
+    replacing,
+    together,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,6 +93,32 @@ def test_a_rename_that_fails_loses_nothing(tmp_path, monkeypatch):
     assert error.value.filename == str(tmp_path / "raw")
     kept = [path.read_text() for path in tmp_path.rglob("a")]
     assert "old" in kept
+
+
+def test_files_take_their_places_together(tmp_path):
+    write_text(tmp_path / "a", "old")
+    fill(tmp_path / "b", x="old")
+    with together():
+        write_text(tmp_path / "a", "new")
+        with replacing(tmp_path / "b") as partial:
+            fill(partial, x="new")
+        assert (tmp_path / "a").read_text() == (tmp_path / "b" / "x").read_text() == "old"
+    assert (tmp_path / "a").read_text() == (tmp_path / "b" / "x").read_text() == "new"
+    assert names(tmp_path) == ["a", "b"]
+    write_text(tmp_path / "a", "alone again")
+    assert (tmp_path / "a").read_text() == "alone again"
+
+
+def test_or_none_of_them_does(tmp_path):
+    write_text(tmp_path / "a", "old")
+    with pytest.raises(FloatingPointError), together():
+        write_text(tmp_path / "a", "new")
+        with replacing(tmp_path / "b") as partial:
+            partial.write_text("half")
+            raise FloatingPointError
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
+    write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new"
 
 
 def test_a_full_disk_names_the_file(tmp_path):

@@ -6,10 +6,14 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from verse.errors import UserError
+
+# Temporary path -> its place, of what waits for the end of `together`; None outside of it.
+WAITING: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=None)
 
 
 @contextmanager
@@ -25,16 +29,36 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
+    waiting = WAITING.get()
     try:
         remove(partial)
         yield partial
         sync(partial)
-        take_place(partial, path)
+        if waiting is None:
+            take_place(partial, path)
+        else:
+            waiting[partial] = path
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
     finally:
-        remove(partial)
+        if not waiting or partial not in waiting:
+            remove(partial)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Let all that the block writes take its place when the block ends; if it fails, nothing."""
+    waiting: dict[Path, Path] = {}
+    before = WAITING.set(waiting)
+    try:
+        yield
+        for partial, path in waiting.items():
+            take_place(partial, path)
+    finally:
+        WAITING.reset(before)
+        for partial in waiting:
+            remove(partial)
 
 
 def take_place(new: Path, path: Path) -> None:

@@ -50,7 +50,7 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def work(whole, tmp_path):
     """A copy of it that a test may spoil."""
-    ignored = shutil.ignore_patterns(".git", "cache", "tmp", "*.md")
+    ignored = shutil.ignore_patterns(".git", "cache", "tmp")
     shutil.copytree(whole.path, tmp_path / "repository", symlinks=True, ignore=ignored)
     return type(whole)(tmp_path / "repository", whole.env | {"XDG_CACHE_HOME": str(tmp_path)})
 
