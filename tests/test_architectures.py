@@ -1,17 +1,27 @@
 """Models of different make: the same loss packed or alone, an adapter, plain PEFT, answers."""
 
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import clones
 import pytest
 import torch
 from peft import PeftModel
 from tiny_models import SHAPES, build, byte_pairs, examples, prompts, training
 from torch.nn import functional
+from transformers import AutoModelForCausalLM
 
+from stages import fetch, generate, prepare, score, train
 from verse import adapters, generation, models, tokenizers
 from verse import training as trainer
 from verse.checkpoint import Checkpoints
 from verse.packing import encode_prompt, lay_out, shared_prefix
 from verse.params import Decoding
 
+ROOT = Path(__file__).parent.parent
 CPU, FLOAT = torch.device("cpu"), torch.float32
 GREEDY = Decoding(
     do_sample=False,
@@ -88,3 +98,43 @@ def test_an_adapter_trains_and_plain_peft_loads_it_and_answers(base, tmp_path):
         output = plain.generate(input_ids=ids, max_new_tokens=12, do_sample=False)
         assert answer == tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
     assert any(answers)
+
+
+@pytest.mark.parametrize("shape", ["llama", "qwen3", "gemma3, a short window"])
+def test_the_pipeline_from_fetch_to_score(shape, tmp_path, monkeypatch):
+    """The stage scripts one after the other, in a folder of their own."""
+    (tmp_path / "poems").mkdir()
+    for part, count in (("train", 100), ("test", 6)):
+        poems = json.loads((ROOT / f"data/embedded/{part}.json").read_text("utf-8"))[:count]
+        (tmp_path / "poems" / f"{part}.json").write_text(json.dumps(poems), "utf-8")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    model = build(shape, tmp_path / "base", byte_pairs(chat=shape == "llama"))
+    clones.change(
+        tmp_path / "params.yaml",
+        clones.SMALL
+        | {f"model.{key}": value for key, value in asdict(model).items()}
+        | {"data.source": "poems", "model.name": "base", "train.learning_rate": 1e-2},
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fetch.main()
+    prepare.main()
+    train.main()
+    for which in ("base", "tuned"):
+        monkeypatch.setattr(sys, "argv", ["generate", which])
+        generate.main()
+    score.main()
+
+    metrics = json.loads(Path("metrics/score.json").read_text("utf-8"))
+    for group in ("base", "tuned", "reference"):
+        assert metrics[group].pop("poems") == 6
+        assert all(0 <= value <= 1 for value in metrics[group].values())
+    assert metrics["reference"]["form"] == 1
+    assert metrics["tuned"]["novel"] > 0, "lines were written"
+    losses = json.loads(Path("metrics/train.json").read_text("utf-8"))
+    assert losses["after"]["loss"] < losses["before"]["loss"]
+    plain = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained("base"), "models/adapter"
+    )
+    weights = [weight for name, weight in plain.named_parameters() if "lora_B" in name]
+    assert weights and all(weight.any() for weight in weights)

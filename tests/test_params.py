@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from copy import deepcopy
 from pathlib import Path
 
@@ -253,10 +252,9 @@ def test_aliases_do_not_explode(file):
     lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
     file.write_text("\n".join([*lines, "seed: *a8"]))
-    began = time.perf_counter()
-    with pytest.raises(ParameterError, match="seed must be"):
+    with pytest.raises(ParameterError, match="seed must be") as error:
         read(file)
-    assert time.perf_counter() - began < 1
+    assert len(str(error.value)) < 2_000
 
 
 SCALARS = (
