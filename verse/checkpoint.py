@@ -73,7 +73,7 @@ class Checkpoints:
             with safe_open(self.file, "pt") as stored:
                 rest = json.loads(stored.metadata()["rest"])
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError):
             print(f"{self.file} is broken: the training starts anew", file=sys.stderr)
             return 0
         states: dict[int, dict] = {}

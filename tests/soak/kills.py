@@ -15,6 +15,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def checkpoint(copy):
         try:
             with safe_open(file, "pt") as stored:
                 return json.loads(stored.metadata()["rest"])["step"]
-        except (FileNotFoundError, SafetensorError):
+        except (OSError, RuntimeError, SafetensorError):
             pass  # it was replaced as we looked
     return 0
 
@@ -81,8 +82,8 @@ def killed(copy, stage, moment):
     process.communicate()
 
 
-def rerun(copy):
-    """Run `dvc repro`; what it printed, and the steps of the checkpoints seen meanwhile."""
+def rerun(copy, *command):
+    """Run a DVC command; what it printed, and the steps of the checkpoints seen meanwhile."""
     steps, done = set(), threading.Event()
 
     def watch():
@@ -92,7 +93,7 @@ def rerun(copy):
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        return copy.dvc("repro"), steps - {0}
+        return copy.dvc(*command), steps - {0}
     finally:
         done.set()
         watcher.join()
@@ -106,7 +107,7 @@ def test_a_kill(first, number):
     forget(copy, stage)
     killed(copy, stage, chance.uniform(0, seconds[stage]))
     reached = checkpoint(copy)
-    output, steps = rerun(copy)
+    output, steps = rerun(copy, "repro")
     assert copy.lock() == lock, f"killed in {stage}"
     assert stages_run(output) in ([], [stage]), "the other stages had nothing to do"
     assert not list(copy.path.rglob("*.partial")), "what the killed run left is gone"
@@ -115,6 +116,62 @@ def test_a_kill(first, number):
     if reached:
         assert min(steps) >= reached, f"killed after step {reached}, went on from {min(steps)}"
         TOTALS["trainings resumed"] += 1
+
+
+@pytest.mark.parametrize("options", [(), ("--temp",), ("--queue",)])
+def test_a_killed_experiment(first, options):
+    """Its training goes on from the checkpoint, though a temporary one gets another folder."""
+    copy, lock, _ = first
+    command = ("exp", "run", *options, "-S", f"seed={100 + len(''.join(options))}")
+
+    def start():
+        if "--queue" in options:
+            copy.dvc(*command)
+            return copy.start("dvc", "queue", "start", start_new_session=True)
+        return copy.start("dvc", *command, start_new_session=True)
+
+    process = start()
+    deadline = time.monotonic() + 120
+    while not checkpoint(copy) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    for worker in workers(copy):  # of the queue, which are sessions of their own
+        os.kill(worker, signal.SIGKILL)
+    reached = checkpoint(copy)
+    assert reached, "the kill came while it trained"
+    if "--queue" in options:
+        copy.dvc("queue", "remove", "--all")
+        copy.dvc(*command)
+        _, steps = rerun(copy, "queue", "start")
+        while workers(copy):
+            steps.add(checkpoint(copy))
+            time.sleep(0.05)
+        steps -= {0}
+        assert "Success" in copy.dvc("queue", "status")
+    else:
+        output, steps = rerun(copy, *command)
+        assert "train" in stages_run(output)
+    assert min(steps) >= reached
+    assert not checkpoint(copy), "nothing is left of it"
+    copy.run("git", "checkout", "--", ".")
+    copy.dvc("checkout")
+    assert copy.lock() == lock
+    TOTALS["kills"] += 1
+    TOTALS["in a training"] += 1
+    TOTALS["trainings resumed"] += 1
+
+
+def workers(copy):
+    """The processes that work in the clone's folders of temporary experiments, or on its queue."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (process / "cmdline").read_text().replace("\0", " ")
+            place = (process / "cwd").readlink()
+            if place.is_relative_to(copy.path) and ("dvc" in command or "stages." in command):
+                found.append(int(process.name))
+    return found
 
 
 def test_a_kill_before_the_first_lock(tmp_path):
