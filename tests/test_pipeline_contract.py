@@ -157,6 +157,8 @@ def test_what_git_keeps_is_not_in_dvcs_cache_too():
         for path, flags in outputs(stage):
             in_git = path.startswith("metrics/") and path != "metrics/report.html"
             assert (flags.get("cache") is False) == (in_git or path == "data/source"), path
+    # A kill would leave the files behind the link in git's index, which stops dvc exp run.
+    assert "/source" in (ROOT / "data/.gitignore").read_text("utf-8").split()
 
 
 def test_no_parameter_reaches_a_shell():

@@ -352,10 +352,18 @@ def test_the_link_holds_where_data_is_itself_a_link(tmp_path):
 def test_recording_never_touches_the_users_files():
     folder, file = put("mine/poems.json", [POEM]).parent, put("own.json", [POEM])
     before = [file.stat(), (folder / "poems.json").stat()]
-    for origin in (folder, file, folder, file):
+    for origin in (folder, file, {"source": "hw5"}, folder, {"source": "hw5"}, file):
         record(origin, "data/source")
     assert [file.stat(), (folder / "poems.json").stat()] == before
     assert names("data") == ["embedded", "source"]
+
+
+def test_a_download_is_recorded_by_its_hash():
+    Path("data/source").symlink_to("embedded")
+    record({"source": "hw5", "sha256": {"a": "b"}}, "data/source")
+    assert not Path("data/source").is_symlink()
+    assert json.loads(Path("data/source").read_text()) == {"source": "hw5", "sha256": {"a": "b"}}
+    assert names("data/embedded") == ["test.json", "train.json"]
 
 
 @pytest.mark.parametrize(

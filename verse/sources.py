@@ -13,7 +13,7 @@ from pathlib import Path
 
 from verse.download import GIB, MIB, download, public
 from verse.errors import UserError
-from verse.files import digest, read_text, remove
+from verse.files import digest, read_text, remove, write_json
 
 INSTRUCTION = "以下是一首唐詩的第一句話，請用你的知識判斷並完成整首詩。"
 
@@ -101,14 +101,16 @@ def local(source: str) -> Path:
     )
 
 
-def record(origin: Path, at: str | Path) -> None:
-    """Leave at `at` a link to the file or folder that the poems were read from.
+def record(origin: Path | dict, at: str | Path) -> None:
+    """Leave at `at` what the poems were read from: a link to it, or a download's hashes.
 
     A reader of `at` (DVC, as an output that is not cached) sees the content of the user's
     own file through the link, hence its changes. Raises UserError for a folder that holds
     `at` and for a path through `at`, since the link would make a circle.
     """
     at = Path(at)
+    if isinstance(origin, dict):
+        return write_json(at, origin)
     here, spelled = at.parent.resolve(), Path.cwd() / os.path.normpath(origin)
     if here.is_relative_to(origin.resolve()) or spelled.is_relative_to(here / at.name):
         raise UserError(

@@ -40,6 +40,7 @@ def first(tmp_path_factory):
             began[running := found[1]] = time.monotonic()
     assert process.wait() == 0 and running == "score"
     times = [*began.values(), time.monotonic()]
+    copy.commit()
     yield copy, copy.lock(), {s: times[n + 1] - times[n] for n, s in enumerate(STAGES)}
     print("\n" + ", ".join(f"{count} {what}" for what, count in TOTALS.items()))
 
