@@ -135,10 +135,9 @@ def test_a_killed_experiment(first, options):
     deadline = time.monotonic() + 120
     while not checkpoint(copy) and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    for worker in workers(copy):  # of the queue, which are sessions of their own
+    for worker in workers(copy):  # those of the queue are sessions of their own
         os.kill(worker, signal.SIGKILL)
+    process.communicate()
     reached = checkpoint(copy)
     assert reached, "the kill came while it trained"
     if "--queue" in options:
