@@ -67,6 +67,13 @@ def checkpoint(copy):
     return 0
 
 
+def await_checkpoint(copy):
+    """Return when a checkpoint lies in the cache, or after two minutes without one."""
+    deadline = time.monotonic() + 120
+    while not checkpoint(copy) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def killed(copy, stage, moment):
     """Start `dvc repro` and kill all of it so many seconds into the stage, if it takes as long."""
     process = copy.start("dvc", "repro", start_new_session=True)
@@ -74,9 +81,7 @@ def killed(copy, stage, moment):
         if line.startswith(f"Running stage '{stage}'"):
             break
     if stage == "train" and moment > 1:  # past the imports, so that there is something to lose
-        deadline = time.monotonic() + 120
-        while not checkpoint(copy) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        await_checkpoint(copy)
         moment %= 3
     time.sleep(moment)
     os.killpg(process.pid, signal.SIGKILL)
@@ -124,17 +129,12 @@ def test_a_killed_experiment(first, options):
     """Its training goes on from the checkpoint, though a temporary one gets another folder."""
     copy, lock, _ = first
     command = ("exp", "run", *options, "-S", f"seed={100 + len(''.join(options))}")
-
-    def start():
-        if "--queue" in options:
-            copy.dvc(*command)
-            return copy.start("dvc", "queue", "start", start_new_session=True)
-        return copy.start("dvc", *command, start_new_session=True)
-
-    process = start()
-    deadline = time.monotonic() + 120
-    while not checkpoint(copy) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    if "--queue" in options:
+        copy.dvc(*command)
+        process = copy.start("dvc", "queue", "start", start_new_session=True)
+    else:
+        process = copy.start("dvc", *command, start_new_session=True)
+    await_checkpoint(copy)
     for worker in workers(copy):  # those of the queue are sessions of their own
         os.kill(worker, signal.SIGKILL)
     process.communicate()
