@@ -74,7 +74,10 @@ def main() -> None:
     tang_lines: set[str] = set()
     for file in files(package, TANG):
         tang_lines |= line_keys("\n".join(texts(file)))
-    homework = sources.fetch("hw5", embedded=HERE, cache=cache_dir() / "downloads")
+    data = yaml.safe_load((HERE.parent / "params.yaml").read_text(encoding="utf-8"))["data"]
+    homework = sources.fetch(
+        "hw5", embedded=HERE, hw5_url=data["hw5_url"], cache=cache_dir() / "downloads"
+    )
     for poem in homework.test:
         tang_lines |= line_keys(poem["input"] + poem["output"])
 

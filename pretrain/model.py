@@ -160,7 +160,12 @@ def train(params: dict) -> dict:
         fused=device == "cuda",
     )
     optimizers = [muon, adamw]
-    compiled = torch.compile(model) if device == "cuda" else model
+
+    def loss_of(ids: torch.Tensor) -> torch.Tensor:
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        return functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+
+    compiled = torch.compile(loss_of) if device == "cuda" else loss_of
 
     row, batch = params["row"], params["batch"]
     per_epoch = len(pages(scrolls, params["page"], special, random.Random(0))) // (row * batch)
@@ -182,10 +187,7 @@ def train(params: dict) -> dict:
                 for group in optimizer.param_groups:
                     group["lr"] = params["learning_rate"] * rate
             with torch.autocast(device, torch.bfloat16):
-                logits = compiled(input_ids=ids, use_cache=False).logits
-            loss = functional.cross_entropy(
-                logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten()
-            )
+                loss = compiled(ids)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
