@@ -174,7 +174,7 @@ def train(params: dict) -> dict:
     cooldown = int(steps * params["cooldown"])
     curve, best, step, began = [], math.inf, 0, time.perf_counter()
     progress = tqdm(total=steps, disable=None)
-    for epoch in range(params["stop_after"]):
+    for epoch in range(params["epochs"]):
         stream = torch.from_numpy(pages(scrolls, params["page"], special, rng)).int()
         rows = stream[: len(stream) // row * row].view(-1, row)
         rows = rows[torch.randperm(len(rows))][: per_epoch * batch].to(device)

@@ -35,7 +35,7 @@ def deterministic(seed: int, threads: int) -> None:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging, and slow
     torch.backends.cudnn.benchmark = False
-    transformers.set_seed(seed)
+    torch.manual_seed(seed)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
