@@ -72,7 +72,7 @@ def train(p: SimpleNamespace, poems: list[dict], held_out: list[dict]) -> None:
     base = models.load_model(p.model, device, dtype, expanded=mode == "fast")
     models.check_tokens(base, tokenizer, (e.prompt + e.completion for e in examples + validation))
     model = adapters.add_adapter(base, p.train.lora, p.model.name, p.model.revision, seed=p.seed)
-    split = training.choose_split(mode, device, p.train, examples)
+    plan = training.choose_plan(mode, device, dtype, p.train, examples + validation)
 
     key = checkpoint.fingerprint(
         {
@@ -80,8 +80,7 @@ def train(p: SimpleNamespace, poems: list[dict], held_out: list[dict]) -> None:
             "train": p.train,
             "seed": p.seed,
             "device": device.type,
-            "dtype": dtype,
-            "split": split,
+            "plan": plan,
             "processes": distributed.size(),
         },
         [Path(TRAIN), Path(VALIDATION), *models.files(p.model.name), *checkpoint.loaded_code()],
@@ -96,8 +95,7 @@ def train(p: SimpleNamespace, poems: list[dict], held_out: list[dict]) -> None:
         validation,
         p.train,
         seed=p.seed,
-        dtype=dtype,
-        split=split,
+        plan=plan,
         checkpoints=checkpoints,
     )
     if not chief:

@@ -75,8 +75,7 @@ def test_an_adapter_trains_and_plain_peft_loads_it_and_answers(base, tmp_path):
         poems,
         wanted,
         seed=1,
-        dtype=FLOAT,
-        split=trainer.Split(4, 4),
+        plan=trainer.Plan(shared_prefix(poems), FLOAT, 4, 4),
         checkpoints=Checkpoints(tmp_path, "key"),
     )
     before, after = curves.validation[0]["loss"], curves.validation[-1]["loss"]

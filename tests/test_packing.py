@@ -7,7 +7,7 @@ from tiny_models import byte_pairs
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from verse.packing import IGNORED, Example, encode, encode_prompt, lay_out, shared_prefix
+from verse.packing import IGNORED, Example, encode, encode_prompt, lay_out, shape_of, shared_prefix
 
 
 def tokenizer(template):
@@ -53,14 +53,16 @@ tokens = st.lists(st.integers(2, 9), min_size=1, max_size=5)
 poems = st.lists(st.tuples(tokens, tokens), min_size=1, max_size=9)
 
 
-@given(poems, st.integers(1, 4), st.sampled_from([1, 8]))
-def test_rows_hold_every_poem_once_and_apart(poems, poems_per_row, multiple):
+@given(poems, st.integers(1, 4), st.sampled_from([1, 8]), st.sampled_from([(0, 0), (2, 5)]))
+def test_rows_hold_every_poem_once_and_apart(poems, poems_per_row, multiple, filling):
     examples = [Example([7, 7, *prompt], [*rest, 1], len(rest) + 1) for prompt, rest in poems]
     prefix = shared_prefix(examples)
-    batch = lay_out(examples, prefix, poems_per_row, multiple)
-    rows, width = batch.input_ids.shape
+    rows, width = shape_of(examples, prefix, poems_per_row, multiple)
     assert rows == -(-len(examples) // poems_per_row)
     assert width % multiple == 0
+    rows, width = rows + filling[0], width + filling[1]
+    batch = lay_out(examples, prefix, poems_per_row, (rows, width))
+    assert batch.input_ids.shape == (rows, width)
     assert batch.attention.any(-1).all(), "a softmax over nothing is not a number"
 
     found = []

@@ -33,7 +33,11 @@ def adapted(settings, lora, dtype=FLOAT):
     return adapters.add_adapter(base, lora, settings.name, None, seed=1)
 
 
-def run(settings, poems, wanted, folder, *, split=None, dtype=FLOAT):
+def plan(poems, poems_per_pass, poems_per_row, dtype=FLOAT, **rest):
+    return trainer.Plan(shared_prefix(poems), dtype, poems_per_pass, poems_per_row, **rest)
+
+
+def run(settings, poems, wanted, folder, *, how=None, dtype=FLOAT):
     """Train a fresh adapter; the curves and the adapter's weights as bytes."""
     models.deterministic(1, 1)
     model = adapted(settings, wanted.lora, dtype)
@@ -43,8 +47,7 @@ def run(settings, poems, wanted, folder, *, split=None, dtype=FLOAT):
         poems[:3],
         wanted,
         seed=1,
-        dtype=dtype,
-        split=split or trainer.Split(4, 4),
+        plan=how or plan(poems, 4, 4, dtype),
         checkpoints=Checkpoints(folder, "key"),
     )
     return curves, weights(model)
@@ -61,8 +64,8 @@ def losses(points):
 def test_little_memory_and_much_give_the_same_curves(settings, poems, tmp_path):
     wanted = training()
     fast, _ = run(settings, poems, wanted, tmp_path / "fast")
-    low_split = trainer.Split(1, 1, checkpointing=True)
-    low, _ = run(settings, poems, wanted, tmp_path / "low", split=low_split)
+    sparing = plan(poems, 1, 1, checkpointing=True)
+    low, _ = run(settings, poems, wanted, tmp_path / "low", how=sparing)
     assert len(losses(fast.train)) == 8  # 7 poems, 4 a step, 4 epochs
     assert losses(low.train) == pytest.approx(losses(fast.train), abs=2e-4)
     assert losses(low.validation) == pytest.approx(losses(fast.validation), abs=2e-4)
@@ -70,10 +73,10 @@ def test_little_memory_and_much_give_the_same_curves(settings, poems, tmp_path):
 
 
 def test_little_memory_keeps_one_activation_a_layer(settings, poems):
-    def kept(split):
+    def kept(how):
         """Elements kept for the backward pass."""
         model = adapted(settings, training().lora).train()
-        if split.checkpointing:
+        if how.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         sizes = []
 
@@ -82,28 +85,90 @@ def test_little_memory_keeps_one_activation_a_layer(settings, poems):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            part = poems[: split.poems_per_pass]
-            trainer.summed_loss(model, lay_out(part, shared_prefix(poems), 4), FLOAT)
+            part = poems[: how.poems_per_pass]
+            trainer.summed_loss(model, lay_out(part, how.prefix, 4), FLOAT)
         return sum(sizes)
 
-    assert kept(trainer.Split(4, 4, checkpointing=True)) < 0.5 * kept(trainer.Split(4, 4))
+    assert kept(plan(poems, 4, 4, checkpointing=True)) < 0.5 * kept(plan(poems, 4, 4))
+
+
+class PlainGraph:
+    """A graph that computes anew in place of replaying, on a CPU."""
+
+    def __init__(self, compute, batch, factor):
+        self.compute, self.batch = compute, batch
+        compute(batch, factor)
+
+    def __call__(self, batch, factor):
+        assert batch.input_ids.shape == self.batch.input_ids.shape
+        return self.compute(batch, factor)
+
+
+def test_a_recorded_pass_gives_the_gradients_of_any_step(settings, poems, monkeypatch):
+    monkeypatch.setattr(trainer, "Graph", PlainGraph)
+    lora = replace(training().lora, dropout=0.0)
+    how = plan(poems, 4, 2)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    steps = [poems[:4], poems[4:]]
+    model = adapted(settings, lora)
+    trained = [w for w in model.parameters() if w.requires_grad]
+    for weight in trained:
+        nn.init.normal_(weight, std=0.05)
+    graph = trainer.record(model, steps, how)
+    for step in steps:
+        found = []
+        for recorded in (graph, None):
+            loss = trainer.accumulate(model, step, how, recorded, scaler)
+            found.append(torch.cat([loss.flatten(), *(w.grad.flatten() for w in trained)]))
+            model.zero_grad(set_to_none=False)
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+
+
+def test_a_pass_that_cannot_be_recorded_is_told(settings, poems, monkeypatch, capsys):
+    def fails(*_):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(trainer, "Graph", fails)
+    model = adapted(settings, training().lora)
+    assert trainer.record(model, [poems], plan(poems, 7, 4)) is None
+    told = capsys.readouterr().out
+    assert told.startswith("without a CUDA graph") and told.endswith("capturing\n")
+    assert trainer.record(model, [poems], plan(poems, 3, 4)) is None  # several passes a step
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_graph_trains_as_python_does(settings, poems, tmp_path, monkeypatch):
+    wanted = training(lora=replace(training().lora, dropout=0.1))
+    models.deterministic(1, 1)
+
+    def curves(folder):
+        base = models.load_model(settings, torch.device("cuda"), torch.bfloat16)
+        model = adapters.add_adapter(base, wanted.lora, settings.name, None, seed=1)
+        how, kept = plan(poems, 4, 4, torch.bfloat16), Checkpoints(tmp_path / folder, "key")
+        return trainer.train(model, poems, poems, wanted, seed=1, plan=how, checkpoints=kept)
+
+    replayed, again = curves("replayed"), curves("again")
+    assert replayed == again
+    monkeypatch.setattr(trainer, "record", lambda *_: None)
+    launched = curves("launched")
+    assert losses(replayed.train) == pytest.approx(losses(launched.train), abs=0.02)
 
 
 def test_gradients_after_an_evaluation_are_those_of_a_plain_model(settings, poems):
     """4-bit layers of bitsandbytes on a CPU fail this: evaluation repacks them in place."""
     lora = training().lora
-    prefix, split = shared_prefix(poems), trainer.Split(4, 4)
+    how = plan(poems, 4, 4, torch.bfloat16)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
 
     def gradients(model):
         for weight in model.parameters():
             if weight.requires_grad and not weight.any():  # B starts at 0, and hides A
                 nn.init.constant_(weight, 0.01)
-        trainer.accumulate(model, poems[:4], prefix, torch.bfloat16, split, scaler)
+        trainer.accumulate(model, poems[:4], how, None, scaler)
         return torch.cat([w.grad.flatten() for w in model.parameters() if w.requires_grad])
 
     evaluated = adapted(settings, lora, torch.bfloat16)
-    trainer.evaluate(evaluated, poems, prefix, torch.bfloat16, split)
+    trainer.evaluate(evaluated, poems, how)
     # The plain model: the weights' NF4 values, as bitsandbytes' own layer holds them.
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Params4bit
@@ -161,7 +226,7 @@ def test_a_broken_checkpoint_is_told_and_ignored(settings, poems, tmp_path, caps
 
 def test_passes_are_halved_where_memory_runs_out(settings, poems, tmp_path, monkeypatch, capsys):
     wanted = training(epochs=1, batch_size=7)
-    expected, _ = run(settings, poems, wanted, tmp_path / "one", split=trainer.Split(1, 1))
+    expected, _ = run(settings, poems, wanted, tmp_path / "one", how=plan(poems, 1, 1))
     summed_loss = trainer.summed_loss
 
     def scarce(model, batch, dtype):
@@ -170,7 +235,7 @@ def test_passes_are_halved_where_memory_runs_out(settings, poems, tmp_path, monk
         return summed_loss(model, batch, dtype)
 
     monkeypatch.setattr(trainer, "summed_loss", scarce)
-    found, _ = run(settings, poems, wanted, tmp_path / "seven", split=trainer.Split(7, 1))
+    found, _ = run(settings, poems, wanted, tmp_path / "seven", how=plan(poems, 7, 1))
     assert losses(found.train) == pytest.approx(losses(expected.train), abs=2e-4)
     assert "3 poems a pass" in capsys.readouterr().out
 

@@ -6,6 +6,7 @@ status, and lets everything else (our own bugs) keep its traceback.
 """
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -76,6 +77,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def run(main: Callable[[], None]) -> None:
     """Run a stage's `main`; print `<stage>: <line>` and exit for an explained error."""
     stage = os.path.splitext(os.path.basename(sys.argv[0]))[0]
+    # PyTorch and Transformers bring millions of objects that live as long as the program.
+    # Looking among them for garbage takes seconds, most of them at the very end.
+    gc.set_threshold(100_000)
     try:
         main()
     except BaseException as error:
@@ -85,6 +89,8 @@ def run(main: Callable[[], None]) -> None:
         line, status = explained
         print(f"{stage}: {printable(line)}", file=sys.stderr)
         sys.exit(status)
+    finally:
+        gc.freeze()
 
 
 def printable(line: str) -> str:

@@ -71,20 +71,18 @@ def shared_prefix(examples: list[Example]) -> list[int]:
 
 
 def lay_out(
-    examples: list[Example], prefix: list[int], poems_per_row: int, multiple: int = 8
+    examples: list[Example],
+    prefix: list[int],
+    poems_per_row: int,
+    shape: tuple[int, int] | None = None,
 ) -> Batch:
     """The examples in as few rows as hold them, as even as can be, each after the prefix.
 
-    T is the longest row's length, rounded up to a multiple that attention kernels like.
+    shape: R and T to fill up to, at least those of `shape_of`, which are taken without it.
     """
-    rows: list[list[Example]] = [[] for _ in range(math.ceil(len(examples) / poems_per_row))]
-    lengths = [0] * len(rows)
-    for example in sorted(examples, key=length, reverse=True):
-        shortest = lengths.index(min(lengths))
-        rows[shortest].append(example)
-        lengths[shortest] += length(example)
-    width = max(len(prefix) + sum(length(e) - len(prefix) for e in row) for row in rows)
-    width += -width % multiple
+    rows = in_rows(examples, prefix, poems_per_row)
+    height, width = shape or shape_of(examples, prefix, poems_per_row)
+    rows += [[] for _ in range(height - len(rows))]
 
     ids, positions, labels, owners = (
         torch.tensor(column) for column in zip(*(_row(r, prefix, width) for r in rows), strict=True)
@@ -93,6 +91,26 @@ def lay_out(
     mine = owners[:, :, None] == owners[:, None, :]
     attention = earlier & (mine | (owners[:, None, :] == 0))
     return Batch(ids, positions, attention[:, None], labels)
+
+
+def in_rows(examples: list[Example], prefix: list[int], poems_per_row: int) -> list[list[Example]]:
+    """The examples of each row: the longest first, each where there is the most room."""
+    rows: list[list[Example]] = [[] for _ in range(math.ceil(len(examples) / poems_per_row))]
+    lengths = [0] * len(rows)
+    for example in sorted(examples, key=length, reverse=True):
+        shortest = lengths.index(min(lengths))
+        rows[shortest].append(example)
+        lengths[shortest] += length(example) - len(prefix)
+    return rows
+
+
+def shape_of(
+    examples: list[Example], prefix: list[int], poems_per_row: int, multiple: int = 8
+) -> tuple[int, int]:
+    """R and T of the batch: T is rounded up to a multiple that attention kernels like."""
+    rows = in_rows(examples, prefix, poems_per_row)
+    width = len(prefix) + max(sum(length(e) - len(prefix) for e in row) for row in rows)
+    return len(rows), width + -width % multiple
 
 
 def length(example: Example) -> int:

@@ -19,8 +19,9 @@ from tqdm import tqdm
 from verse import distributed
 from verse.checkpoint import Checkpoints
 from verse.errors import UserError
+from verse.graphs import Graph
 from verse.memory import PASS_TOKENS, Mode
-from verse.packing import IGNORED, Batch, Example, lay_out, shared_prefix
+from verse.packing import IGNORED, Batch, Example, lay_out, shape_of, shared_prefix
 from verse.params import Train
 
 
@@ -37,23 +38,35 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Split:
-    """How the poems of a step are cut; it changes the speed and the memory, not the result."""
+class Plan:
+    """How poems go through the model; it changes the speed and the memory, not the result."""
 
+    prefix: list[int]  # token ids that all prompts begin with, computed once a row
+    dtype: torch.dtype
     poems_per_pass: int  # in one forward and backward pass of a process
-    poems_per_row: int  # behind one shared prefix; attention's cost grows with a row's square
+    poems_per_row: int  # behind one prefix; attention's cost grows with a row's square
     checkpointing: bool = False  # keep one activation a layer, compute the others twice
 
 
-def choose_split(
-    mode: Mode, device: torch.device, settings: Train, examples: list[Example]
-) -> Split:
-    """The whole batch in one pass if memory is used fast, else about `PASS_TOKENS` tokens."""
-    row = 4 if device.type == "cpu" else 16
+def choose_plan(
+    mode: Mode,
+    device: torch.device,
+    dtype: torch.dtype,
+    settings: Train,
+    examples: list[Example],
+) -> Plan:
+    """The whole batch in one pass if memory is used fast, else about `PASS_TOKENS` tokens.
+
+    examples: all that are trained or validated on.
+    """
+    plan = Plan(
+        shared_prefix(examples), dtype, settings.batch_size, 4 if device.type == "cpu" else 16
+    )
     if mode == "fast":
-        return Split(settings.batch_size, row)
+        return plan
     longest = max(len(e.prompt) + len(e.completion) for e in examples)
-    return Split(max(1, min(settings.batch_size, PASS_TOKENS // longest)), row, True)
+    poems = max(1, min(settings.batch_size, PASS_TOKENS // longest))
+    return replace(plan, poems_per_pass=poems, checkpointing=True)
 
 
 def train(
@@ -63,8 +76,7 @@ def train(
     settings: Train,
     *,
     seed: int,
-    dtype: torch.dtype,
-    split: Split,
+    plan: Plan,
     checkpoints: Checkpoints,
 ) -> Curves:
     """Train the adapter in place and return its curves; resumes from `checkpoints`.
@@ -75,13 +87,12 @@ def train(
     """
     device = next(model.parameters()).device
     chief = distributed.rank() == 0
-    prefix = shared_prefix(examples + validation)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         weights, lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    if split.checkpointing:
+    scaler = torch.amp.GradScaler(device.type, enabled=plan.dtype == torch.float16)
+    if plan.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     steps = step_count(len(examples), settings)
     curves = Curves([], [])
@@ -89,10 +100,13 @@ def train(
 
     def validate(step: int) -> None:
         if chief:
-            loss = evaluate(model, validation, prefix, dtype, split)
-            check_finite(loss["loss"], step, dtype)
+            loss = evaluate(model, validation, plan)
+            check_finite(loss["loss"], step, plan.dtype)
             curves.validation.append({"step": step, **loss})
 
+    graph = None
+    if device.type == "cuda" and not plan.checkpointing:
+        graph = record(model, list(batches(examples, settings, seed)), plan)
     progress = tqdm(total=steps, initial=start, unit="step", disable=None if chief else True)
     for step, batch in enumerate(batches(examples, settings, seed)):
         if step < start:
@@ -101,13 +115,13 @@ def train(
             validate(step)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(step, steps, settings.warmup)
-        split, loss = add_gradients(model, batch, prefix, dtype, split, scaler, seed, step)
-        check_finite(loss, step + 1, dtype)
+        plan, loss = add_gradients(model, batch, plan, graph, scaler, seed, step)
+        check_finite(loss, step + 1, plan.dtype)
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         scaler.step(optimizer)
         scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=graph is None)
         curves.train.append({"step": step + 1, "loss": round(loss, 4)})
         progress.set_postfix(loss=f"{loss:.3f}")
         progress.update()
@@ -145,16 +159,51 @@ def check_finite(loss: float, step: int, dtype: torch.dtype) -> None:
         raise UserError(f"the loss is {loss} at step {step}: lower train.learning_rate{advice}")
 
 
+def record(model: nn.Module, steps: list[list[Example]], plan: Plan) -> Graph | None:
+    """A pass over this process's share of any step as a CUDA graph.
+
+    None if a step takes several passes, or the model or the memory does not allow it.
+    """
+    shares = [share for step in steps if (share := own_share(step))]
+    if not shares or max(map(len, shares)) > plan.poems_per_pass:
+        return None
+    shapes = [shape_of(share, plan.prefix, plan.poems_per_row) for share in shares]
+    height, width = (max(sizes) for sizes in zip(*shapes, strict=True))
+    device = next(model.parameters()).device
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.grad = torch.zeros_like(weight)
+
+    def compute(batch: Batch, factor: torch.Tensor) -> torch.Tensor:
+        loss = summed_loss(model, batch, plan.dtype, width - len(plan.prefix))
+        (loss * factor).backward()
+        return loss.detach()
+
+    model.train()
+    batch = lay_out(shares[0], plan.prefix, plan.poems_per_row, (height, width)).to(device)
+    try:
+        return Graph(compute, batch, torch.zeros((), device=device))
+    except RuntimeError as error:
+        print(f"without a CUDA graph, which would be faster: {str(error).splitlines()[0]}")
+        return None
+    finally:
+        model.zero_grad(set_to_none=False)
+
+
+def own_share(batch: list[Example]) -> list[Example]:
+    """The poems of a step that this process computes."""
+    return batch[distributed.rank() :: distributed.size()]
+
+
 def add_gradients(
     model: nn.Module,
     batch: list[Example],
-    prefix: list[int],
-    dtype: torch.dtype,
-    split: Split,
+    plan: Plan,
+    graph: Graph | None,
     scaler: torch.amp.GradScaler,
     seed: int,
     step: int,
-) -> tuple[Split, float]:
+) -> tuple[Plan, float]:
     """Set the gradients of a batch, summed over the processes; its mean loss per token in nats.
 
     Where memory runs out, the passes are halved, once and for all, and the step done again.
@@ -162,32 +211,31 @@ def add_gradients(
     while True:
         torch.manual_seed(seed * 1_000_003 + step + distributed.rank() * 2**48)
         try:
-            loss = accumulate(model, batch, prefix, dtype, split, scaler)
+            loss = accumulate(model, batch, plan, graph, scaler)
             break
         except torch.OutOfMemoryError:
-            if split.poems_per_pass == 1:
+            if plan.poems_per_pass == 1:
                 raise UserError(
                     "out of GPU memory with one poem at a time: set train.memory to low, or "
                     "model.quantization to nf4, or lower train.lora.r"
                 ) from None
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        split = replace(split, poems_per_pass=split.poems_per_pass // 2)
-        print(f"out of GPU memory: {split.poems_per_pass} poems a pass from here on")
+        plan = replace(plan, poems_per_pass=plan.poems_per_pass // 2)
+        print(f"out of GPU memory: {plan.poems_per_pass} poems a pass from here on")
     weights = [p for p in model.parameters() if p.requires_grad]
     for weight in weights:
         if weight.grad is None:  # more processes than poems
             weight.grad = torch.zeros_like(weight)
     distributed.add_up([*(weight.grad for weight in weights), loss])
-    return split, loss.item()
+    return plan, loss.item()
 
 
 def accumulate(
     model: nn.Module,
     batch: list[Example],
-    prefix: list[int],
-    dtype: torch.dtype,
-    split: Split,
+    plan: Plan,
+    graph: Graph | None,
     scaler: torch.amp.GradScaler,
 ) -> torch.Tensor:
     """Add the gradients of this process's share of a batch, pass by pass.
@@ -195,59 +243,63 @@ def accumulate(
     Returns the share's part of the batch's mean loss per token in nats, a scalar.
     """
     model.train()
-    tokens = sum(len(e.completion) for e in batch)
-    total = torch.zeros((), device=next(model.parameters()).device)
-    share = batch[distributed.rank() :: distributed.size()]
-    for part in passes(share, split):
-        loss = summed_loss(model, lay_out(part, prefix, split.poems_per_row), dtype) / tokens
-        scaler.scale(loss).backward()
-        total += loss.detach()
+    device = next(model.parameters()).device
+    mean = torch.tensor(1 / sum(len(e.completion) for e in batch), device=device)
+    total = torch.zeros((), device=device)
+    for part in passes(own_share(batch), plan):
+        if graph:
+            shape = tuple(graph.batch.input_ids.shape)
+            laid_out = lay_out(part, plan.prefix, plan.poems_per_row, shape)
+            total += graph(laid_out, scaler.scale(mean)) * mean
+        else:
+            laid_out = lay_out(part, plan.prefix, plan.poems_per_row)
+            loss = summed_loss(model, laid_out, plan.dtype) * mean
+            scaler.scale(loss).backward()
+            total += loss.detach()
     return total
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    examples: list[Example],
-    prefix: list[int],
-    dtype: torch.dtype,
-    split: Split,
-) -> dict[str, float]:
+def evaluate(model: nn.Module, examples: list[Example], plan: Plan) -> dict[str, float]:
     """The loss of the examples in evaluation mode, without dropout: a row of the curve."""
     model.eval()
     total = 0.0
-    for part in passes(examples, split):
-        total += summed_loss(model, lay_out(part, prefix, split.poems_per_row), dtype).item()
+    for part in passes(examples, plan):
+        laid_out = lay_out(part, plan.prefix, plan.poems_per_row)
+        total += summed_loss(model, laid_out, plan.dtype).item()
     return {
         "loss": round(total / sum(len(e.completion) for e in examples), 4),
         "loss_per_character": round(total / sum(e.characters for e in examples), 4),
     }
 
 
-def passes(examples: list[Example], split: Split) -> Iterator[list[Example]]:
-    for start in range(0, len(examples), split.poems_per_pass):
-        yield examples[start : start + split.poems_per_pass]
+def passes(examples: list[Example], plan: Plan) -> Iterator[list[Example]]:
+    for start in range(0, len(examples), plan.poems_per_pass):
+        yield examples[start : start + plan.poems_per_pass]
 
 
-def summed_loss(model: nn.Module, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+def summed_loss(
+    model: nn.Module, batch: Batch, dtype: torch.dtype, last: int | None = None
+) -> torch.Tensor:
     """Cross entropy summed over the labels, in float32.
 
-    Only places where some row predicts something go through the output layer, the widest.
+    Only places where some row predicts something go through the output layer, the widest; or,
+    where no shape may depend on a value, the `last` ones of each row.
     """
-    places = (batch.labels != IGNORED).any(dim=0).nonzero()[:, 0]
     device = next(model.parameters()).device
-    batch, places = batch.to(device), places.to(device)
+    if last is None:
+        places = (batch.labels != IGNORED).any(dim=0).nonzero()[:, 0].to(device)
+    batch = batch.to(device)
+    labels = batch.labels[:, places] if last is None else batch.labels[:, -last:]
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         logits = model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=attention_masks(model.config.get_text_config(), batch, dtype),
             use_cache=False,
-            logits_to_keep=places,
+            logits_to_keep=places if last is None else last,
         ).logits
-    return functional.cross_entropy(
-        logits.flatten(0, 1).float(), batch.labels[:, places].flatten(), reduction="sum"
-    )
+    return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
 
 
 def attention_masks(
