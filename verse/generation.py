@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.nn import functional
 from tqdm import tqdm
 from transformers import (
     Cache,
@@ -55,7 +56,7 @@ class OwnStreams(LogitsProcessor):
         cumulative = torch.softmax(self.warpers(input_ids, likeliest).double(), -1).cumsum(-1)
         numbers = self.numbers[:, step : step + 1] * cumulative[:, -1:]
         drawn = tokens.gather(1, torch.searchsorted(cumulative, numbers, right=True))
-        return scores.fill_(-torch.inf).scatter_(1, drawn.to(scores.device), 0.0)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn.to(scores.device), 0.0)
 
 
 class NoRepeat(LogitsProcessor):
@@ -74,6 +75,7 @@ class NoRepeat(LogitsProcessor):
         begun = input_ids[:, input_ids.shape[1] + 1 - self.size :]
         repeats = (ngrams[:, :, :-1] == begun[:, None]).all(-1)
         rows, places = repeats.nonzero(as_tuple=True)
+        scores = scores.clone()
         scores[rows, ngrams[rows, places, -1]] = -torch.inf
         return scores
 
@@ -228,12 +230,9 @@ def _tiled(layer: nn.Linear):
         rows = inputs.reshape(-1, inputs.shape[-1])
         count = len(rows)
         size = TILE if inputs.shape[-2] == 1 else PROMPT_TILE
-        outputs = rows.new_empty(count + -count % size, layer.out_features)
+        rows = functional.pad(rows, (0, 0, 0, -count % size))
+        outputs = rows.new_empty(len(rows), layer.out_features)
         for tile, output in zip(rows.split(size), outputs.split(size), strict=True):
-            if len(tile) < size:
-                filled = rows.new_empty(size, rows.shape[1])
-                filled[: len(tile)] = tile
-                tile = filled
             torch.mm(tile, layer.weight.t(), out=output)
         if layer.bias is not None:
             outputs += layer.bias
