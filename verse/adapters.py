@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.nn import functional
 
 from verse.errors import UserError, is_out_of_memory
 from verse.files import write_text
@@ -55,17 +56,19 @@ def add_adapter(
 
 
 class CheapDropout(nn.Module):
-    """Dropout that draws 16 random bits an element instead of torch's 32 or more.
+    """Dropout that on a CPU draws 16 random bits an element instead of torch's 32 or more.
 
-    On a CPU torch's dropout takes a quarter of the whole training step. `rate` is kept to
-    1/65536.
+    There torch's dropout takes a quarter of the whole training step. `rate` is kept to 1/65536.
     """
 
     def __init__(self, rate: float):
         super().__init__()
+        self.rate = rate
         self.dropped = round(rate * 2**16)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if inputs.device.type != "cpu":
+            return functional.dropout(inputs, self.rate, self.training)
         if not self.training:
             return inputs
         words = torch.empty(inputs.numel() // 4 + 1, dtype=torch.int64, device=inputs.device)

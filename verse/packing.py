@@ -29,8 +29,15 @@ class Batch:
 
     input_ids: torch.Tensor  # (R, T)
     position_ids: torch.Tensor  # (R, T)
-    attention: torch.Tensor  # (R, 1, T, T), true where a token may look
+    owners: torch.Tensor  # (R, T), whose a token is: 0 the prefix's, 1, 2... a poem's, -1 nobody's
     labels: torch.Tensor  # (R, T), the token to predict at each place or IGNORED
+
+    @property
+    def attention(self) -> torch.Tensor:
+        """(R, 1, T, T), true where a token may look: the prefix and its own poem, up to itself."""
+        mine = self.owners[:, :, None] == self.owners[:, None, :]
+        allowed = mine | (self.owners == 0)[:, None, :]
+        return allowed.tril()[:, None]
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(t.to(device, non_blocking=True) for t in vars(self).values()))
@@ -84,13 +91,8 @@ def lay_out(
     height, width = shape or shape_of(examples, prefix, poems_per_row)
     rows += [[] for _ in range(height - len(rows))]
 
-    ids, positions, labels, owners = (
-        torch.tensor(column) for column in zip(*(_row(r, prefix, width) for r in rows), strict=True)
-    )
-    earlier = torch.ones(width, width, dtype=torch.bool).tril()
-    mine = owners[:, :, None] == owners[:, None, :]
-    attention = earlier & (mine | (owners[:, None, :] == 0))
-    return Batch(ids, positions, attention[:, None], labels)
+    columns = zip(*(_row(row, prefix, width) for row in rows), strict=True)
+    return Batch(*(torch.tensor(column) for column in columns))
 
 
 def in_rows(examples: list[Example], prefix: list[int], poems_per_row: int) -> list[list[Example]]:
@@ -118,7 +120,7 @@ def length(example: Example) -> int:
 
 
 def _row(examples: list[Example], prefix: list[int], width: int) -> tuple[list[int], ...]:
-    """Ids, positions, labels and owners of one row; the prefix is owned by 0, poems by 1, 2..."""
+    """Ids, positions, owners and labels of one row."""
     ids, positions, labels = list(prefix), list(range(len(prefix))), [IGNORED] * len(prefix)
     owners = [0] * len(prefix)
     for number, example in enumerate(examples, 1):
@@ -135,4 +137,4 @@ def _row(examples: list[Example], prefix: list[int], width: int) -> tuple[list[i
     positions += [0] * padding
     labels += [IGNORED] * padding
     owners += [-1] * padding  # padding sees padding, so that no softmax is over nothing
-    return ids, positions, labels, owners
+    return ids, positions, owners, labels

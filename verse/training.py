@@ -44,7 +44,7 @@ class Plan:
     prefix: list[int]  # token ids that all prompts begin with, computed once a row
     dtype: torch.dtype
     poems_per_pass: int  # in one forward and backward pass of a process
-    poems_per_row: int  # behind one prefix; attention's cost grows with a row's square
+    poems_per_row: int  # behind one prefix; more save tokens, but attention grows with the square
     checkpointing: bool = False  # keep one activation a layer, compute the others twice
 
 
@@ -60,7 +60,7 @@ def choose_plan(
     examples: all that are trained or validated on.
     """
     plan = Plan(
-        shared_prefix(examples), dtype, settings.batch_size, 4 if device.type == "cpu" else 16
+        shared_prefix(examples), dtype, settings.batch_size, 4 if device.type == "cpu" else 8
     )
     if mode == "fast":
         return plan
@@ -89,7 +89,10 @@ def train(
     chief = distributed.rank() == 0
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        weights, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        weights,
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=device.type == "cuda",
     )
     scaler = torch.amp.GradScaler(device.type, enabled=plan.dtype == torch.float16)
     if plan.checkpointing:
