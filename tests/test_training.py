@@ -72,6 +72,14 @@ def test_little_memory_and_much_give_the_same_curves(settings, poems, tmp_path):
     assert losses(fast.validation)[-1] < losses(fast.validation)[0] - 0.2
 
 
+def test_half_precision_trains_with_a_scaled_loss(settings, poems, tmp_path):
+    wanted = replace(training(), lora=replace(training().lora, dropout=0.0))
+    full, _ = run(settings, poems, wanted, tmp_path / "full")
+    half, _ = run(settings, poems, wanted, tmp_path / "half", dtype=torch.float16)
+    assert losses(half.train) == pytest.approx(losses(full.train), abs=0.02)
+    assert losses(half.validation) == pytest.approx(losses(full.validation), abs=0.02)
+
+
 def test_little_memory_keeps_one_activation_a_layer(settings, poems):
     def kept(how):
         """Elements kept for the backward pass."""
