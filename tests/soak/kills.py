@@ -84,9 +84,17 @@ def killed(copy, stage, moment):
         await_checkpoint(copy)
         moment %= 3
     time.sleep(moment)
-    os.killpg(process.pid, signal.SIGKILL)
+    kill(copy, process)
+
+
+def kill(copy, process):
+    """Kill a DVC and all that it started; whether it was still running."""
+    running = process.poll() is None
+    if running:
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     mend(copy)
+    return running
 
 
 def mend(copy):
@@ -197,11 +205,7 @@ def test_a_kill_before_the_first_lock(tmp_path):
     for _ in range(4):
         process = copy.start("dvc", "repro", start_new_session=True)
         time.sleep(chance.uniform(1, 12))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            kills += 1
-        process.communicate()
-        mend(copy)
+        kills += kill(copy, process)
     assert kills, "it was through before any kill"
     copy.dvc("repro")
     again = clone(tmp_path / "whole")
