@@ -16,7 +16,7 @@ soak: .venv/development
 	pytest -s tests/soak/bad_inputs.py tests/soak/kills.py
 
 merge: .venv/runtime
-	python -m merge
+	python -m verse.app.merge
 
 lint: .venv/development
 	ruff check .

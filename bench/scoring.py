@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 
-from verse.prosody import BOOK
-from verse.scoring import judge, lines_of, summarise
+from verse.judging.scoring import judge, summarise
+from verse.poems.lines import lines_in
+from verse.poems.prosody import BOOK
 
 SIZES = ((300, 5_000), (50_000, 300_000))
 RESAMPLES = 1000
@@ -38,7 +39,7 @@ def score(generated: int, training: int) -> None:
     base = [answer * 2 + " and then\n" for answer in tuned]
 
     start = time.perf_counter()
-    training_lines = lines_of(couplet + rest for couplet, rest in train)
+    training_lines = lines_in(couplet + rest for couplet, rest in train)
     read = time.perf_counter()
     groups = [
         [judge(*texts, training_lines) for texts in zip(couplets, answers, truths, strict=True)]

@@ -30,8 +30,8 @@ from pretrain.poetry import (
     texts,
     whole,
 )
-from verse import sources
 from verse.files import cache_dir, write_json, write_text
+from verse.poems import sources
 
 HERE = Path(__file__).parent
 

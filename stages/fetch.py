@@ -6,9 +6,10 @@ Writes data/raw/train.jsonl and test.jsonl, rows of {"instruction", "input", "ou
 leaves at data/source what they were read from.
 """
 
-from verse import params, sources
+from verse import params
 from verse.errors import run
 from verse.files import cache_dir, replacing, write_jsonl
+from verse.poems import sources
 
 
 def main() -> None:

@@ -28,26 +28,27 @@ def main() -> None:
 
 
 def finish(p: SimpleNamespace, poems: list[dict], which: str) -> None:
-    from verse import adapters, distributed, generation, memory, models, packing, tokenizers
+    from verse.generation import answers
+    from verse.model import adapters, distributed, encoding, loading, memory
 
     chief = distributed.rank() == 0
-    models.deterministic(p.seed, p.model.threads)
-    device = models.choose_device(p.model.device)
-    dtype = models.choose_dtype(p.model.dtype, device)
-    tokenizer = tokenizers.load_tokenizer(p.model)
+    loading.deterministic(p.seed, p.model.threads)
+    device = loading.choose_device(p.model.device)
+    dtype = loading.choose_dtype(p.model.dtype, device)
+    tokenizer = encoding.load_tokenizer(p.model)
     mode, reason = memory.for_generation(p.model, p.train.memory, device, dtype)
     if chief:
         print(f"memory: {mode}, {reason}", flush=True)
     expanded = mode == "fast" or device.type == "cpu"
-    model = models.load_model(p.model, device, dtype, expanded=expanded)
+    model = loading.load_model(p.model, device, dtype, expanded=expanded)
     if which == "tuned":
         model = adapters.load_adapter(model, "models/adapter", merge=expanded)
     share = [poem["prompt"] for poem in poems[distributed.rank() :: distributed.size()]]
-    prompts = (packing.encode_prompt(tokenizer, prompt) for prompt in share)
-    models.check_tokens(model, tokenizer, prompts)
+    prompts = (encoding.encode_prompt(tokenizer, prompt) for prompt in share)
+    loading.check_tokens(model, tokenizer, prompts)
 
     watch = speed.Stopwatch()
-    answers = generation.answers(
+    texts = answers.answer(
         model,
         tokenizer,
         share,
@@ -55,14 +56,14 @@ def finish(p: SimpleNamespace, poems: list[dict], which: str) -> None:
         seed=p.seed,
         batch_size=p.generate.batch_size,
     )
-    answers = distributed.gather(answers)
+    texts = distributed.gather(texts)
     if not chief:
         return
     numbers = watch.numbers(len(poems))
 
     rows = [
         {"input": poem["input"], "answer": answer}
-        for poem, answer in zip(poems, answers, strict=True)
+        for poem, answer in zip(poems, texts, strict=True)
     ]
     lines = [f"{n}. {row['input']}{one_line(row['answer'])}" for n, row in enumerate(rows, 1)]
     with together():

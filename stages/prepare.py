@@ -8,11 +8,13 @@ Reads data/raw. Writes data/prepared/{train,validation,test}.jsonl, rows of {"in
 
 from collections.abc import Iterable
 
-from verse import dataset, params, prompts
+from verse import params
 from verse.errors import run
 from verse.files import read_jsonl, replacing, together, write_json, write_jsonl
-from verse.forms import FORMS
-from verse.tokenizers import load_tokenizer
+from verse.model import prompts
+from verse.model.encoding import load_tokenizer
+from verse.poems import dataset
+from verse.poems.lines import FORMS
 
 
 def main() -> None:

@@ -24,15 +24,16 @@ SHOWN = 3
 def main() -> None:
     params = read("params.yaml", "seed", "score")
 
-    from verse.report import ReportRow, render
-    from verse.scoring import judge, lines_of, metrics_table, side_by_side, summarise
+    from verse.judging.report import ReportRow, render
+    from verse.judging.scoring import judge, metrics_table, side_by_side, summarise
+    from verse.poems.lines import lines_in
 
     test = columns(TEST, "input", "output")
     if not test:
         raise UserError(f"{TEST}: no poems to score: raise prepare.test_poems")
     couplets, truths = zip(*test, strict=True)
     answers = {group: answers_to(couplets, path) for group, path in ANSWERS.items()}
-    training_lines = lines_of(a + b for a, b in columns(TRAIN, "input", "output"))
+    training_lines = lines_in(a + b for a, b in columns(TRAIN, "input", "output"))
 
     judged = {
         group: [judge(*poem, training_lines) for poem in zip(couplets, texts, truths, strict=True)]

@@ -38,24 +38,16 @@ def main() -> None:
 
 
 def train(p: SimpleNamespace, poems: list[dict], held_out: list[dict]) -> None:
-    from verse import (
-        adapters,
-        checkpoint,
-        distributed,
-        memory,
-        models,
-        packing,
-        tokenizers,
-        training,
-    )
+    from verse.model import adapters, distributed, encoding, loading, memory
+    from verse.training import checkpoint, loop
 
     chief = distributed.rank() == 0
-    models.deterministic(p.seed, p.model.threads)
-    device = models.choose_device(p.model.device)
-    dtype = models.choose_dtype(p.model.dtype, device)
-    tokenizer = tokenizers.load_tokenizer(p.model)
+    loading.deterministic(p.seed, p.model.threads)
+    device = loading.choose_device(p.model.device)
+    dtype = loading.choose_dtype(p.model.dtype, device)
+    tokenizer = encoding.load_tokenizer(p.model)
     examples, validation = (
-        [packing.encode(tokenizer, poem["prompt"], poem["completion"]) for poem in part]
+        [encoding.encode(tokenizer, poem["prompt"], poem["completion"]) for poem in part]
         for part in (poems, held_out)
     )
 
@@ -69,10 +61,10 @@ def train(p: SimpleNamespace, poems: list[dict], held_out: list[dict]) -> None:
     )
     if chief:
         print(f"memory: {mode}, {reason}", flush=True)
-    base = models.load_model(p.model, device, dtype, expanded=mode == "fast")
-    models.check_tokens(base, tokenizer, (e.prompt + e.completion for e in examples + validation))
+    base = loading.load_model(p.model, device, dtype, expanded=mode == "fast")
+    loading.check_tokens(base, tokenizer, (e.prompt + e.completion for e in examples + validation))
     model = adapters.add_adapter(base, p.train.lora, p.model.name, p.model.revision, seed=p.seed)
-    plan = training.choose_plan(mode, device, dtype, p.train, examples + validation)
+    plan = loop.choose_plan(mode, device, dtype, p.train, examples + validation)
 
     key = checkpoint.fingerprint(
         {
@@ -83,13 +75,13 @@ def train(p: SimpleNamespace, poems: list[dict], held_out: list[dict]) -> None:
             "plan": plan,
             "processes": distributed.size(),
         },
-        [Path(TRAIN), Path(VALIDATION), *models.files(p.model.name), *checkpoint.loaded_code()],
+        [Path(TRAIN), Path(VALIDATION), *loading.files(p.model.name), *checkpoint.loaded_code()],
     )
     checkpoints = checkpoint.Checkpoints(cache_dir() / "checkpoints", key)
     if chief:
         checkpoints.remove_old()
     watch = speed.Stopwatch()
-    curves = training.train(
+    curves = loop.train(
         model,
         examples,
         validation,

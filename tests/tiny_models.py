@@ -12,9 +12,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from verse import packing
+from verse.model import encoding
+from verse.model.prompts import prompt_writer
 from verse.params import Lora, Model, Train
-from verse.prompts import prompt_writer
 
 INSTRUCTION = "完成這首詩。"
 POEMS = [
@@ -128,8 +128,8 @@ def prompts(tokenizer) -> list[str]:
     return [write({"instruction": INSTRUCTION, "input": couplet}) for couplet, _ in POEMS]
 
 
-def examples(tokenizer) -> list[packing.Example]:
+def examples(tokenizer) -> list[encoding.Example]:
     return [
-        packing.encode(tokenizer, prompt, rest)
+        encoding.encode(tokenizer, prompt, rest)
         for prompt, (_, rest) in zip(prompts(tokenizer), POEMS, strict=True)
     ]

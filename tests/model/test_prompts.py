@@ -1,0 +1,148 @@
+"""`verse.model.prompts`: each template, and one start token however the tokenizer goes about it."""
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from verse.errors import UserError
+from verse.model.prompts import SYSTEM, needs_tokenizer, prompt_writer
+
+POEM = {
+    "instruction": "續寫此詩。",
+    "input": "白日依山盡，黃河入海流。",
+    "output": "欲窮千里目，更上一層樓。",
+}
+USER = "續寫此詩。\n白日依山盡，黃河入海流。"
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+REFUSES_SYSTEM = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "<turn>{{ m.role }}\n{{ m.content | trim }}</turn>\n{% endfor %}<turn>model"
+)
+DROPS_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% endif %}{% endfor %}"
+)
+WITH_DATE = (
+    "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "Today: {{ date_string }}\n" + CHATML
+)
+THINKS = CHATML + (
+    "{% if enable_thinking is defined and enable_thinking is false %}<think></think>\n{% endif %}"
+)
+
+
+def tokenizer(chat_template=None, *, bos="<s>", adds_bos=True):
+    """A tokenizer of characters; `adds_bos` makes it put the start token first."""
+    vocabulary = {token: number for number, token in enumerate(["<s>", "</s>", "<unk>"])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    if bos and adds_bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    built = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=bos, eos_token="</s>", unk_token="<unk>"
+    )
+    built.chat_template = chat_template
+    return built
+
+
+def prompt(template, tokenizer=None, poem=POEM):
+    return prompt_writer(template, tokenizer)(poem)
+
+
+def test_plain_is_the_instruction_and_the_couplet():
+    assert prompt("plain") == USER
+
+
+def test_homework_is_the_notebooks_prompt():
+    assert prompt("homework") == (
+        "[INST] <<SYS>>\n"
+        "You are a helpful assistant and good at writing Tang poem. "
+        "你是一個樂於助人的助手且擅長寫唐詩。\n"
+        "<</SYS>>\n"
+        "\n"
+        "續寫此詩。\n"
+        "白日依山盡，黃河入海流。\n"
+        "[/INST]"
+    )
+
+
+def test_braces_in_a_poem_are_no_fields():
+    assert "{system}{0}\n" in prompt("homework", poem=POEM | {"instruction": "{system}{0}"})
+
+
+def test_auto_is_chat_where_the_tokenizer_has_a_template_and_plain_elsewhere():
+    assert prompt("auto", tokenizer()) == USER
+    assert prompt("auto", tokenizer(CHATML)) == prompt("chat", tokenizer(CHATML)) != USER
+
+
+def test_only_chat_and_auto_need_a_tokenizer():
+    needing = [t for t in ("auto", "plain", "homework", "chat") if needs_tokenizer(t)]
+    assert needing == ["auto", "chat"]
+
+
+def test_chat_has_a_system_message_and_stops_where_the_answer_begins():
+    assert prompt("chat", tokenizer(CHATML)) == (
+        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"
+        f"<|im_start|>user\n{USER}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_a_template_that_refuses_system_messages_gets_the_text_in_the_users_turn():
+    assert prompt("chat", tokenizer(REFUSES_SYSTEM)) == (
+        f"<turn>user\n{SYSTEM}\n\n{USER}</turn>\n<turn>model"
+    )
+
+
+def test_a_template_that_drops_system_messages_gets_the_text_in_the_users_turn():
+    assert prompt("chat", tokenizer(DROPS_SYSTEM)) == f"[INST] {SYSTEM}\n\n{USER} [/INST]"
+
+
+def test_no_prompt_depends_on_the_day():
+    assert prompt("chat", tokenizer(WITH_DATE)).startswith("Today: 26 Jul 2024\n")
+
+
+def test_thoughts_are_switched_off():
+    assert prompt("chat", tokenizer(THINKS)).endswith("assistant\n<think></think>\n")
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("template", [CHATML, "{{ bos_token }}" + CHATML])
+def test_an_encoded_prompt_never_has_two_start_tokens(template, adds_bos):
+    built = tokenizer(template, adds_bos=adds_bos)
+    ids = built(prompt("chat", built))["input_ids"]
+    wanted = adds_bos or "bos_token" in template
+    assert ids.count(built.bos_token_id) == (1 if wanted else 0)
+    assert (ids[0] == built.bos_token_id) is wanted
+
+
+def test_a_tokenizer_without_a_start_token():
+    assert prompt("chat", tokenizer(CHATML, bos=None)).startswith("<|im_start|>system")
+
+
+def test_chat_without_a_template_is_one_clear_line():
+    with pytest.raises(UserError, match="no chat template: set it to plain, homework or auto"):
+        prompt_writer("chat", tokenizer())
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "{% for m in messages %}",  # a syntax error
+        "{{ messages[0].nothing.at.all }}",
+        "{{ raise_exception('needs tools') }}",
+        "{{ messages[0].content + 1 }}",
+        {"rag": CHATML, "tool_use": CHATML},  # several, and none of them the default
+    ],
+)
+@pytest.mark.parametrize("template", ["chat", "auto"])
+def test_a_broken_template_is_one_clear_line(template, broken):
+    with pytest.raises(UserError, match="chat template of the model's tokenizer fails"):
+        prompt_writer(template, tokenizer(broken))

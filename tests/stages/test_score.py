@@ -1,0 +1,143 @@
+"""The score stage end to end, on a handful of poems."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stages import score
+from verse.errors import UserError
+from verse.files import write_jsonl
+
+ROOT = Path(__file__).parents[2]
+
+TRAIN = [("國破山河在，城春草木深。", "感時花濺淚，恨別鳥驚心。")]
+TEST = [
+    ("白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。"),
+    ("紅豆生南國，春來發幾枝。", "願君多采擷，此物最相思。"),
+]
+BASE = ["\x1b[2J" + "山" * 10_000, ""]
+TUNED = ["欲窮千里目，更上一層樓。", "感時花濺淚，恨別鳥驚心。"]
+OUTPUTS = ("score.json", "plots/quality.csv", "plots/lines/tuned.csv", "report.html")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for name, poems in {"train": TRAIN, "test": TEST}.items():
+        rows = [{"input": a, "output": b, "prompt": a, "completion": b} for a, b in poems]
+        write_jsonl(f"data/prepared/{name}.jsonl", rows)
+    write_answers("base", BASE)
+    write_answers("tuned", TUNED)
+    return tmp_path
+
+
+def write_answers(group, answers, couplets=None):
+    couplets = couplets or [couplet for couplet, _ in TEST]
+    rows = [{"input": a, "answer": b} for a, b in zip(couplets, answers, strict=False)]
+    write_jsonl(f"data/generated/{group}.jsonl", rows)
+
+
+def test_metrics(project):
+    score.main()
+    metrics = json.loads(Path("metrics/score.json").read_text(encoding="utf-8"))
+    assert list(metrics) == ["base", "tuned", "reference"]
+    base, tuned, reference = metrics.values()
+    assert base["poems"] == tuned["poems"] == reference["poems"] == 2
+    assert (base["form"], tuned["form"], reference["form"]) == (0, 1, 1)
+    assert (base["lines"], base["clean"], base["novel"]) == (0, 0.5, 1)
+    assert (tuned["rhyme"], tuned["novel"]) == (0.5, 0.5)  # 枝 and 心; its lines are the training's
+    assert (reference["rhyme"], reference["novel"], reference["chrf"]) == (1, 1, 1)
+
+
+def test_plots(project):
+    score.main()
+    assert rows_of("metrics/plots/quality.csv")[:4] == [
+        {"answers": "form: base", "share": "0.0"},
+        {"answers": "form: tuned", "share": "1.0"},
+        {"answers": "form: reference", "share": "1.0"},
+        {"answers": "rhyme: base", "share": "0.0"},
+    ]
+    lines = {
+        group: [row["share"] for row in rows_of(f"metrics/plots/lines/{group}.csv")]
+        for group in ("base", "tuned", "reference")
+    }
+    assert lines["base"] == ["0.5000", "0.5000", *["0.0000"] * 8]
+    assert lines["tuned"] == lines["reference"] == [*["0.0000"] * 2, "1.0000", *["0.0000"] * 7]
+
+
+def rows_of(path):
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_long_answers_share_the_last_bin(project):
+    write_answers("base", ["山\n" * 9, "山\n" * 5000])
+    score.main()
+    assert rows_of("metrics/plots/lines/base.csv")[-1] == {"lines": "9+", "share": "1.0000"}
+
+
+def test_the_terminal_shows_the_poems_and_no_escape_sequence(project, capsys):
+    score.main()
+    printed = capsys.readouterr().out
+    assert "欲窮千里目，" in printed and "␛[2J" in printed and "(empty)" in printed
+    assert "\x1b" not in printed
+    assert max(map(len, printed.split("\n"))) <= 80
+
+
+def test_the_report_shows_every_poem(project):
+    score.main()
+    page = Path("metrics/report.html").read_text(encoding="utf-8")
+    assert all(couplet[:5] in page for couplet, _ in TEST)
+    assert "\x1b" not in page
+
+
+def test_twice_the_same_bytes(project):
+    score.main()
+    first = [Path("metrics", name).read_bytes() for name in OUTPUTS]
+    score.main()
+    assert [Path("metrics", name).read_bytes() for name in OUTPUTS] == first
+
+
+def test_half_a_surrogate_pair_is_no_obstacle(project):
+    Path("data/generated/base.jsonl").write_text(
+        "".join(json.dumps({"input": couplet, "answer": "\ud800"}) + "\n" for couplet, _ in TEST)
+    )
+    score.main()
+    assert json.loads(Path("metrics/score.json").read_text())["base"]["clean"] == 0
+
+
+def test_too_few_answers(project):
+    write_answers("tuned", TUNED[:1])
+    with pytest.raises(
+        UserError, match=r"tuned\.jsonl: 1 answers for the 2 poems of .*test\.jsonl"
+    ):
+        score.main()
+    assert not Path("metrics").exists()
+
+
+def test_answers_to_other_couplets(project):
+    write_answers("base", BASE, couplets=[TEST[0][0], TRAIN[0][0]])
+    with pytest.raises(UserError, match=r"base\.jsonl, row 2: answers another couplet"):
+        score.main()
+
+
+def test_rows_without_text(project):
+    write_jsonl("data/generated/base.jsonl", [{"input": TEST[0][0], "answer": None}])
+    with pytest.raises(UserError, match=r"base\.jsonl, row 1: no text under input and answer"):
+        score.main()
+
+
+def test_no_test_poems(project):
+    write_jsonl("data/prepared/test.jsonl", [])
+    with pytest.raises(UserError, match=r"test\.jsonl: no poems to score"):
+        score.main()
+
+
+def test_missing_answers(project):
+    Path("data/generated/base.jsonl").unlink()
+    with pytest.raises(UserError, match=r"base\.jsonl: no such file"):
+        score.main()

@@ -1,0 +1,1 @@
+"""Answering prompts, each by its own random stream."""

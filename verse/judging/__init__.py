@@ -1,0 +1,1 @@
+"""How good the answers are: the metrics, and the pages that show them."""

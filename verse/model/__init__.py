@@ -1,0 +1,1 @@
+"""The language model: opened, prompted, adapted, fitted into memory, spread over processes."""

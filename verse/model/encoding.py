@@ -1,0 +1,65 @@
+"""Tokenizers, and the token ids of prompts and completions."""
+
+from dataclasses import dataclass
+
+from verse.errors import UserError
+from verse.hub import find_folder, origin, reading
+from verse.params import Model
+
+
+@dataclass(frozen=True)
+class Example:
+    """One poem as token ids; `completion` ends with the end token, exactly once."""
+
+    prompt: list[int]
+    completion: list[int]
+    characters: int  # of the completion's text, the end counted as one
+
+
+def load_tokenizer(settings: Model):
+    """The tokenizer of a model: a folder, or one on the Hugging Face hub.
+
+    Of the settings it takes name, revision, cache_dir and trust_remote_code. Raises UserError:
+    no such folder or model or revision, no tokenizer in it, one that cannot be read, gated, no
+    network.
+    """
+    # Imported here, since it takes seconds: a stage checks its parameters first.
+    from transformers import AutoTokenizer
+
+    folder = find_folder(settings.name)
+    if folder and not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*")):
+        raise UserError(
+            f"model.name {settings.name!r}: no tokenizer in this folder: "
+            "put the model's tokenizer files there, such as tokenizer.json"
+        )
+    with reading("its tokenizer", settings):
+        return AutoTokenizer.from_pretrained(**origin(settings))
+
+
+def adds_bos(tokenizer) -> bool:
+    """Whether `tokenizer(text)` by itself puts the start token before the text."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("一")["input_ids"][:1] == [bos]
+
+
+def encode_prompt(tokenizer, prompt: str) -> list[int]:
+    """Its token ids, with the start token if the tokenizer has one, never with the end token."""
+    ids = tokenizer(prompt)["input_ids"]
+    while ids and ids[-1] == tokenizer.eos_token_id:
+        ids = ids[:-1]
+    return ids
+
+
+def encode(tokenizer, prompt: str, completion: str) -> Example:
+    """Token ids of a poem. The prompt's are those that generation will start from.
+
+    A tokenizer may merge characters across the seam between prompt and completion; generation
+    never does, so in that case the completion is encoded on its own.
+    """
+    prompt_ids = encode_prompt(tokenizer, prompt)
+    ids = encode_prompt(tokenizer, prompt + completion)
+    if ids[: len(prompt_ids)] == prompt_ids:
+        answer = ids[len(prompt_ids) :]
+    else:
+        answer = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return Example(prompt_ids, [*answer, tokenizer.eos_token_id], len(completion) + 1)

@@ -1,0 +1,1 @@
+"""Poems: where they come from, how they are written down, what makes them good verse."""
