@@ -16,11 +16,13 @@ soak: .venv/development
 	pytest -s tests/soak/bad_inputs.py tests/soak/kills.py
 
 merge: .venv/runtime
-	python -m verse.app.merge
+	verse merge
 
 lint: .venv/development
 	ruff check .
 	ruff format --check .
+	lint-imports --no-cache
+	mypy
 
 audit: .venv/development
 	pip-audit --strict --no-deps --disable-pip -r requirements.txt
@@ -37,8 +39,9 @@ lock: .venv/development
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) cannot make .venv: on Debian, Ubuntu and Colab, apt-get install python3-venv first" >&2; exit 1; }
 
-.venv/runtime: requirements.txt | .venv/bin/python
+.venv/runtime: requirements.txt pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 .venv/development: requirements-dev.txt .venv/runtime

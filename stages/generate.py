@@ -8,70 +8,72 @@ Reads data/prepared/test.jsonl. Writes data/generated/base.jsonl or tuned.jsonl,
 """
 
 import sys
-from types import SimpleNamespace
 
 from verse import params, speed
 from verse.errors import UserError, run
 from verse.files import read_jsonl, together, write_jsonl, write_text
+from verse.params import Params
+
+STAGES = {"base": "baseline", "tuned": "generate"}
+ADAPTERS = {"base": None, "tuned": "models/adapter"}
 
 
 def main() -> None:
     which = sys.argv[1] if len(sys.argv) == 2 else ""
-    if which not in ("base", "tuned"):
+    if which not in STAGES:
         raise UserError("say which model: python -m stages.generate base (or tuned)")
-    p = params.read("params.yaml", "seed", "model", "decoding", "generate", "train.memory")
+    p = params.read()
     poems = read_jsonl("data/prepared/test.jsonl")
 
-    from verse import distributed  # heavy
+    from verse.model import distributed  # heavy
 
-    distributed.run(lambda: finish(p, poems, which), p.model.processes, p.model.device)
+    distributed.run(lambda: finish(p, poems, which), p.machine)
 
 
-def finish(p: SimpleNamespace, poems: list[dict], which: str) -> None:
-    from verse.generation import answers
-    from verse.model import adapters, distributed, encoding, loading, memory
+def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
+    from verse.generation.answers import answer
+    from verse.model import distributed, memory
+    from verse.model.opening import open_model
 
     chief = distributed.rank() == 0
-    loading.deterministic(p.seed, p.model.threads)
-    device = loading.choose_device(p.model.device)
-    dtype = loading.choose_dtype(p.model.dtype, device)
-    tokenizer = encoding.load_tokenizer(p.model)
-    mode, reason = memory.for_generation(p.model, p.train.memory, device, dtype)
+    opening = open_model(p.model, p.machine, seed=p.seed)
+    prompts = opening.encode_prompts(poems[distributed.rank() :: distributed.size()])
+    at_once = min(p.machine.batch_size, len(prompts))
+    ways = opening.ways(lambda sizes: memory.ways_to_generate(sizes, at_once))
     if chief:
-        print(f"memory: {mode}, {reason}", flush=True)
-    expanded = mode == "fast" or device.type == "cpu"
-    model = loading.load_model(p.model, device, dtype, expanded=expanded)
-    if which == "tuned":
-        model = adapters.load_adapter(model, "models/adapter", merge=expanded)
-    share = [poem["prompt"] for poem in poems[distributed.rank() :: distributed.size()]]
-    prompts = (encoding.encode_prompt(tokenizer, prompt) for prompt in share)
-    loading.check_tokens(model, tokenizer, prompts)
-
+        print(f"memory: {ways[0]}", flush=True)
     watch = speed.Stopwatch()
-    texts = answers.answer(
-        model,
-        tokenizer,
-        share,
-        p.decoding,
-        seed=p.seed,
-        batch_size=p.generate.batch_size,
-    )
-    texts = distributed.gather(texts)
+    answers: dict[int, str] = {}
+
+    def work(way: memory.Way) -> None:
+        model = opening.load(way, prompts, ADAPTERS[which])
+        watch.restart()
+        numbered = dict(enumerate(prompts))
+        answer(
+            model,
+            opening.tokenizer,
+            numbered,
+            p.decoding,
+            seed=p.seed,
+            batch_size=way.poems,
+            answers=answers,
+        )
+
+    memory.descend(ways, work, "lower decoding.max_new_tokens, or take a smaller model")
+    texts = distributed.gather([answers[number] for number in range(len(prompts))])
     if not chief:
         return
     numbers = watch.numbers(len(poems))
 
     rows = [
-        {"input": poem["input"], "answer": answer}
-        for poem, answer in zip(poems, texts, strict=True)
+        {"input": poem["input"], "answer": text} for poem, text in zip(poems, texts, strict=True)
     ]
     lines = [f"{n}. {row['input']}{one_line(row['answer'])}" for n, row in enumerate(rows, 1)]
     with together():
         write_jsonl(f"data/generated/{which}.jsonl", rows)
         if which == "tuned":
             write_text("data/generated/results.txt", "\n".join(lines) + "\n")
-    stage = {"base": "baseline", "tuned": "generate"}[which]
-    speed.record("metrics/speed.json", stage, numbers)
+    speed.record("metrics/speed.json", STAGES[which], numbers)
     print(f"{len(rows)} poems finished by the {which} model")
 
 

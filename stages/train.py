@@ -9,94 +9,71 @@ GPUs, the stage runs once on each of them.
 """
 
 import math
-from dataclasses import asdict
-from pathlib import Path
-from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from verse import params, speed
 from verse.errors import run
-from verse.files import (
-    cache_dir,
-    digest,
-    read_jsonl,
-    replacing,
-    together,
-    write_json,
-    write_text,
-)
+from verse.files import cache_dir, digest, read_jsonl, replacing, together, write_json, write_text
+from verse.params import Params
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from verse.training.loop import Curves
 
 TRAIN, VALIDATION = "data/prepared/train.jsonl", "data/prepared/validation.jsonl"
 
 
 def main() -> None:
-    p = params.read("params.yaml", "seed", "model", "train")
+    p = params.read()
     poems, held_out = read_jsonl(TRAIN), read_jsonl(VALIDATION)
 
-    from verse import distributed  # heavy
+    from verse.model import distributed  # heavy
 
-    distributed.run(lambda: train(p, poems, held_out), p.model.processes, p.model.device)
+    distributed.run(lambda: train(p, poems, held_out), p.machine)
 
 
-def train(p: SimpleNamespace, poems: list[dict], held_out: list[dict]) -> None:
-    from verse.model import adapters, distributed, encoding, loading, memory
+def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]) -> None:
+    from verse.model import adapters, distributed, memory
+    from verse.model.opening import open_model
     from verse.training import checkpoint, loop
+    from verse.training.plan import choose_plan
 
     chief = distributed.rank() == 0
-    loading.deterministic(p.seed, p.model.threads)
-    device = loading.choose_device(p.model.device)
-    dtype = loading.choose_dtype(p.model.dtype, device)
-    tokenizer = encoding.load_tokenizer(p.model)
-    examples, validation = (
-        [encoding.encode(tokenizer, poem["prompt"], poem["completion"]) for poem in part]
-        for part in (poems, held_out)
+    opening = open_model(p.model, p.machine, seed=p.seed)
+    examples, validation = opening.encode(poems), opening.encode(held_out)
+    task = loop.Task(examples, validation, p.train, p.seed)
+    ways = opening.ways(
+        lambda sizes: memory.ways_to_train(
+            sizes,
+            poems=math.ceil(p.train.batch_size / distributed.size()),
+            tokens=max(e.length for e in examples),
+        )
     )
-
-    mode, reason = memory.for_training(
-        p.model,
-        p.train.memory,
-        device,
-        dtype,
-        poems=math.ceil(p.train.batch_size / distributed.size()),
-        tokens=max(len(e.prompt) + len(e.completion) for e in examples),
+    checkpoints = checkpoint.Checkpoints(
+        cache_dir() / "checkpoints",
+        checkpoint.fingerprint("train", p),
+        every=p.machine.checkpoint_every,
     )
     if chief:
-        print(f"memory: {mode}, {reason}", flush=True)
-    base = loading.load_model(p.model, device, dtype, expanded=mode == "fast")
-    loading.check_tokens(base, tokenizer, (e.prompt + e.completion for e in examples + validation))
-    model = adapters.add_adapter(base, p.train.lora, p.model.name, p.model.revision, seed=p.seed)
-    plan = loop.choose_plan(mode, device, dtype, p.train, examples + validation)
-
-    key = checkpoint.fingerprint(
-        {
-            "model": p.model,
-            "train": p.train,
-            "seed": p.seed,
-            "device": device.type,
-            "plan": plan,
-            "processes": distributed.size(),
-        },
-        [Path(TRAIN), Path(VALIDATION), *loading.files(p.model.name), *checkpoint.loaded_code()],
-    )
-    checkpoints = checkpoint.Checkpoints(cache_dir() / "checkpoints", key)
-    if chief:
+        print(f"memory: {ways[0]}", flush=True)
         checkpoints.remove_old()
     watch = speed.Stopwatch()
-    curves = loop.train(
-        model,
-        examples,
-        validation,
-        p.train,
-        seed=p.seed,
-        plan=plan,
-        checkpoints=checkpoints,
-    )
+
+    def work(way: memory.Way) -> tuple["Curves", "nn.Module"]:
+        base = opening.load(way, (e.prompt + e.completion for e in examples + validation))
+        model = adapters.add_adapter(base, p.train.lora, p.model, seed=p.seed)
+        plan = choose_plan(way, opening.device, opening.dtype, examples + validation)
+        return loop.train(model, task, plan, checkpoints), model
+
+    curves, model = memory.descend(ways, work, "lower train.lora.r, or take a smaller model")
     if not chief:
         return
     numbers = watch.numbers(len(poems) * p.train.epochs)
 
     metrics = summary(curves, model)
     facts = {
-        "Training": asdict(p.train),
+        "Training": p.train.model_dump(),
         "Data": {"poems": len(poems), "sha256": digest(TRAIN)},
         "Losses": metrics,
     }
@@ -117,7 +94,7 @@ def train(p: SimpleNamespace, poems: list[dict], held_out: list[dict]) -> None:
     )
 
 
-def summary(curves, model) -> dict:
+def summary(curves: "Curves", model: "nn.Module") -> dict[str, Any]:
     """What metrics/train.json holds. Losses in nats; perplexity is per token."""
     first, last = curves.validation[0], curves.validation[-1]
     before, after = (

@@ -21,7 +21,7 @@ SMALL = {
     "prepare.max_train": 32,
     "train.batch_size": 8,
     "train.eval_every": 2,
-    "train.checkpoint_every": 1,
+    "machine.checkpoint_every": 1,
     "decoding.temperature": 1.0,
     "decoding.max_new_tokens": 12,
     "score.bootstrap": 100,
@@ -84,7 +84,9 @@ def clone(to: Path, **env: str) -> Clone:
         check=True,
     )
     for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith(("tests/", "bench/", "pretrain/")):
+        if (ROOT / name).is_file() and not name.startswith(
+            ("tests/", "bench/", "pretrain/", "rhymes/")
+        ):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, path / name)
     for name, count in (("train", 100), ("test", 4)):

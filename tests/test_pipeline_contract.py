@@ -1,16 +1,16 @@
-"""dvc.yaml held against the code: what a stage lists is what it imports and reads, no more.
+"""dvc.yaml held against the code: a stage lists what decides its result, and no more.
 
-Which data a stage reads is held against a real run in tests/test_pipeline.py.
+Which data a stage reads is held against a real run in tests/test_pipeline.py, which folder may
+import which by import-linter.
 """
 
 import ast
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
-from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 import yaml
@@ -20,8 +20,13 @@ from verse.params import Params
 ROOT = Path(__file__).parent.parent
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))
 STAGES = PIPELINE["stages"]
-# Packages that carry data about but have no say in a result: their version is no dependency.
-PLUMBING = {"filelock", "requests", "tqdm", "urllib3", "yaml"}
+GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["dependency-groups"]
+# Packages that carry data and tensors about but change no number.
+PLUMBING = set(
+    "filelock huggingface_hub jinja2 markupsafe pooch pydantic requests safetensors tqdm urllib3 "
+    "yaml".split()
+)
+MACHINE = "machine"  # the section of params.yaml that reruns nothing
 
 
 @cache
@@ -58,46 +63,47 @@ def closure(file: str) -> set[str]:
     return found
 
 
-def companions(file: str) -> set[str]:
-    """The data files that a module reads from beside itself: Path(__file__).with_name(…)."""
-    return {
-        str(Path(file).with_name(node.args[0].value))
-        for node in ast.walk(tree(file))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr == "with_name"
-        and isinstance(node.args[0], ast.Constant)
-    }
-
-
 def packages(file: str) -> set[str]:
     """Third-party packages that a file imports."""
     return {name.split(".")[0] for name in imported(file)} - sys.stdlib_module_names - {"verse"}
 
 
-def keys_read(file: str) -> list[str]:
-    """The keys in a script's one call of params.read."""
-    calls = [
-        node
+def folders(stage: str) -> set[str]:
+    """The folders of the library that a stage's script imports from, directly or not."""
+    return {str(Path(file).parent) for file in closure(script(stage))} - {"stages", "verse"}
+
+
+def sections_read(file: str) -> set[str]:
+    """The sections of params.yaml that a script reads: what stands behind its `p.`."""
+    return {
+        node.attr
         for node in ast.walk(tree(file))
-        if isinstance(node, ast.Call)
-        and ast.unparse(node.func) in ("params.read", "read")
-        and ast.unparse(node.args[0]) == "'params.yaml'"
-    ]
-    assert len(calls) == 1, f"{file}: params.yaml is read once"
-    return [argument.value for argument in calls[0].args[1:]]
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "p"
+    }
 
 
-def leaves(key: str) -> Iterator[str]:
-    """The keys of params.yaml below `key`, itself if it holds a value."""
-    schema = Params
-    for name in key.split("."):
-        schema = get_type_hints(schema)[name]
-    if is_dataclass(schema):
-        for name in get_type_hints(schema):
-            yield from leaves(f"{key}.{name}")
-    else:
-        yield key
+def listed_sections(stage: str) -> list[str]:
+    return [key for key in STAGES[stage]["params"] if isinstance(key, str)]
+
+
+def listed_groups(stage: str) -> list[str]:
+    """The groups of pyproject.toml whose versions a stage depends on."""
+    files = [key for key in STAGES[stage]["params"] if isinstance(key, dict)]
+    keys = [key for file in files for name, keys in file.items() for key in keys]
+    assert all(list(file) == ["pyproject.toml"] for file in files)
+    assert all(key.startswith("dependency-groups.") for key in keys)
+    return [key.removeprefix("dependency-groups.") for key in keys]
+
+
+def leaves(schema: type, prefix: str = "") -> Iterator[str]:
+    """The keys of params.yaml, dotted."""
+    for name, field in schema.model_fields.items():
+        if hasattr(field.annotation, "model_fields"):
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def outputs(stage: str) -> Iterator[tuple[str, dict]]:
@@ -108,19 +114,29 @@ def outputs(stage: str) -> Iterator[tuple[str, dict]]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_the_code_that_it_imports(stage):
-    code = closure(script(stage))
-    wanted = code.union(*map(companions, code))
-    if set().union(*map(packages, code)) - PLUMBING:
-        wanted.add("requirements.txt")
+def test_a_stage_depends_on_the_folders_that_decide_its_result(stage):
     listed = [dep for dep in STAGES[stage]["deps"] if not dep.startswith(("data/", "models/"))]
     assert len(set(listed)) == len(listed)
-    assert set(listed) == wanted
+    assert set(listed) == {script(stage)} | folders(stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_packages_that_can_change_a_number(stage):
+    used = set().union(*map(packages, closure(script(stage)))) - PLUMBING
+    groups = listed_groups(stage)
+    pinned = {group: {pin.split("==")[0] for pin in GROUPS[group]} for group in groups}
+    assert used <= set().union(*pinned.values())
+    assert [group for group in groups if not used & pinned[group]] == []
+
+
+def test_the_packages_that_are_installed_are_those_of_the_groups():
+    locked = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    assert [pin for group in GROUPS.values() for pin in group if pin not in locked] == []
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_lists_the_parameters_that_it_reads(stage):
-    assert sorted(STAGES[stage]["params"]) == sorted(keys_read(script(stage)))
+    assert sorted(listed_sections(stage)) == sorted(sections_read(script(stage)) - {MACHINE})
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -131,13 +147,14 @@ def test_a_stage_uses_the_parameters_that_it_lists(stage):
         for node in ast.walk(tree(file))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    listed = [leaf for key in STAGES[stage]["params"] for leaf in leaves(key)]
+    sections = listed_sections(stage)
+    listed = [leaf for leaf in leaves(Params) if leaf.split(".")[0] in sections]
     assert [leaf for leaf in listed if leaf.split(".")[-1] not in used] == []
 
 
-def test_every_parameter_steers_some_stage():
-    listed = {leaf for stage in STAGES for key in STAGES[stage]["params"] for leaf in leaves(key)}
-    assert listed == {leaf for key in get_type_hints(Params) for leaf in leaves(key)}
+def test_every_parameter_but_the_machines_steers_some_stage():
+    listed = {section for stage in STAGES for section in listed_sections(stage)}
+    assert listed == set(Params.model_fields) - {MACHINE}
 
 
 def test_every_stage_script_is_a_stage():
@@ -177,7 +194,7 @@ def test_every_parameter_has_a_comment_of_one_line():
             if rest.strip():
                 assert re.search(r" # \S", rest), f"{line}: no comment"
                 commented.add(".".join(section[d] for d in range(depth + 1)))
-    assert commented == {leaf for key in get_type_hints(Params) for leaf in leaves(key)}
+    assert commented == set(leaves(Params))
 
 
 def test_the_library_opens_with_a_docstring_alone():

@@ -37,8 +37,8 @@ REMEDIES = {
 """What to do about an error of the file system, by its number."""
 
 MEMORY = {
-    "train": "lower train.batch_size or set train.memory to low",
-    "generate": "lower generate.batch_size or decoding.max_new_tokens",
+    "train": "lower train.batch_size or close other programs",
+    "generate": "lower machine.batch_size or decoding.max_new_tokens",
 }
 """What to do where a stage is out of memory."""
 
@@ -74,9 +74,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a stage's `main`; print `<stage>: <line>` and exit for an explained error."""
-    stage = os.path.splitext(os.path.basename(sys.argv[0]))[0]
+def run(main: Callable[[], None], name: str = "") -> None:
+    """Run a program's `main`; print `<name>: <line>` and exit for an explained error.
+
+    name: the stage or command; the script's without one.
+    """
+    stage = name or os.path.splitext(os.path.basename(sys.argv[0]))[0]
     # PyTorch and Transformers bring millions of objects that live as long as the program.
     # Looking among them for garbage takes seconds, most of them at the very end.
     gc.set_threshold(100_000)

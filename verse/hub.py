@@ -9,16 +9,15 @@ from verse.errors import UserError, is_out_of_memory
 from verse.params import Model
 
 
-def origin(settings: Model) -> dict[str, Any]:
+def origin(settings: Model, cache_dir: str | None) -> dict[str, Any]:
     """What every `from_pretrained` is told: where the files are, and whether their code may run.
 
-    Of the settings it takes name, revision, cache_dir and trust_remote_code. Raises UserError
-    like `find_folder`.
+    Raises UserError like `find_folder`.
     """
     return {
         "pretrained_model_name_or_path": find_folder(settings.name) or settings.name,
         "revision": settings.revision,
-        "cache_dir": settings.cache_dir,
+        "cache_dir": cache_dir,
         "trust_remote_code": settings.trust_remote_code,
     }
 

@@ -9,9 +9,12 @@ from verse.files import write_json
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Seconds since it was made or started again."""
 
-    def __init__(self):
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
         self.began = time.perf_counter()
 
     def numbers(self, poems: int) -> dict[str, float]:

@@ -9,23 +9,23 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from verse.errors import UserError, is_out_of_memory
 from verse.files import write_text
-from verse.params import Lora
+from verse.params import Lora, Model
 
 
-def add_adapter(
-    model: nn.Module, lora: Lora, name: str, revision: str | None, *, seed: int
-) -> nn.Module:
+def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -> nn.Module:
     """`model` with a fresh LoRA adapter in float32, the same however the model was loaded.
 
-    name, revision: the base model, as the adapter's config names it. Raises UserError for
-    target modules that the model does not have.
+    base: the model's parameters, whose name and revision go into the adapter's config. Raises
+    UserError for target modules that the model does not have.
     """
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
@@ -36,8 +36,8 @@ def add_adapter(
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
-        base_model_name_or_path=name,
-        revision=revision,
+        base_model_name_or_path=base.name,
+        revision=base.revision,
     )
     torch.manual_seed(seed)
     try:
@@ -115,7 +115,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, merge: bool) -> nn.Mod
     return tuned.merge_and_unload() if merge else tuned
 
 
-def save_model(model: nn.Module, tokenizer, folder: Path) -> None:
+def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a whole model and its tokenizer as Transformers loads them.
 
     Weights of more than 5 GB are spread over several files, as on the hub.
@@ -138,7 +138,7 @@ def full_disk_told() -> Iterator[None]:
         raise OSError(errno.ENOSPC, "No space left on device") from None
 
 
-def model_card(base: str, revision: str | None, facts: dict[str, dict]) -> str:
+def model_card(base: str, revision: str | None, facts: dict[str, dict[str, Any]]) -> str:
     """The adapter's README.md: its base model, and a table for each group of facts."""
     lines = [
         "---",

@@ -15,38 +15,42 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import distributed
 
 from verse.errors import UserError, explain
+from verse.params import Machine
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # set by the launcher: where a process says why it failed
 
 
-def run(work: Callable[[], None], processes: Literal["auto"] | int, device: str) -> None:
-    """Do `work` in so many processes: here if one is enough, else in fresh ones like this.
+def run(work: Callable[[], None], machine: Machine) -> None:
+    """Do `work` in the machine's processes: here if one is enough, else in fresh ones like this.
 
-    processes: "auto" is one for every GPU, and one on a CPU. device: model.device.
     Raises UserError if there are fewer GPUs, and with the first failure of a process.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        work_in_group(work, device)
-    elif (count := process_count(processes, device)) == 1:
+        work_in_group(work, machine.device)
+    elif (count := process_count(machine)) == 1:
         work()
     else:
         launch(count)
 
 
-def process_count(processes: Literal["auto"] | int, device: str) -> int:
-    """How many processes to start. Raises UserError if there are fewer GPUs than wanted."""
-    gpus = 0 if device == "cpu" else torch.cuda.device_count()
+def process_count(machine: Machine) -> int:
+    """How many processes to start: "auto" is one for every GPU, and one on a CPU.
+
+    Raises UserError if there are fewer GPUs than wanted.
+    """
+    gpus = 0 if machine.device == "cpu" else torch.cuda.device_count()
+    processes = machine.processes
     if processes == "auto":
         return max(1, gpus)
     if 0 < gpus < processes:
         raise UserError(
-            f"model.processes is {processes}, but PyTorch sees {gpus} GPU{'s'[: gpus > 1]}: "
+            f"machine.processes is {processes}, but PyTorch sees {gpus} GPU{'s'[: gpus > 1]}: "
             "lower it, or set it to auto"
         )
     return processes
@@ -131,6 +135,22 @@ def add_up(tensors: list[torch.Tensor]) -> None:
         parts = flat.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
+
+
+def in_any(happened: bool) -> bool:
+    """Whether something happened in any of the processes, which all must ask."""
+    if size() == 1:
+        return happened
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    count = torch.tensor(int(happened), device=device)
+    distributed.all_reduce(count)
+    return bool(count.item())
+
+
+def wait_for_all() -> None:
+    """Go on when all processes have come here."""
+    if size() > 1:
+        distributed.barrier()
 
 
 def gather(share: list[Any]) -> list[Any]:

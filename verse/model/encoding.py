@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
 from verse.errors import UserError
 from verse.hub import find_folder, origin, reading
 from verse.params import Model
@@ -15,17 +17,18 @@ class Example:
     completion: list[int]
     characters: int  # of the completion's text, the end counted as one
 
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.completion)
 
-def load_tokenizer(settings: Model):
+
+def load_tokenizer(settings: Model, cache_dir: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a model: a folder, or one on the Hugging Face hub.
 
-    Of the settings it takes name, revision, cache_dir and trust_remote_code. Raises UserError:
-    no such folder or model or revision, no tokenizer in it, one that cannot be read, gated, no
-    network.
+    cache_dir: where downloads from the hub are kept; None takes Hugging Face's own place. Raises
+    UserError: no such folder or model or revision, no tokenizer in it, one that cannot be read,
+    gated, no network.
     """
-    # Imported here, since it takes seconds: a stage checks its parameters first.
-    from transformers import AutoTokenizer
-
     folder = find_folder(settings.name)
     if folder and not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*")):
         raise UserError(
@@ -33,16 +36,16 @@ def load_tokenizer(settings: Model):
             "put the model's tokenizer files there, such as tokenizer.json"
         )
     with reading("its tokenizer", settings):
-        return AutoTokenizer.from_pretrained(**origin(settings))
+        return AutoTokenizer.from_pretrained(**origin(settings, cache_dir))
 
 
-def adds_bos(tokenizer) -> bool:
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether `tokenizer(text)` by itself puts the start token before the text."""
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer("一")["input_ids"][:1] == [bos]
 
 
-def encode_prompt(tokenizer, prompt: str) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Its token ids, with the start token if the tokenizer has one, never with the end token."""
     ids = tokenizer(prompt)["input_ids"]
     while ids and ids[-1] == tokenizer.eos_token_id:
@@ -50,7 +53,7 @@ def encode_prompt(tokenizer, prompt: str) -> list[int]:
     return ids
 
 
-def encode(tokenizer, prompt: str, completion: str) -> Example:
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Example:
     """Token ids of a poem. The prompt's are those that generation will start from.
 
     A tokenizer may merge characters across the seam between prompt and completion; generation

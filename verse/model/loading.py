@@ -11,12 +11,17 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from verse.errors import UserError
 from verse.hub import find_folder, origin, reading
@@ -46,7 +51,7 @@ def choose_device(wanted: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError(
-            "model.device is cuda but PyTorch sees no GPU: set model.device to auto or cpu, "
+            "machine.device is cuda but PyTorch sees no GPU: set machine.device to auto or cpu, "
             "or install a driver and a CUDA build of torch"
         )
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -63,12 +68,18 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(
-    settings: Model, device: torch.device, dtype: torch.dtype, *, expanded: bool = True
-) -> nn.Module:
+    settings: Model,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    expanded: bool = True,
+    cache_dir: str | None = None,
+) -> PreTrainedModel:
     """The base model in evaluation mode, its weights frozen.
 
     With quantization nf4, the linear layers but the output layer are rounded to NF4. They stay
     plain linear layers of `dtype` if `expanded` or on a CPU; else they keep their 4 bits.
+    cache_dir: where downloads from the hub are kept; None takes Hugging Face's own place.
     Raises UserError for a model that is missing, gated, without safetensors or unreadable.
     """
     check_weights(settings.name)
@@ -81,7 +92,7 @@ def load_model(
     )
     with reading("its weights", settings):
         model = AutoModelForCausalLM.from_pretrained(
-            **origin(settings),
+            **origin(settings, cache_dir),
             use_safetensors=True,
             dtype=dtype,
             device_map={"": device},
@@ -94,14 +105,14 @@ def load_model(
     return model
 
 
-def load_skeleton(settings: Model) -> nn.Module:
+def load_skeleton(settings: Model, cache_dir: str | None = None) -> PreTrainedModel:
     """The model without its weights, on the meta device, to tell its sizes.
 
     Raises UserError like `load_model`.
     """
     check_weights(settings.name)
     with reading("its config.json", settings), torch.device("meta"):
-        config = AutoConfig.from_pretrained(**origin(settings))
+        config = AutoConfig.from_pretrained(**origin(settings, cache_dir))
         return AutoModelForCausalLM.from_config(
             config, trust_remote_code=settings.trust_remote_code
         )
@@ -123,12 +134,9 @@ def check_weights(name: str) -> None:
         raise UserError(f"model.name {name!r}: has no config.json: it is not a model folder")
 
 
-def files(name: str) -> list[Path]:
-    """The files of a local model folder; none for a model on the hub."""
-    return sorted(path for path in Path(name).expanduser().glob("*") if path.is_file())
-
-
-def check_tokens(model: nn.Module, tokenizer, texts: Iterable[list[int]]) -> None:
+def check_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[list[int]]
+) -> None:
     """Raise UserError if the tokenizer is not one that the model can work with.
 
     texts: the token ids of all texts. A tokenizer may have more tokens than the model if no text
@@ -148,7 +156,7 @@ def check_tokens(model: nn.Module, tokenizer, texts: Iterable[list[int]]) -> Non
         )
 
 
-def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """The linear layers that QLoRA quantizes: all but the output layer."""
     output = model.get_output_embeddings()
     return {
@@ -159,7 +167,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 @torch.no_grad()
-def round_to_nf4(model: nn.Module) -> None:
+def round_to_nf4(model: PreTrainedModel) -> None:
     """Replace each linear weight by its NF4 value, in place, keeping the layers plain."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # slow to import
 

@@ -1,124 +1,189 @@
-"""Choose between fast and low memory by what a model needs and what the GPU has free.
+"""Ways to fit a model into memory: one ladder, best way first, for training and generation.
 
-fast: the 4-bit weights are expanded once, every activation is kept for the backward pass, and
-the poems of a step go through the model together. low: the weights stay 4-bit, activations
-are computed twice, and a step is cut into small passes: slower, the same loss.
+A GPU that has room holds plain weights and keeps every activation for the backward pass. With
+less room the weights stay in 4 bits, then activations are computed twice, then fewer poems go
+through the model together: slower each time, the same result but for the last bits. `descend`
+starts on the first way whose estimate fits, and goes on to the next where memory runs out.
 """
 
-from typing import Literal
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
 
 from verse.errors import UserError
-from verse.model.loading import linear_layers, load_skeleton
-from verse.params import Model
+from verse.model.loading import linear_layers
 
 GIB = 2**30
-Mode = Literal["fast", "low"]
-Wanted = Literal["auto", "fast", "low"]
-PASS_TOKENS = 1024  # of a pass that uses the GPU well; low memory takes no longer ones
-GENERATED_TOKENS = 16 * 256  # that generation should have room for: 16 poems with their prompts
+PASS_TOKENS = 1024  # of a pass that uses a GPU well; a way that has no room for them comes last
+ANSWER_TOKENS = 256  # of a prompt and its answer
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits and its share of the scales
+T = TypeVar("T")
 
 
-def for_training(
-    settings: Model,
-    wanted: Wanted,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    poems: int,
-    tokens: int,
-) -> tuple[Mode, str]:
-    """How to train, and why, in words. A process takes `poems` a step, of up to `tokens` each.
+@dataclass(frozen=True)
+class Way:
+    """How a model is held, and how many poems go through it together."""
 
-    fast is chosen where a pass of `PASS_TOKENS` fits; a step that needs several takes several.
-    Raises UserError if the model does not fit the GPU in either way.
-    """
-    if device.type == "cpu":
-        return on_cpu(wanted)
-    model = load_skeleton(settings)
-    tokens = max(tokens, min(poems * tokens, PASS_TOKENS))
-    fast = weight_bytes(model, dtype, four_bit=False)
-    fast += training_bytes(model, tokens, checkpointing=False)
-    low = weight_bytes(model, dtype, four_bit=settings.quantization == "nf4")
-    low += training_bytes(model, tokens, checkpointing=True)
-    return choose(wanted, fast, low, free_bytes(device))
+    expanded: bool = True
+    """The weights' 4-bit values are held as plain numbers: faster, four times as large."""
+    kept: bool = True
+    """Activations are kept for the backward pass; else all but one a layer are computed twice."""
+    poems: int = 1
+    needs: float = 0.0
+    """Bytes, by an estimate from above."""
+
+    def __str__(self) -> str:
+        weights = "plain weights" if self.expanded else "4-bit weights"
+        activations = "" if self.kept else ", activations computed twice"
+        return f"{weights}{activations}, {self.poems} at once"
 
 
-def for_generation(
-    settings: Model, wanted: Wanted, device: torch.device, dtype: torch.dtype
-) -> tuple[Mode, str]:
-    """The same for generation, of at least a few answers at once."""
-    if device.type == "cpu":
-        return on_cpu(wanted)
-    model = load_skeleton(settings)
-    fast = weight_bytes(model, dtype, four_bit=False) + generation_bytes(model, GENERATED_TOKENS)
-    low = weight_bytes(model, dtype, four_bit=settings.quantization == "nf4")
-    low += generation_bytes(model, GENERATED_TOKENS)
-    return choose(wanted, fast, low, free_bytes(device))
+@dataclass(frozen=True)
+class Sizes:
+    """What a model's memory is reckoned from."""
+
+    plain: float
+    """Bytes of the weights as plain numbers, loading included."""
+    four_bit: float
+    """The same with the linear layers in 4 bits."""
+    layers: int
+    width: int
+    inner: int
+    vocabulary: int
+    cached: int
+    """Bytes of one token's keys and values in all layers."""
 
 
-def on_cpu(wanted: Wanted) -> tuple[Mode, str]:
-    if wanted == "low":
-        return "low", "but 4-bit weights are expanded on a CPU"
-    return "fast", "as always on a CPU" if wanted == "auto" else "as train.memory says"
-
-
-def choose(wanted: Wanted, fast: float, low: float, free: float) -> tuple[Mode, str]:
-    """fast where the bytes that it needs are free, low where it must be, and why, in words."""
-    if wanted != "auto":
-        return wanted, "as train.memory says"
-    if fast <= free:
-        return "fast", f"which needs about {gib(fast)} of the {gib(free)} GiB that are free"
-    if low <= free:
-        return "low", f"since fast needs about {gib(fast)} GiB and {gib(free)} are free"
-    raise UserError(
-        f"model.name: about {gib(low)} GiB of GPU memory are needed even with train.memory low, "
-        f"and {gib(free)} are free: set model.quantization to nf4, or take a smaller model or a "
-        "larger GPU (a model is never spread over several)"
+def sizes(model: nn.Module, dtype: torch.dtype, quantization: Literal["nf4", "none"]) -> Sizes:
+    """The sizes of a model, which may be on the meta device."""
+    linear = [layer.weight.numel() for layer in linear_layers(model).values()]
+    everything = sum(weight.numel() for weight in model.parameters())
+    largest = max(linear, default=0)
+    plain = everything * dtype.itemsize + 4 * largest  # and one layer being rounded
+    four_bit = (everything - sum(linear) + 3 * largest) * dtype.itemsize + sum(linear) * NF4_BYTES
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return Sizes(
+        plain=plain,
+        four_bit=four_bit if quantization == "nf4" else plain,
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        inner=max(inner) if isinstance(inner, list) else inner,
+        vocabulary=config.vocab_size,
+        cached=2 * 2 * config.num_hidden_layers * heads * head,
     )
 
 
-def free_bytes(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0]
+def ways_to_train(model: Sizes, poems: int, tokens: int) -> list[Way]:
+    """Ways to take a step of so many poems, of up to `tokens` each, in one or more passes."""
+    kinds = ((True, True), (False, True), (False, False))
+    return ladder(
+        kinds,
+        poems,
+        tokens,
+        lambda expanded, kept, together: (
+            (model.plain if expanded else model.four_bit)
+            + training_bytes(model, together * tokens, kept=kept)
+        ),
+    )
+
+
+def ways_to_generate(model: Sizes, prompts: int) -> list[Way]:
+    """Ways to answer up to so many prompts at once."""
+    return ladder(
+        ((True, True), (False, True)),
+        prompts,
+        ANSWER_TOKENS,
+        lambda expanded, _, together: (
+            (model.plain if expanded else model.four_bit)
+            + together * ANSWER_TOKENS * model.cached
+            + GIB
+        ),
+    )
+
+
+def ladder(
+    kinds: Sequence[tuple[bool, bool]],
+    poems: int,
+    tokens: int,
+    needs: Callable[[bool, bool, int], float],
+) -> list[Way]:
+    """Every kind with all poems at once, half of them and so on, while a pass is long enough."""
+
+    def halves() -> Iterator[int]:
+        together = poems
+        while together:
+            yield together
+            together //= 2
+
+    return [
+        Way(expanded, kept, together, needs(expanded, kept, together))
+        for expanded, kept in kinds
+        for together in halves()
+        if together == poems or together * tokens >= PASS_TOKENS or (expanded, kept) == kinds[-1]
+    ]
+
+
+def training_bytes(model: Sizes, tokens: int, *, kept: bool) -> float:
+    """Memory of a pass over so many tokens, of which half are predicted.
+
+    An estimate from above, by a 7B Mistral with adapters on all linear layers: with activations
+    kept it took 22.8 GiB with 832 tokens and 38.8 with 3,300, weights included.
+    """
+    layer = tokens * 2 * (13 * model.width + 5 * model.inner)
+    outputs = tokens // 2 * model.vocabulary * 14  # logits in two precisions, and their gradients
+    if kept:
+        return model.layers * layer + outputs + 3 * GIB
+    return layer + model.layers * tokens * model.width * 4 + outputs + GIB
+
+
+def room(device: torch.device, wanted: Literal["auto"] | float) -> float:
+    """Bytes of GPU memory to use: what is free, or the GiB that machine.memory says if fewer.
+
+    The latter is a promise: PyTorch will hold no more.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    if wanted != "auto":
+        free = min(free, int(wanted * GIB))
+        torch.cuda.set_per_process_memory_fraction(min(1.0, free / total), device)
+    return free
+
+
+def fitting(ways: list[Way], room: float) -> list[Way]:
+    """The ways from the first that should fit on. Raises UserError if none does."""
+    for number, way in enumerate(ways):
+        if way.needs <= room:
+            return ways[number:]
+    raise UserError(
+        f"model.name: about {gib(ways[-1].needs)} GiB of GPU memory are needed, and {gib(room)} "
+        "may be used: set model.quantization to nf4, or take a smaller model or a larger GPU "
+        "(a model is never spread over several)"
+    )
+
+
+def descend(ways: list[Way], work: Callable[[Way], T], out: str) -> T:
+    """`work` in the first way that memory allows; each starts anew where the one before ended.
+
+    out: what to do if memory is short even in the last way, for the UserError that says so.
+    """
+    for way, following in zip(ways, [*ways[1:], None], strict=True):
+        try:
+            return work(way)
+        except torch.OutOfMemoryError as error:
+            if following is None:
+                raise UserError(f"out of GPU memory: {out}") from None
+            error.__traceback__ = None  # whose frames hold the model
+        gc.collect()
+        torch.cuda.empty_cache()
+        print(f"out of GPU memory: {following} from here on", flush=True)
+    raise AssertionError("a ladder has a way")
 
 
 def gib(count: float) -> str:
     return f"{count / GIB:.1f}"
-
-
-def weight_bytes(model: nn.Module, dtype: torch.dtype, *, four_bit: bool) -> float:
-    """Memory of the base model, which may be on the meta device, loading included."""
-    linear = [layer.weight.numel() for layer in linear_layers(model).values()]
-    everything = sum(weight.numel() for weight in model.parameters())
-    if not four_bit:  # and one layer being rounded
-        return everything * dtype.itemsize + 4 * max(linear, default=0)
-    kept = (everything - sum(linear)) * dtype.itemsize
-    return sum(linear) * NF4_BYTES + kept + 3 * dtype.itemsize * max(linear, default=0)
-
-
-def training_bytes(model: nn.Module, tokens: int, *, checkpointing: bool) -> float:
-    """Memory of a pass over so many tokens, of which half are predicted.
-
-    An estimate from above, by a 7B Mistral with adapters on all linear layers: without
-    checkpointing it took 22.8 GiB with 832 tokens and 38.8 with 3,300, weights included.
-    """
-    config = model.config.get_text_config()
-    width, layers = config.hidden_size, config.num_hidden_layers
-    inner = getattr(config, "intermediate_size", None) or 4 * width
-    inner = max(inner) if isinstance(inner, list) else inner
-    layer = tokens * 2 * (13 * width + 5 * inner)
-    outputs = tokens // 2 * config.vocab_size * 14  # logits in two precisions, and their gradients
-    if checkpointing:
-        return layer + layers * tokens * width * 4 + outputs + GIB
-    return layers * layer + outputs + 3 * GIB
-
-
-def generation_bytes(model: nn.Module, tokens: int) -> float:
-    """Memory of the keys and values of so many tokens, and of what else generation needs."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * 2 * config.num_hidden_layers * heads * width * tokens + GIB

@@ -7,6 +7,8 @@ the model wants one.
 
 from collections.abc import Callable
 
+from transformers import PreTrainedTokenizerBase
+
 from verse.errors import UserError
 from verse.model.encoding import adds_bos
 
@@ -40,16 +42,13 @@ def homework(poem: dict[str, str]) -> str:
     return HOMEWORK.format(system=SYSTEM, instruction=poem["instruction"], input=poem["input"])
 
 
-def needs_tokenizer(template: str) -> bool:
-    return template in ("auto", "chat")
-
-
-def prompt_writer(template: str, tokenizer=None) -> Callable[[dict[str, str]], str]:
+def prompt_writer(
+    template: str, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[dict[str, str]], str]:
     """The function that turns a poem into its prompt.
 
     template: "plain", "homework", "chat" (the tokenizer's own chat template), or "auto", which
         is chat if the tokenizer has a chat template, else plain.
-    tokenizer: of the model; "auto" and "chat" need it.
 
     Raises UserError for "chat" without a chat template, or with a broken one.
     """
@@ -60,7 +59,7 @@ def prompt_writer(template: str, tokenizer=None) -> Callable[[dict[str, str]], s
     return {"plain": plain, "homework": homework}[template]
 
 
-def chat_writer(tokenizer) -> Callable[[dict[str, str]], str]:
+def chat_writer(tokenizer: PreTrainedTokenizerBase) -> Callable[[dict[str, str]], str]:
     """Prompts by the tokenizer's chat template, up to where the assistant's turn begins.
 
     The system text is a system message; where the template refuses or drops those, it opens
@@ -68,7 +67,7 @@ def chat_writer(tokenizer) -> Callable[[dict[str, str]], str]:
     """
     if not tokenizer.chat_template:
         raise UserError(
-            "prepare.template is chat, but the model's tokenizer has no chat template: "
+            "model.template is chat, but the model's tokenizer has no chat template: "
             "set it to plain, homework or auto"
         )
     drop_bos = adds_bos(tokenizer)
@@ -97,6 +96,6 @@ def chat_writer(tokenizer) -> Callable[[dict[str, str]], str]:
     except Exception as error:
         raise UserError(
             f"the chat template of the model's tokenizer fails ({error}): "
-            "set prepare.template to plain"
+            "set model.template to plain"
         ) from error
     return lambda poem: render(plain(poem), system_message)

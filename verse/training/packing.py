@@ -69,10 +69,10 @@ def in_rows(examples: list[Example], prefix: list[int], poems_per_row: int) -> l
     """The examples of each row: the longest first, each where there is the most room."""
     rows: list[list[Example]] = [[] for _ in range(math.ceil(len(examples) / poems_per_row))]
     lengths = [0] * len(rows)
-    for example in sorted(examples, key=length, reverse=True):
+    for example in sorted(examples, key=lambda e: e.length, reverse=True):
         shortest = lengths.index(min(lengths))
         rows[shortest].append(example)
-        lengths[shortest] += length(example) - len(prefix)
+        lengths[shortest] += example.length - len(prefix)
     return rows
 
 
@@ -81,12 +81,8 @@ def shape_of(
 ) -> tuple[int, int]:
     """R and T of the batch: T is rounded up to a multiple that attention kernels like."""
     rows = in_rows(examples, prefix, poems_per_row)
-    width = len(prefix) + max(sum(length(e) - len(prefix) for e in row) for row in rows)
+    width = len(prefix) + max(sum(e.length - len(prefix) for e in row) for row in rows)
     return len(rows), width + -width % multiple
-
-
-def length(example: Example) -> int:
-    return len(example.prompt) + len(example.completion)
 
 
 def _row(examples: list[Example], prefix: list[int], width: int) -> tuple[list[int], ...]:

@@ -1,0 +1,88 @@
+"""Open a model: its tokenizer, its prompt, the device and the precision it works in, its weights.
+
+Training, generation and whatever else runs a model begin with `open_model`, which is quick and
+finds most mistakes; `Opening.load` reads the weights, in one of the ways of `memory`.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from verse.model import adapters, encoding, loading, memory
+from verse.model.prompts import prompt_writer
+from verse.params import Machine, Model
+
+
+@dataclass(frozen=True)
+class Opening:
+    """All of a model but its weights."""
+
+    settings: Model
+    machine: Machine
+    tokenizer: PreTrainedTokenizerBase
+    prompt: Callable[[dict[str, str]], str]
+    """A poem's prompt: what the model is given before it writes the rest."""
+    device: torch.device
+    dtype: torch.dtype
+
+    def encode(self, poems: Iterable[dict[str, str]]) -> list[encoding.Example]:
+        """Poems as the token ids of their prompts and completions."""
+        return [
+            encoding.encode(self.tokenizer, self.prompt(poem), poem["output"]) for poem in poems
+        ]
+
+    def encode_prompts(self, poems: Iterable[dict[str, str]]) -> list[list[int]]:
+        """The token ids of the poems' prompts."""
+        return [encoding.encode_prompt(self.tokenizer, self.prompt(poem)) for poem in poems]
+
+    def ways(self, reckon: Callable[[memory.Sizes], list[memory.Way]]) -> list[memory.Way]:
+        """The ways that fit, best first: a single one on a CPU, where weights are expanded.
+
+        reckon: what `memory.ways_to_train` or `ways_to_generate` makes of the model's sizes.
+        Raises UserError if the model does not fit.
+        """
+        skeleton = loading.load_skeleton(self.settings, self.machine.cache_dir)
+        ways = reckon(memory.sizes(skeleton, self.dtype, self.settings.quantization))
+        if self.device.type == "cpu":
+            return ways[:1]
+        return memory.fitting(ways, memory.room(self.device, self.machine.memory))
+
+    def load(
+        self, way: memory.Way, texts: Iterable[list[int]], adapter: str | Path | None = None
+    ) -> nn.Module:
+        """The model with its weights, and with the adapter of a folder if one is named.
+
+        texts: token ids of all that it will meet. Raises UserError for a model that cannot be
+        read, or that does not know one of the tokens.
+        """
+        model = loading.load_model(
+            self.settings,
+            self.device,
+            self.dtype,
+            expanded=way.expanded,
+            cache_dir=self.machine.cache_dir,
+        )
+        loading.check_tokens(model, self.tokenizer, texts)
+        return adapters.load_adapter(model, adapter, merge=way.expanded) if adapter else model
+
+
+def open_model(settings: Model, machine: Machine, *, seed: int) -> Opening:
+    """Make PyTorch deterministic and open a model.
+
+    Raises UserError for a tokenizer, a chat template or a device that cannot be used.
+    """
+    loading.deterministic(seed, machine.threads)
+    device = loading.choose_device(machine.device)
+    tokenizer = encoding.load_tokenizer(settings, machine.cache_dir)
+    return Opening(
+        settings,
+        machine,
+        tokenizer,
+        prompt_writer(settings.template, tokenizer),
+        device,
+        loading.choose_dtype(settings.dtype, device),
+    )
