@@ -14,7 +14,7 @@ from transformers import (
 
 from verse.model import encoding
 from verse.model.prompts import prompt_writer
-from verse.params import Lora, Model, Train
+from verse.params import Lora, Machine, Model, Train
 
 INSTRUCTION = "完成這首詩。"
 POEMS = [
@@ -91,18 +91,29 @@ def build(shape: str, folder, tokenizer=None) -> Model:
 
 
 def settings(name: str, **changes) -> Model:
-    """The `model` section of params.yaml for a model in a folder, on one CPU thread."""
+    """The `model` section of params.yaml for a model in a folder."""
     values = {
         "revision": None,
-        "cache_dir": None,
         "trust_remote_code": False,
         "quantization": "nf4",
         "dtype": "float32",
+        "template": "auto",
+    }
+    return Model(name=name, **values | changes)
+
+
+def machine(**changes) -> Machine:
+    """The `machine` section: one CPU thread."""
+    values = {
         "device": "cpu",
         "processes": 1,
         "threads": 1,
+        "memory": "auto",
+        "cache_dir": None,
+        "checkpoint_every": 2,
+        "batch_size": 64,
     }
-    return Model(name=name, **values | changes)
+    return Machine(**values | changes)
 
 
 def training(**changes) -> Train:
@@ -114,9 +125,7 @@ def training(**changes) -> Train:
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "batch_size": 4,
-        "memory": "auto",
         "eval_every": 3,
-        "checkpoint_every": 2,
         "lora": Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear"),
     }
     return Train(**values | changes)

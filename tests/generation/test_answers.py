@@ -1,7 +1,5 @@
 """`verse.generation.answers`: an answer depends on the seed and its own prompt only."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from transformers import (
@@ -14,7 +12,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from verse.generation import answers
+from verse.generation import answers, sampling
+from verse.model.encoding import encode_prompt
 from verse.params import Decoding
 
 DECODING = Decoding(
@@ -47,8 +46,14 @@ def mini():
 
 
 def answer(mini, prompts=COUPLETS, batch_size=64, seed=42, **changes):
-    decoding = replace(DECODING, **changes)
-    return answers.answer(*mini, prompts, decoding, seed=seed, batch_size=batch_size)
+    model, tokenizer = mini
+    decoding = DECODING.model_copy(update=changes)
+    encoded = {key: encode_prompt(tokenizer, prompt) for key, prompt in enumerate(prompts)}
+    found = {}
+    answers.answer(
+        model, tokenizer, encoded, decoding, seed=seed, batch_size=batch_size, answers=found
+    )
+    return [found[key] for key in encoded]
 
 
 @pytest.mark.parametrize(("dtype", "tokens"), [(torch.float32, 12), (torch.bfloat16, 4)])
@@ -97,20 +102,20 @@ def test_no_repeat_is_that_of_transformers():
         ids = torch.randint(0, 4, (8, 20), generator=generator)
         scores = torch.randn(8, 4, generator=generator)
         expected = NoRepeatNGramLogitsProcessor(size)(ids, scores.clone())
-        assert torch.equal(answers.NoRepeat(size)(ids, scores), expected)
+        assert torch.equal(sampling.NoRepeat(size)(ids, scores), expected)
         assert torch.isinf(expected).any()
 
 
 def test_sampled_tokens_follow_the_distribution_of_transformers():
     """The share of each token over many streams is its probability."""
     scores = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, -3.0]])
-    decoding = replace(DECODING, temperature=0.7, top_k=5, top_p=0.95)
+    decoding = DECODING.model_copy(update={"temperature": 0.7, "top_k": 5, "top_p": 0.95})
     warpers = LogitsProcessorList(
         [TemperatureLogitsWarper(0.7), TopKLogitsWarper(5), TopPLogitsWarper(0.95)]
     )
     expected = torch.softmax(warpers(None, scores.clone()), -1)[0]
     prompts = [[n] for n in range(20_000)]
-    streams = answers.OwnStreams(prompts, decoding, seed=0)
+    streams = sampling.OwnStreams(prompts, decoding, seed=0)
     drawn = streams(torch.zeros(len(prompts), 1), scores.expand(len(prompts), -1)).argmax(-1)
     shares = torch.bincount(drawn, minlength=6) / len(prompts)
     assert torch.allclose(shares, expected, atol=0.015)

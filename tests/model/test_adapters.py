@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ CPU = torch.device("cpu")
 def tuned(settings, seed=1):
     """A model with an adapter that changes something: its B does not stay 0."""
     base = loading.load_model(settings, CPU, torch.float32)
-    model = adapters.add_adapter(base, training().lora, settings.name, "main", seed=seed)
+    model = adapters.add_adapter(base, training().lora, settings, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -51,7 +50,7 @@ def test_saved_loaded_and_merged(tmp_path):
     assert set(files) == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
     config = json.loads(files["adapter_config.json"])
     assert config["target_modules"] == sorted(config["target_modules"])
-    assert config["revision"] == "main" and config["base_model_name_or_path"] == settings.name
+    assert config["revision"] is None and config["base_model_name_or_path"] == settings.name
 
     for merge in (False, True):
         base = loading.load_model(settings, CPU, torch.float32)
@@ -117,10 +116,10 @@ def test_the_merged_model_is_one_that_transformers_runs(tmp_path):
     model = tuned(settings)
     adapters.save_adapter(model, tmp_path / "models" / "adapter", "card")
     params = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
-    params["model"] = asdict(settings) | {"name": "base"}
+    params["model"] = settings.model_dump() | {"name": "base"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "verse.app.merge"],
+        [sys.executable, "-m", "verse.app.main", "merge"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import clones
@@ -15,13 +14,15 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from stages import fetch, generate, prepare, score, train
-from verse.generation import answers
+from verse.generation.answers import answer
 from verse.model import adapters, encoding, loading
 from verse.model.encoding import encode_prompt
 from verse.params import Decoding
-from verse.training import loop as trainer
+from verse.training import loop
 from verse.training.checkpoint import Checkpoints
+from verse.training.loss import summed_loss
 from verse.training.packing import lay_out, shared_prefix
+from verse.training.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -60,7 +61,7 @@ def test_packed_poems_lose_as_much_as_each_alone(base):
     assert len(prefix) >= 3
     expected = sum(alone(model, poem) for poem in poems)
     for poems_per_row in (1, 3, 7):
-        packed = trainer.summed_loss(model, lay_out(poems, prefix, poems_per_row), FLOAT)
+        packed = summed_loss(model, lay_out(poems, prefix, poems_per_row), FLOAT)
         torch.testing.assert_close(packed, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -70,15 +71,12 @@ def test_an_adapter_trains_and_plain_peft_loads_it_and_answers(base, tmp_path):
     model = loading.load_model(settings, CPU, FLOAT)
     loading.check_tokens(model, tokenizer, (e.prompt + e.completion for e in poems))
     wanted = training()
-    model = adapters.add_adapter(model, wanted.lora, settings.name, None, seed=1)
-    curves = trainer.train(
+    model = adapters.add_adapter(model, wanted.lora, settings, seed=1)
+    curves = loop.train(
         model,
-        poems,
-        poems,
-        wanted,
-        seed=1,
-        plan=trainer.Plan(shared_prefix(poems), FLOAT, 4, 4),
-        checkpoints=Checkpoints(tmp_path, "key"),
+        loop.Task(poems, poems, wanted, seed=1),
+        Plan(shared_prefix(poems), FLOAT, 4, 4),
+        Checkpoints(tmp_path, "key"),
     )
     before, after = curves.validation[0]["loss"], curves.validation[-1]["loss"]
     assert after < before - 0.2
@@ -95,12 +93,14 @@ def test_an_adapter_trains_and_plain_peft_loads_it_and_answers(base, tmp_path):
         loading.load_model(settings, CPU, FLOAT), tmp_path / "adapter", merge=True
     )
     texts = prompts(tokenizer)
-    finished = answers.answer(merged, tokenizer, texts, GREEDY, seed=1, batch_size=8)
-    for text, answer in zip(texts, finished, strict=True):
-        ids = torch.tensor([encode_prompt(tokenizer, text)])
+    encoded = {text: encode_prompt(tokenizer, text) for text in texts}
+    finished = {}
+    answer(merged, tokenizer, encoded, GREEDY, seed=1, batch_size=8, answers=finished)
+    for text, found in finished.items():
+        ids = torch.tensor([encoded[text]])
         output = plain.generate(input_ids=ids, max_new_tokens=12, do_sample=False)
-        assert answer == tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-    assert any(finished)
+        assert found == tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    assert finished.keys() == encoded.keys() and any(finished.values())
 
 
 @pytest.mark.parametrize("shape", ["llama", "qwen3", "gemma3, a short window"])
@@ -115,7 +115,7 @@ def test_the_pipeline_from_fetch_to_score(shape, tmp_path, monkeypatch):
     clones.change(
         tmp_path / "params.yaml",
         clones.SMALL
-        | {f"model.{key}": value for key, value in asdict(model).items()}
+        | {f"model.{key}": value for key, value in model.model_dump().items()}
         | {"data.source": "poems", "model.name": "base", "train.learning_rate": 1e-2},
     )
     monkeypatch.chdir(tmp_path)

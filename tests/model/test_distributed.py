@@ -5,17 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
-from tiny_models import POEMS, build, byte_pairs, prompts, training
+from tiny_models import INSTRUCTION, POEMS, build, byte_pairs, machine, training
 
 from verse.errors import UserError
 from verse.model import distributed
 
 ROOT = Path(__file__).parents[2]
+PATHS = f"{ROOT}:{ROOT / 'tests'}"
 
 
 def run(folder, *command):
@@ -23,7 +23,8 @@ def run(folder, *command):
     return subprocess.run(
         [sys.executable, *command],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")},
+        env=os.environ
+        | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "XDG_CACHE_HOME": str(folder / "cache")},
         capture_output=True,
         text=True,
     )
@@ -34,8 +35,7 @@ def project(tmp_path):
     """A folder with a tiny model, the poems and params.yaml, for the stages to run in."""
     settings = build("llama", tmp_path / "base", byte_pairs())
     rows = [
-        {"input": couplet, "output": rest, "prompt": prompt, "completion": rest}
-        for (couplet, rest), prompt in zip(POEMS, prompts(byte_pairs()), strict=True)
+        {"instruction": INSTRUCTION, "input": couplet, "output": rest} for couplet, rest in POEMS
     ]
     for part in ("train", "validation", "test"):
         file = tmp_path / "data" / "prepared" / f"{part}.jsonl"
@@ -43,19 +43,20 @@ def project(tmp_path):
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (tmp_path / "metrics").mkdir()
     params = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
-    params["model"] = asdict(settings) | {"name": "base"}
+    params["model"] = settings.model_dump() | {"name": "base"}
     # Seven poems, three a step: the last step of an epoch has one, and process 1 has none.
-    params["train"] = asdict(training(batch_size=3))
+    params["train"] = training(batch_size=3).model_dump()
+    params["machine"] = machine().model_dump()
     params["decoding"]["max_new_tokens"] = 8
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     return tmp_path
 
 
 def change(project, **values):
-    """Change keys of the `model` section."""
+    """Change keys of the `machine` section."""
     file = project / "params.yaml"
     params = yaml.safe_load(file.read_text("utf-8"))
-    params["model"] |= values
+    params["machine"] |= values
     file.write_text(yaml.safe_dump(params), encoding="utf-8")
 
 
@@ -100,13 +101,14 @@ SCRIPT = """
 import os, signal, sys, time
 from verse.model import distributed
 from verse.errors import ParameterError, run
+from tiny_models import machine
 
 def work():
     if distributed.rank() == 1:
         FAIL
     time.sleep(600)  # the launcher ends it
 
-run(lambda: distributed.run(work, 3, "cpu"))
+run(lambda: distributed.run(work, machine(processes=3)))
 """
 
 
@@ -133,7 +135,7 @@ def test_an_interrupt_ends_all(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "work.py"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": PATHS},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -146,11 +148,11 @@ def test_an_interrupt_ends_all(tmp_path):
 
 def test_process_count(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert distributed.process_count("auto", "auto") == 1
-    assert distributed.process_count(2, "auto") == 2
+    assert distributed.process_count(machine(processes="auto", device="auto")) == 1
+    assert distributed.process_count(machine(processes=2, device="auto")) == 2
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    assert distributed.process_count("auto", "auto") == 4
-    assert distributed.process_count("auto", "cpu") == 1
-    assert distributed.process_count(8, "cpu") == 8
+    assert distributed.process_count(machine(processes="auto", device="auto")) == 4
+    assert distributed.process_count(machine(processes="auto")) == 1
+    assert distributed.process_count(machine(processes=8)) == 8
     with pytest.raises(UserError, match="PyTorch sees 4 GPUs"):
-        distributed.process_count(5, "cuda")
+        distributed.process_count(machine(processes=5, device="cuda"))

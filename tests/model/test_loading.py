@@ -1,21 +1,18 @@
-"""`verse.model.loading` and `verse.model.memory`: loading, precision, NF4, and what fits a GPU."""
+"""`verse.model.loading`: loading, precision, NF4."""
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from tiny_models import SHAPES, build, byte_pairs
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from verse.errors import UserError
-from verse.model import loading, memory
+from verse.model import loading
 
 CPU, ROOT = torch.device("cpu"), Path(__file__).parents[2]
-GIB = 2**30
 
 
 def fault(settings):
@@ -29,7 +26,9 @@ def fault(settings):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_nf4_touches_the_linear_layers_but_the_output(shape, tmp_path):
     settings = build(shape, tmp_path)
-    exact = loading.load_model(replace(settings, quantization="none"), CPU, torch.float32)
+    exact = loading.load_model(
+        settings.model_copy(update={"quantization": "none"}), CPU, torch.float32
+    )
     rounded = loading.load_model(settings, CPU, torch.float32)
     assert not rounded.training and not any(w.requires_grad for w in rounded.parameters())
     layers = {f"{name}.weight" for name in loading.linear_layers(exact)}
@@ -50,7 +49,7 @@ def test_nf4_touches_the_linear_layers_but_the_output(shape, tmp_path):
 def test_folders_that_are_no_models(tmp_path):
     settings = build("llama", tmp_path / "base")
     weights = tmp_path / "base" / "model.safetensors"
-    assert "no such folder" in fault(replace(settings, name=str(tmp_path / "none")))
+    assert "no such folder" in fault(settings.model_copy(update={"name": str(tmp_path / "none")}))
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "its weights cannot be read" in fault(settings)
     config = (tmp_path / "base" / "config.json").read_text()
@@ -94,9 +93,9 @@ def test_device_and_precision(monkeypatch):
 
 def test_loading_says_nothing():
     script = (
-        "import torch; from verse import adapters, models; loading.deterministic(1, 1);"
+        "import torch; from verse.model import adapters, loading; loading.deterministic(1, 1);"
         "from tiny_models import settings;"
-        "models.load_model(settings('models/mini'), torch.device('cpu'), torch.float32);"
+        "loading.load_model(settings('models/mini'), torch.device('cpu'), torch.float32);"
         "import peft"
     )
     done = subprocess.run(
@@ -107,69 +106,3 @@ def test_loading_says_nothing():
         text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-@pytest.fixture(scope="module")
-def breeze(tmp_path_factory):
-    """A model of 7 billion parameters in shape alone, as the skeleton is."""
-    config = LlamaConfig(
-        vocab_size=61872,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-    )
-    with torch.device("meta"):
-        return LlamaForCausalLM(config)
-
-
-def choose(monkeypatch, model, free, dtype=torch.bfloat16, poems=16):
-    monkeypatch.setattr(memory, "load_skeleton", lambda _: model)
-    monkeypatch.setattr(memory, "free_bytes", lambda _: free * GIB)
-    settings = build_settings()
-    gpu = torch.device("cuda")
-    return memory.for_training(settings, "auto", gpu, dtype, poems=poems, tokens=150)[0]
-
-
-def build_settings():
-    from tiny_models import settings
-
-    return settings("base")
-
-
-def test_memory_that_a_model_of_7_billion_needs(breeze, monkeypatch):
-    assert choose(monkeypatch, breeze, 139) == "fast"
-    assert choose(monkeypatch, breeze, 79, poems=64) == "fast"
-    assert choose(monkeypatch, breeze, 24) == "low"
-    assert choose(monkeypatch, breeze, 15, dtype=torch.float16) == "low"
-    assert choose(monkeypatch, breeze, 8) == "low"
-    with pytest.raises(UserError, match=r"GiB of GPU memory are needed even with .*low, and 4\.0"):
-        choose(monkeypatch, breeze, 4)
-
-
-def test_estimates_are_above_what_was_measured_and_not_far(breeze):
-    weights = memory.weight_bytes(breeze, torch.bfloat16, four_bit=False)
-    for tokens, measured in ((832, 22.8), (3328, 38.8)):
-        total = weights + memory.training_bytes(breeze, tokens, checkpointing=False)
-        assert measured < total / GIB < 1.15 * measured
-
-
-def test_the_skeleton_has_the_sizes_of_the_model(tmp_path):
-    settings = build("llama, tied, grouped queries", tmp_path)
-    skeleton = loading.load_skeleton(settings)
-    model = loading.load_model(settings, CPU, torch.float32)
-    assert all(weight.is_meta for weight in skeleton.parameters())
-    for four_bit in (True, False):
-        assert memory.weight_bytes(
-            skeleton, torch.float32, four_bit=four_bit
-        ) == memory.weight_bytes(model, torch.float32, four_bit=four_bit)
-
-
-@pytest.mark.parametrize("wanted", ["auto", "low", "fast"])
-def test_memory_on_a_cpu(wanted):
-    mode, reason = memory.for_training(
-        build_settings(), wanted, CPU, torch.float32, poems=16, tokens=100
-    )
-    assert mode == ("low" if wanted == "low" else "fast")
-    assert "CPU" in reason or wanted == "fast"

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from verse.errors import UserError
-from verse.model.prompts import SYSTEM, needs_tokenizer, prompt_writer
+from verse.model.prompts import SYSTEM, prompt_writer
 
 POEM = {
     "instruction": "續寫此詩。",
@@ -52,7 +52,7 @@ def tokenizer(chat_template=None, *, bos="<s>", adds_bos=True):
     return built
 
 
-def prompt(template, tokenizer=None, poem=POEM):
+def prompt(template, tokenizer=tokenizer(), poem=POEM):
     return prompt_writer(template, tokenizer)(poem)
 
 
@@ -80,11 +80,6 @@ def test_braces_in_a_poem_are_no_fields():
 def test_auto_is_chat_where_the_tokenizer_has_a_template_and_plain_elsewhere():
     assert prompt("auto", tokenizer()) == USER
     assert prompt("auto", tokenizer(CHATML)) == prompt("chat", tokenizer(CHATML)) != USER
-
-
-def test_only_chat_and_auto_need_a_tokenizer():
-    needing = [t for t in ("auto", "plain", "homework", "chat") if needs_tokenizer(t)]
-    assert needing == ["auto", "chat"]
 
 
 def test_chat_has_a_system_message_and_stops_where_the_answer_begins():

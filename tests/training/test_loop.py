@@ -1,6 +1,5 @@
 """`verse.training.loop`: the same result however it is split, killed or resumed."""
 
-from dataclasses import replace
 from itertools import chain, pairwise
 
 import pytest
@@ -10,10 +9,13 @@ from torch import nn
 
 from verse.errors import UserError
 from verse.model import adapters, encoding, loading
+from verse.model.memory import Way, descend
 from verse.params import Lora
-from verse.training import loop as trainer
+from verse.training import loop
 from verse.training.checkpoint import Checkpoints
+from verse.training.loss import summed_loss
 from verse.training.packing import lay_out, shared_prefix
+from verse.training.plan import Plan, choose_plan
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 
@@ -30,26 +32,20 @@ def poems(settings):
 
 def adapted(settings, lora, dtype=FLOAT):
     base = loading.load_model(settings, CPU, dtype)
-    return adapters.add_adapter(base, lora, settings.name, None, seed=1)
+    return adapters.add_adapter(base, lora, settings, seed=1)
 
 
 def plan(poems, poems_per_pass, poems_per_row, dtype=FLOAT, **rest):
-    return trainer.Plan(shared_prefix(poems), dtype, poems_per_pass, poems_per_row, **rest)
+    return Plan(shared_prefix(poems), dtype, poems_per_pass, poems_per_row, **rest)
 
 
 def run(settings, poems, wanted, folder, *, how=None, dtype=FLOAT):
     """Train a fresh adapter; the curves and the adapter's weights as bytes."""
     loading.deterministic(1, 1)
     model = adapted(settings, wanted.lora, dtype)
-    curves = trainer.train(
-        model,
-        poems,
-        poems[:3],
-        wanted,
-        seed=1,
-        plan=how or plan(poems, 4, 4, dtype),
-        checkpoints=Checkpoints(folder, "key"),
-    )
+    task = loop.Task(poems, poems[:3], wanted, seed=1)
+    kept = Checkpoints(folder, "key", every=2)
+    curves = loop.train(model, task, how or plan(poems, 4, 4, dtype), kept)
     return curves, weights(model)
 
 
@@ -64,7 +60,7 @@ def losses(points):
 def test_little_memory_and_much_give_the_same_curves(settings, poems, tmp_path):
     wanted = training()
     fast, _ = run(settings, poems, wanted, tmp_path / "fast")
-    sparing = plan(poems, 1, 1, checkpointing=True)
+    sparing = plan(poems, 1, 1, recomputed=True)
     low, _ = run(settings, poems, wanted, tmp_path / "low", how=sparing)
     assert len(losses(fast.train)) == 8  # 7 poems, 4 a step, 4 epochs
     assert losses(low.train) == pytest.approx(losses(fast.train), abs=2e-4)
@@ -73,7 +69,7 @@ def test_little_memory_and_much_give_the_same_curves(settings, poems, tmp_path):
 
 
 def test_half_precision_trains_with_a_scaled_loss(settings, poems, tmp_path):
-    wanted = replace(training(), lora=replace(training().lora, dropout=0.0))
+    wanted = training()
     full, _ = run(settings, poems, wanted, tmp_path / "full")
     half, _ = run(settings, poems, wanted, tmp_path / "half", dtype=torch.float16)
     assert losses(half.train) == pytest.approx(losses(full.train), abs=0.02)
@@ -84,7 +80,7 @@ def test_little_memory_keeps_one_activation_a_layer(settings, poems):
     def kept(how):
         """Elements kept for the backward pass."""
         model = adapted(settings, training().lora).train()
-        if how.checkpointing:
+        if how.recomputed:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         sizes = []
 
@@ -94,10 +90,10 @@ def test_little_memory_keeps_one_activation_a_layer(settings, poems):
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             part = poems[: how.poems_per_pass]
-            trainer.summed_loss(model, lay_out(part, how.prefix, 4), FLOAT)
+            summed_loss(model, lay_out(part, how.prefix, 4), FLOAT)
         return sum(sizes)
 
-    assert kept(plan(poems, 4, 4, checkpointing=True)) < 0.5 * kept(plan(poems, 4, 4))
+    assert kept(plan(poems, 4, 4, recomputed=True)) < 0.5 * kept(plan(poems, 4, 4))
 
 
 class PlainGraph:
@@ -113,20 +109,19 @@ class PlainGraph:
 
 
 def test_a_recorded_pass_gives_the_gradients_of_any_step(settings, poems, monkeypatch):
-    monkeypatch.setattr(trainer, "Graph", PlainGraph)
-    lora = replace(training().lora, dropout=0.0)
+    monkeypatch.setattr(loop, "Graph", PlainGraph)
     how = plan(poems, 4, 2)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    steps = [poems[:4], poems[4:]]
-    model = adapted(settings, lora)
+    task = loop.Task(poems, [], training(), seed=1)
+    model = adapted(settings, training().lora)
     trained = [w for w in model.parameters() if w.requires_grad]
     for weight in trained:
         nn.init.normal_(weight, std=0.05)
-    graph = trainer.record(model, steps, how)
-    for step in steps:
+    graph = loop.record(model, task, how)
+    for step in task.batches():
         found = []
         for recorded in (graph, None):
-            loss = trainer.accumulate(model, step, how, recorded, scaler)
+            loss = loop.add_gradients(model, step, how, recorded, scaler)
             found.append(torch.cat([loss.flatten(), *(w.grad.flatten() for w in trained)]))
             model.zero_grad(set_to_none=False)
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
@@ -136,28 +131,29 @@ def test_a_pass_that_cannot_be_recorded_is_told(settings, poems, monkeypatch, ca
     def fails(*_):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(trainer, "Graph", fails)
-    model = adapted(settings, training().lora)
-    assert trainer.record(model, [poems], plan(poems, 7, 4)) is None
+    monkeypatch.setattr(loop, "Graph", fails)
+    model, task = adapted(settings, training().lora), loop.Task(poems, [], training(), seed=1)
+    assert loop.record(model, task, plan(poems, 7, 4)) is None
     told = capsys.readouterr().out
     assert told.startswith("without a CUDA graph") and told.endswith("capturing\n")
-    assert trainer.record(model, [poems], plan(poems, 3, 4)) is None  # several passes a step
+    assert loop.record(model, task, plan(poems, 3, 4)) is None  # several passes a step
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_graph_trains_as_python_does(settings, poems, tmp_path, monkeypatch):
-    wanted = training(lora=replace(training().lora, dropout=0.1))
+    wanted = training(lora=training().lora.model_copy(update={"dropout": 0.1}))
     loading.deterministic(1, 1)
 
     def curves(folder):
         base = loading.load_model(settings, torch.device("cuda"), torch.bfloat16)
-        model = adapters.add_adapter(base, wanted.lora, settings.name, None, seed=1)
+        model = adapters.add_adapter(base, wanted.lora, settings, seed=1)
         how, kept = plan(poems, 4, 4, torch.bfloat16), Checkpoints(tmp_path / folder, "key")
-        return trainer.train(model, poems, poems, wanted, seed=1, plan=how, checkpoints=kept)
+        return loop.train(model, loop.Task(poems, poems, wanted, seed=1), how, kept)
 
     replayed, again = curves("replayed"), curves("again")
     assert replayed == again
-    monkeypatch.setattr(trainer, "record", lambda *_: None)
+    monkeypatch.setattr(loop, "record", lambda *_: None)
     launched = curves("launched")
     assert losses(replayed.train) == pytest.approx(losses(launched.train), abs=0.02)
 
@@ -172,22 +168,24 @@ def test_gradients_after_an_evaluation_are_those_of_a_plain_model(settings, poem
         for weight in model.parameters():
             if weight.requires_grad and not weight.any():  # B starts at 0, and hides A
                 nn.init.constant_(weight, 0.01)
-        trainer.accumulate(model, poems[:4], how, None, scaler)
+        loop.add_gradients(model, poems[:4], how, None, scaler)
         return torch.cat([w.grad.flatten() for w in model.parameters() if w.requires_grad])
 
     evaluated = adapted(settings, lora, torch.bfloat16)
-    trainer.evaluate(evaluated, poems, how)
+    loop.evaluate(evaluated, poems, how)
     # The plain model: the weights' NF4 values, as bitsandbytes' own layer holds them.
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Params4bit
 
-    plain = loading.load_model(replace(settings, quantization="none"), CPU, torch.bfloat16)
+    plain = loading.load_model(
+        settings.model_copy(update={"quantization": "none"}), CPU, torch.bfloat16
+    )
     for layer in loading.linear_layers(plain).values():
         stored = Params4bit(
             layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
         ).to("cpu")
         layer.weight.data = dequantize_4bit(stored.data, stored.quant_state)
-    plain = adapters.add_adapter(plain, lora, settings.name, None, seed=1)
+    plain = adapters.add_adapter(plain, lora, settings, seed=1)
     expected, found = gradients(plain), gradients(evaluated)
     assert expected.norm() > 0.01
     assert (found - expected).norm() < 1e-3 * expected.norm()
@@ -205,7 +203,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
     wanted = training(lora=Lora(r=4, alpha=8, dropout=0.2, target_modules=["q_proj", "up_proj"]))
     expected = run(settings, poems, wanted, tmp_path / "whole", dtype=dtype)
 
-    add_gradients, calls = trainer.add_gradients, []
+    add_gradients, calls = loop.add_gradients, []
 
     def killed(*arguments):
         calls.append(arguments)
@@ -213,13 +211,13 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
             raise Killed
         return add_gradients(*arguments)
 
-    monkeypatch.setattr(trainer, "add_gradients", killed)
+    monkeypatch.setattr(loop, "add_gradients", killed)
     with pytest.raises(Killed):
         run(settings, poems, wanted, tmp_path / "parts", dtype=dtype)
     calls.clear()
-    monkeypatch.setattr(trainer, "add_gradients", lambda *a: calls.append(a) or add_gradients(*a))
+    monkeypatch.setattr(loop, "add_gradients", lambda *a: calls.append(a) or add_gradients(*a))
     assert run(settings, poems, wanted, tmp_path / "parts", dtype=dtype) == expected
-    assert len(calls) == 8 - last_step // wanted.checkpoint_every * wanted.checkpoint_every
+    assert len(calls) == 8 - last_step // 2 * 2
 
 
 def test_a_broken_checkpoint_is_told_and_ignored(settings, poems, tmp_path, capsys):
@@ -232,29 +230,43 @@ def test_a_broken_checkpoint_is_told_and_ignored(settings, poems, tmp_path, caps
     assert f"{file} is broken: the training starts anew" in capsys.readouterr().err
 
 
-def test_passes_are_halved_where_memory_runs_out(settings, poems, tmp_path, monkeypatch, capsys):
-    wanted = training(epochs=1, batch_size=7)
-    expected, _ = run(settings, poems, wanted, tmp_path / "one", how=plan(poems, 1, 1))
-    summed_loss = trainer.summed_loss
+def test_a_training_goes_on_in_the_next_way_where_memory_runs_out(
+    settings, poems, tmp_path, monkeypatch, capsys
+):
+    """In the middle, at a step with a validation: no step is lost, none is done twice."""
+    wanted = training(batch_size=7, epochs=5)
+    lora = wanted.lora
+    expected, _ = run(settings, poems, wanted, tmp_path / "one", how=plan(poems, 1, 4))
+    add_gradients, steps = loop.add_gradients, []
 
-    def scarce(model, batch, dtype):
-        if model.training and batch.labels.shape[0] > 2:
+    def scarce(model, batch, how, *rest):
+        if len(steps) == 3 and how.poems_per_pass > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return summed_loss(model, batch, dtype)
+        steps.append(how.poems_per_pass)
+        return add_gradients(model, batch, how, *rest)
 
-    monkeypatch.setattr(trainer, "summed_loss", scarce)
-    found, _ = run(settings, poems, wanted, tmp_path / "seven", how=plan(poems, 7, 1))
+    monkeypatch.setattr(loop, "add_gradients", scarce)
+    task, kept = loop.Task(poems, poems[:3], wanted, 1), Checkpoints(tmp_path, "key", every=50)
+
+    def work(way):
+        loading.deterministic(1, 1)
+        return loop.train(adapted(settings, lora), task, choose_plan(way, CPU, FLOAT, poems), kept)
+
+    found = descend([Way(poems=7), Way(poems=3), Way(poems=1)], work, "")
+    assert steps == [7, 7, 7, 3, 3]
     assert losses(found.train) == pytest.approx(losses(expected.train), abs=2e-4)
-    assert "3 poems a pass" in capsys.readouterr().out
+    assert [point["step"] for point in found.validation] == [0, 3, 5]
+    assert losses(found.validation) == pytest.approx(losses(expected.validation), abs=2e-4)
+    told = capsys.readouterr().out.splitlines()
+    assert told == ["out of GPU memory: plain weights, 3 at once from here on"]
 
 
-def test_a_poem_too_large_for_the_memory(settings, poems, tmp_path, monkeypatch):
-    def none_left(*_):
+def test_a_poem_too_large_for_the_memory():
+    def none_left(_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer, "accumulate", none_left)
-    with pytest.raises(UserError, match=r"one poem at a time: set train\.memory to low"):
-        run(settings, poems, training(), tmp_path)
+    with pytest.raises(UserError, match="out of GPU memory: lower train"):
+        descend([Way(poems=2), Way(poems=1)], none_left, "lower train.lora.r")
 
 
 def test_a_loss_that_is_no_number(settings, poems, tmp_path):
@@ -269,7 +281,7 @@ def test_unknown_target_modules(settings):
 
 
 def test_every_poem_once_an_epoch(poems):
-    steps = list(trainer.batches(poems, training(epochs=2, batch_size=3), seed=5))
+    steps = list(loop.Task(poems, [], training(epochs=2, batch_size=3), seed=5).batches())
     assert [len(step) for step in steps] == [3, 3, 1, 3, 3, 1]
     epochs = [list(chain(*steps[:3])), list(chain(*steps[3:]))]
     for epoch in epochs:
@@ -278,8 +290,8 @@ def test_every_poem_once_an_epoch(poems):
 
 
 def test_schedule():
-    shares = [trainer.schedule(step, 100, 0.1) for step in range(100)]
+    shares = [loop.schedule(step, 100, 0.1) for step in range(100)]
     assert shares[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert all(a > b for a, b in pairwise(shares[9:]))
     assert 0 < shares[-1] < 0.01
-    assert trainer.schedule(0, 1, 0.0) == 1.0
+    assert loop.schedule(0, 1, 0.0) == 1.0

@@ -1,0 +1,107 @@
+"""`verse.model.memory`: what fits a GPU, and what happens where it does not."""
+
+import pytest
+import torch
+from tiny_models import build
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from verse.errors import UserError
+from verse.model import loading, memory
+from verse.model.memory import GIB
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def breeze(tmp_path_factory):
+    """A model of 7 billion parameters in shape alone, as the skeleton is."""
+    config = LlamaConfig(
+        vocab_size=61872,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+    with torch.device("meta"):
+        return LlamaForCausalLM(config)
+
+
+def best(model, free, dtype=torch.bfloat16, poems=16):
+    sizes = memory.sizes(model, dtype, "nf4")
+    ways = memory.fitting(memory.ways_to_train(sizes, poems, 184), free * GIB)
+    assert all(way.needs > 0 for way in ways)
+    return ways
+
+
+def test_memory_that_a_model_of_7_billion_needs(breeze):
+    assert (best(breeze, 139)[0].expanded, best(breeze, 139)[0].poems) == (True, 16)
+    assert (best(breeze, 139, poems=64)[0].expanded, best(breeze, 139, poems=64)[0].poems) == (
+        True,
+        64,
+    )
+    roomy = best(breeze, 24)[0]
+    assert (roomy.expanded, roomy.kept) == (False, True)
+    half = best(breeze, 15, dtype=torch.float16)[0]
+    assert not half.expanded
+    small = best(breeze, 8)[0]
+    assert (small.expanded, small.kept) == (False, False)
+    with pytest.raises(UserError, match=r"GiB of GPU memory are needed, and 4\.0 may be used"):
+        best(breeze, 4)
+
+
+def test_each_way_needs_less_than_one_before_it_of_its_kind(breeze):
+    ways = best(breeze, 1000, poems=64)
+    kinds = [(way.expanded, way.kept) for way in ways]
+    assert sorted(set(kinds), key=kinds.index) == [(True, True), (False, True), (False, False)]
+    for kind in kinds:
+        needs = [way.needs for way in ways if (way.expanded, way.kept) == kind]
+        assert needs == sorted(needs, reverse=True)
+    assert ways[-1].poems == 1
+
+
+def test_estimates_are_above_what_was_measured_and_not_far(breeze):
+    sizes = memory.sizes(breeze, torch.bfloat16, "nf4")
+    for tokens, measured in ((832, 22.8), (3328, 38.8)):
+        total = sizes.plain + memory.training_bytes(sizes, tokens, kept=True)
+        assert measured < total / GIB < 1.15 * measured
+
+
+def test_the_skeleton_has_the_sizes_of_the_model(tmp_path):
+    settings = build("llama, tied, grouped queries", tmp_path)
+    skeleton = loading.load_skeleton(settings)
+    model = loading.load_model(settings, CPU, torch.float32)
+    assert all(weight.is_meta for weight in skeleton.parameters())
+    for quantization in ("nf4", "none"):
+        assert memory.sizes(skeleton, torch.float32, quantization) == memory.sizes(
+            model, torch.float32, quantization
+        )
+
+
+def test_a_promise_of_memory_is_kept(monkeypatch):
+    held = []
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (20 * GIB, 80 * GIB))
+    monkeypatch.setattr(
+        "torch.cuda.set_per_process_memory_fraction", lambda share, _: held.append(share)
+    )
+    gpu = torch.device("cuda")
+    assert memory.room(gpu, "auto") == 20 * GIB and held == []
+    assert memory.room(gpu, 16) == 16 * GIB and held == [0.2]
+    assert memory.room(gpu, 100) == 20 * GIB
+
+
+def test_the_next_way_is_tried_where_memory_runs_out(capsys):
+    ways = [memory.Way(poems=poems) for poems in (4, 2, 1)]
+    tried = []
+
+    def work(way):
+        tried.append(way.poems)
+        if way.poems > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "done"
+
+    assert memory.descend(ways, work, "buy more") == "done"
+    assert tried == [4, 2, 1]
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    with pytest.raises(UserError, match="out of GPU memory: buy more"):
+        memory.descend(ways[:2], work, "buy more")
