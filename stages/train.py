@@ -17,7 +17,7 @@ from verse.files import cache_dir, digest, read_jsonl, replacing, together, writ
 from verse.params import Params
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
     from verse.training.loop import Curves
 
@@ -60,7 +60,7 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
         checkpoints.remove_old()
     watch = speed.Stopwatch()
 
-    def work(way: memory.Way) -> tuple["Curves", "nn.Module"]:
+    def work(way: memory.Way) -> tuple["Curves", "PreTrainedModel"]:
         base = opening.load(way, (e.prompt + e.completion for e in examples + validation))
         model = adapters.add_adapter(base, p.train.lora, p.model, seed=p.seed)
         plan = choose_plan(way, opening.device, opening.dtype, examples + validation)
@@ -94,7 +94,7 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
     )
 
 
-def summary(curves: "Curves", model: "nn.Module") -> dict[str, Any]:
+def summary(curves: "Curves", model: "PreTrainedModel") -> dict[str, Any]:
     """What metrics/train.json holds. Losses in nats; perplexity is per token."""
     first, last = curves.validation[0], curves.validation[-1]
     before, after = (

@@ -56,7 +56,7 @@ def explain(error: BaseException, stage: str = "") -> tuple[str, int] | None:
     if is_out_of_memory(error):
         return f"out of memory: {MEMORY.get(stage, 'close other programs, or use less data')}", 1
     if isinstance(error, OSError) and error.filename and error.errno in REMEDIES:
-        return f"{error.filename}: {error.strerror.lower()}: {REMEDIES[error.errno]}", 1
+        return f"{error.filename}: {(error.strerror or '').lower()}: {REMEDIES[error.errno]}", 1
     return None
 
 

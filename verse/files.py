@@ -116,7 +116,7 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
+def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -136,7 +136,7 @@ def read_text(path: str | Path) -> str:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}): save the file as UTF-8") from None
 
 
-def read_jsonl(path: str | Path) -> list[dict]:
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a JSON Lines file. Raises UserError naming the file and line that is broken."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):

@@ -52,8 +52,8 @@ def tokenizer(chat_template=None, *, bos="<s>", adds_bos=True):
     return built
 
 
-def prompt(template, tokenizer=tokenizer(), poem=POEM):
-    return prompt_writer(template, tokenizer)(poem)
+def prompt(template, of=None, poem=POEM):
+    return prompt_writer(template, of or tokenizer())(poem)
 
 
 def test_plain_is_the_instruction_and_the_couplet():

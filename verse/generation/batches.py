@@ -59,7 +59,7 @@ def use_tiles(model: nn.Module) -> None:
     """Make every linear layer compute `TILE` rows at a time, the last tile filled up."""
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.forward = _tiled(module)
+            module.forward = _tiled(module)  # type: ignore[method-assign,assignment]
 
 
 def _tiled(layer: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:

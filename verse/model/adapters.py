@@ -21,7 +21,7 @@ from verse.files import write_text
 from verse.params import Lora, Model
 
 
-def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -> nn.Module:
+def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -> PreTrainedModel:
     """`model` with a fresh LoRA adapter in float32, the same however the model was loaded.
 
     base: the model's parameters, whose name and revision go into the adapter's config. Raises
@@ -74,7 +74,7 @@ class CheapDropout(nn.Module):
         return inputs * kept * (2**16 / (2**16 - self.dropped))
 
 
-def save_adapter(model: nn.Module, folder: Path, card: str) -> None:
+def save_adapter(model: PreTrainedModel, folder: Path, card: str) -> None:
     """Write adapter_model.safetensors, adapter_config.json and README.md, the model card.
 
     PEFT lists the target modules in the order of a set; here they are sorted.
@@ -89,7 +89,7 @@ def save_adapter(model: nn.Module, folder: Path, card: str) -> None:
     write_text(folder / "README.md", card)
 
 
-def load_adapter(model: nn.Module, folder: str | Path, *, merge: bool) -> nn.Module:
+def load_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool) -> PreTrainedModel:
     """`model` with the adapter of `folder`, added to its weights if `merge`.
 
     Raises UserError if the folder holds no adapter or one of another model.
@@ -115,7 +115,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, merge: bool) -> nn.Mod
     return tuned.merge_and_unload() if merge else tuned
 
 
-def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a whole model and its tokenizer as Transformers loads them.
 
     Weights of more than 5 GB are spread over several files, as on the hub.

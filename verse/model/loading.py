@@ -38,7 +38,7 @@ def deterministic(seed: int, threads: int) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging, and slow
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.manual_seed(seed)
     transformers.utils.logging.set_verbosity_error()
@@ -60,7 +60,8 @@ def choose_device(wanted: str) -> torch.device:
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """The precision for "auto" or a name: bfloat16 where the hardware multiplies it."""
     if wanted != "auto":
-        return getattr(torch, wanted)
+        dtype: torch.dtype = getattr(torch, wanted)
+        return dtype
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float16

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from verse.errors import UserError
 from verse.model.loading import linear_layers
@@ -58,7 +58,9 @@ class Sizes:
     """Bytes of one token's keys and values in all layers."""
 
 
-def sizes(model: nn.Module, dtype: torch.dtype, quantization: Literal["nf4", "none"]) -> Sizes:
+def sizes(
+    model: PreTrainedModel, dtype: torch.dtype, quantization: Literal["nf4", "none"]
+) -> Sizes:
     """The sizes of a model, which may be on the meta device."""
     linear = [layer.weight.numel() for layer in linear_layers(model).values()]
     everything = sum(weight.numel() for weight in model.parameters())

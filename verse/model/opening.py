@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from verse.model import adapters, encoding, loading, memory
 from verse.model.prompts import prompt_writer
@@ -53,7 +52,7 @@ class Opening:
 
     def load(
         self, way: memory.Way, texts: Iterable[list[int]], adapter: str | Path | None = None
-    ) -> nn.Module:
+    ) -> PreTrainedModel:
         """The model with its weights, and with the adapter of a folder if one is named.
 
         texts: token ids of all that it will meet. Raises UserError for a model that cannot be

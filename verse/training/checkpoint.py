@@ -9,16 +9,23 @@ newest replaces the one before. Those of other trainings are kept for two weeks,
 
 import hashlib
 import json
+import sys
+import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
 
-from verse.files import digest
+from verse.files import digest, remove, replacing
 from verse.hub import find_folder
 from verse.params import Params
 
@@ -64,8 +71,86 @@ def files(dep: str) -> Iterator[tuple[str, Path]]:
 
 
 class Checkpoints:
-    """The checkpoint of one training, in `folder`/`key`."""
+    """The checkpoint of one training, in `folder`/`key`, due after each `every` steps."""
 
-    def __init__(self, folder: Path, key: str):
+    def __init__(self, folder: Path, key: str, every: int = 1):
         self.folder = folder / key
         self.file = self.folder / "checkpoint.safetensors"
+        self.every = every
+
+    def due(self, step: int) -> bool:
+        return step % self.every == 0
+
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        curves: Any,
+    ) -> None:
+        """Replace the checkpoint by one after `step` steps. Raises OSError on a full disk."""
+        tensors = {f"adapter.{name}": weight for name, weight in trained(model).items()}
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        rest = {"step": step, "scaler": scaler.state_dict(), "curves": vars(curves)}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        with replacing(self.file) as partial:
+            partial.write_bytes(save(tensors, metadata={"rest": json.dumps(rest)}))
+
+    def restore(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        curves: Any,
+    ) -> int:
+        """Load the checkpoint into the arguments; the steps it has done, 0 if there is none.
+
+        A broken file counts as none, and is told on stderr.
+        """
+        if not self.file.is_file():
+            return 0
+        try:
+            with safe_open(self.file, "pt") as stored:
+                rest = json.loads(stored.metadata()["rest"])
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError):
+            print(f"{self.file} is broken: the training starts anew", file=sys.stderr)
+            return 0
+        states: dict[int, dict[str, torch.Tensor]] = {}
+        weights = trained(model)
+        for name, value in tensors.items():
+            kind, _, within = name.partition(".")
+            if kind == "adapter":
+                with torch.no_grad():
+                    weights[within].copy_(value)
+            else:
+                index, _, field = within.partition(".")
+                states.setdefault(int(index), {})[field] = value
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": states, "param_groups": groups})
+        if rest["scaler"]:
+            scaler.load_state_dict(rest["scaler"])
+        curves.train, curves.validation = rest["curves"]["train"], rest["curves"]["validation"]
+        return rest["step"]
+
+    def clear(self) -> None:
+        """Remove this training's checkpoint, after its outputs are written."""
+        remove(self.folder)
+
+    def remove_old(self) -> None:
+        """Remove what other trainings left: two weeks old, or not among the newest few."""
+        times = {}
+        for folder in self.folder.parent.glob("*"):
+            with suppress(FileNotFoundError):  # another training has just ended
+                times[folder] = folder.stat().st_mtime
+        times.pop(self.folder, None)
+        for number, folder in enumerate(sorted(times, key=times.__getitem__, reverse=True)):
+            if number >= KEPT_OTHERS or time.time() - times[folder] > KEPT_SECONDS:
+                remove(folder)
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that training changes: the adapter's."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from verse.errors import UserError
 from verse.model import distributed
@@ -60,7 +61,7 @@ class Curves:
     validation: list[dict[str, float]]
 
 
-def train(model: nn.Module, task: Task, plan: Plan, checkpoints: Checkpoints) -> Curves:
+def train(model: PreTrainedModel, task: Task, plan: Plan, checkpoints: Checkpoints) -> Curves:
     """Train the adapter in place and return its curves; resumes from `checkpoints`.
 
     Under `verse.model.distributed` every process calls this with the same arguments and returns
@@ -142,7 +143,7 @@ def check_finite(loss: float, step: int, dtype: torch.dtype) -> None:
         raise UserError(f"the loss is {loss} at step {step}: lower train.learning_rate{advice}")
 
 
-def record(model: nn.Module, task: Task, plan: Plan) -> Graph | None:
+def record(model: PreTrainedModel, task: Task, plan: Plan) -> Graph | None:
     """A pass over this process's share of any step as a CUDA graph.
 
     None on a CPU, if a step takes several passes, or if the model or the memory does not allow it.
@@ -188,7 +189,7 @@ def gradients(weights: list[nn.Parameter]) -> list[torch.Tensor]:
 
 
 def add_gradients(
-    model: nn.Module,
+    model: PreTrainedModel,
     batch: list[Example],
     plan: Plan,
     graph: Graph | None,
@@ -216,7 +217,7 @@ def add_gradients(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, examples: list[Example], plan: Plan) -> dict[str, float]:
+def evaluate(model: PreTrainedModel, examples: list[Example], plan: Plan) -> dict[str, float]:
     """The loss of the examples in evaluation mode, without dropout: a row of the curve."""
     model.eval()
     total = 0.0

@@ -1,15 +1,14 @@
 """The loss of a batch: cross entropy on completions, poems behind a prefix that they share."""
 
 import torch
-from torch import nn
 from torch.nn import functional
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from verse.training.packing import IGNORED, Batch
 
 
 def summed_loss(
-    model: nn.Module, batch: Batch, dtype: torch.dtype, last: int | None = None
+    model: PreTrainedModel, batch: Batch, dtype: torch.dtype, last: int | None = None
 ) -> torch.Tensor:
     """Cross entropy summed over the labels, in float32.
 
