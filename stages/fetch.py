@@ -13,12 +13,12 @@ from verse.poems import sources
 
 
 def main() -> None:
-    data = params.read("params.yaml", "data").data
+    p = params.read()
     poems = sources.fetch(
-        data.source,
+        p.data.source,
         embedded="data/embedded",
-        hw5_url=data.hw5_url,
-        sha256=data.sha256,
+        hw5_url=p.data.hw5_url,
+        sha256=p.data.sha256,
         cache=cache_dir() / "downloads",
     )
     with replacing("data/raw") as folder:

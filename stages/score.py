@@ -22,7 +22,7 @@ SHOWN = 3
 
 
 def main() -> None:
-    params = read("params.yaml", "seed", "score")
+    p = read()
 
     from verse.judging.report import ReportRow, render
     from verse.judging.scoring import judge, metrics_table, side_by_side, summarise
@@ -40,7 +40,7 @@ def main() -> None:
         for group, texts in {**answers, "reference": truths}.items()
     }
     metrics = {
-        group: summarise(poems, truths, seed=params.seed, resamples=params.score.bootstrap)
+        group: summarise(poems, truths, seed=p.seed, resamples=p.score.bootstrap)
         for group, poems in judged.items()
     }
 

@@ -49,28 +49,22 @@ VALUES = {
         ["0" * 63, "0" * 65, "g" * 64, "0" * 64 + "\n", "", 0, True],
     ),
     "data.hw5_url": TEXT,
-    "prepare.template": names("auto", "plain", "homework", "chat"),
     "prepare.test_poems": COUNT_OR_0,
     "prepare.validation_poems": COUNT,
     "prepare.max_train": ([*COUNT[0], None], [v for v in COUNT[1] if v is not None]),
     "model.name": TEXT,
     "model.revision": TEXT_OR_NULL,
-    "model.cache_dir": TEXT_OR_NULL,
     "model.trust_remote_code": TRUTH,
     "model.quantization": names("nf4", "none"),
     "model.dtype": names("auto", "bfloat16", "float16", "float32"),
-    "model.device": names("auto", "cpu", "cuda"),
-    "model.processes": (["auto", *COUNT[0]], COUNT[1]),
-    "model.threads": ([1, 1024], [0, -1, 1025, 1.0, "1", True, None]),
+    "model.template": names("auto", "plain", "homework", "chat"),
     "train.epochs": COUNT,
     "train.learning_rate": ([1, 1e-9, "3e-4"], [0, -1e-3, 1.001, "x", True, None]),
     "train.warmup": SHARE,
     "train.weight_decay": ([0, *POSITIVE[0]], POSITIVE[1][1:]),
     "train.max_grad_norm": POSITIVE,
     "train.batch_size": COUNT,
-    "train.memory": names("auto", "low", "fast"),
     "train.eval_every": COUNT,
-    "train.checkpoint_every": COUNT,
     "train.lora.r": ([1, 1024], [0, -1, 1025, 1.0, "1", True, None]),
     "train.lora.alpha": POSITIVE,
     "train.lora.dropout": SHARE,
@@ -85,8 +79,14 @@ VALUES = {
     "decoding.max_new_tokens": COUNT,
     "decoding.num_beams": COUNT,
     "decoding.no_repeat_ngram_size": COUNT_OR_0,
-    "generate.batch_size": COUNT,
     "score.bootstrap": ([100, 10**6], [0, 99, 10**6 + 1, 100.0, "100", True, None]),
+    "machine.device": names("auto", "cpu", "cuda"),
+    "machine.processes": (["auto", *COUNT[0]], COUNT[1]),
+    "machine.threads": ([1, 1024], [0, -1, 1025, 1.0, "1", True, None]),
+    "machine.memory": (["auto", 16, 7.5, "8"], [0, -1, "low", float("inf"), True, None]),
+    "machine.cache_dir": TEXT_OR_NULL,
+    "machine.checkpoint_every": COUNT,
+    "machine.batch_size": COUNT,
 }
 
 
@@ -184,19 +184,17 @@ def test_all_faults_at_once():
         prepare__max_train=0,
         train__lora__r=-1,
         train__lora__alpha=...,
-        decoding__temperature=0,
         decoding__top_p=2,
     )
     values["train"]["epoch"] = 1
     assert [fault.split(" must")[0] for fault in faults(values)] == [
-        "seed",
-        "prepare.max_train",
         "unknown key train.epoch (did you mean train.epochs?)",
+        "seed",
+        "data.sha256",
+        "prepare.max_train",
         "train.lora.r",
         "missing key train.lora.alpha",
         "decoding.top_p",
-        "decoding.temperature",
-        "data.sha256",
     ]
 
 
@@ -208,11 +206,28 @@ def file(tmp_path):
     return tmp_path / "params.yaml"
 
 
-def test_a_stage_gets_the_keys_that_it_names_and_no_other():
-    p = read(ROOT / "params.yaml", "seed", "train", "model.name", "model.revision")
-    assert sorted(vars(p)) == ["model", "seed", "train"]
-    assert sorted(vars(p.model)) == ["name", "revision"]
+def test_the_file_of_the_repository_is_read_with_its_types():
+    p = read(ROOT / "params.yaml")
     assert p.seed == DEFAULTS["seed"] and p.train.lora.r == DEFAULTS["train"]["lora"]["r"]
+    assert p == parse(p.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("old", "line"),
+    [
+        ("prepare.template", "prepare.template is model.template now"),
+        ("model.cache_dir", "model.cache_dir is machine.cache_dir now"),
+        ("model.device", "model.device is machine.device now"),
+        ("model.processes", "model.processes is machine.processes now"),
+        ("model.threads", "model.threads is machine.threads now"),
+        ("train.memory", "train.memory is machine.memory, auto or a number of GiB, now"),
+        ("train.checkpoint_every", "train.checkpoint_every is machine.checkpoint_every now"),
+        ("generate", "generate.batch_size is machine.batch_size now"),
+    ],
+)
+def test_a_key_that_has_moved(old, line):
+    assert faults(changed(**{old: 1})) == [line]
+    assert faults(changed(**{old: 1, "machine": ..., "model__template": ...}))[0] == line
 
 
 @pytest.mark.parametrize(

@@ -1,119 +1,154 @@
 """The one schema of params.yaml: names, types and ranges.
 
-A field's annotation is its check: the type, and for a number its interval in mathematical
-notation, `"[0, 1)"`. `read` checks the whole file, reports every fault at once, and hands a
-stage just the keys it names, so that a stage cannot use a parameter that dvc.yaml does not
-list. Imports nothing heavy.
+A field's annotation is its check. `read` checks the whole file, reports every fault in one line,
+and returns it typed. Imports nothing heavy.
 """
 
 import math
-import re
 import reprlib
-import types
-import typing
-from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from verse.errors import ParameterError, UserError
 from verse.files import read_text
 
-Count = Annotated[int, "[1, 2147483647]"]
-CountOr0 = Annotated[int, "[0, 2147483647]"]
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `1e-3` as text; take it for the number it is."""
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (ValueError, OverflowError):
+            return math.nan if isinstance(value, int) else value
+    return value
 
 
-@dataclass(frozen=True)
-class Data:
-    source: str
-    sha256: str | None
-    hw5_url: str
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("text")
+    return text
 
 
-@dataclass(frozen=True)
-class Prepare:
-    template: Literal["auto", "plain", "homework", "chat"]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+CountOr0 = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Text = Annotated[str, AfterValidator(_not_blank)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
+
+
+class Data(Section):
+    source: Text
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None
+    hw5_url: Text
+
+
+class Prepare(Section):
     test_poems: CountOr0
     validation_poems: Count
     max_train: Count | None
 
 
-@dataclass(frozen=True)
-class Model:
-    name: str
-    revision: str | None
-    cache_dir: str | None
+class Model(Section):
+    name: Text
+    revision: Text | None
     trust_remote_code: bool
     quantization: Literal["nf4", "none"]
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
-    device: Literal["auto", "cpu", "cuda"]
-    processes: Literal["auto"] | Count
-    threads: Annotated[int, "[1, 1024]"]
+    template: Literal["auto", "plain", "homework", "chat"]
 
 
-@dataclass(frozen=True)
-class Lora:
-    r: Annotated[int, "[1, 1024]"]
-    alpha: Annotated[float, "(0, inf)"]
-    dropout: Annotated[float, "[0, 1)"]
-    target_modules: Literal["all-linear"] | list[str]
+class Lora(Section):
+    r: Annotated[int, Field(ge=1, le=1024)]
+    alpha: Annotated[Number, Field(gt=0)]
+    dropout: Annotated[Number, Field(ge=0, lt=1)]
+    target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)]
 
 
-@dataclass(frozen=True)
-class Train:
+class Train(Section):
     epochs: Count
-    learning_rate: Annotated[float, "(0, 1]"]
-    warmup: Annotated[float, "[0, 1)"]
-    weight_decay: Annotated[float, "[0, inf)"]
-    max_grad_norm: Annotated[float, "(0, inf)"]
+    learning_rate: Annotated[Number, Field(gt=0, le=1)]
+    warmup: Annotated[Number, Field(ge=0, lt=1)]
+    weight_decay: Annotated[Number, Field(ge=0)]
+    max_grad_norm: Annotated[Number, Field(gt=0)]
     batch_size: Count
-    memory: Literal["auto", "low", "fast"]
     eval_every: Count
-    checkpoint_every: Count
     lora: Lora
 
 
-@dataclass(frozen=True)
-class Decoding:
+class Decoding(Section):
     do_sample: bool
-    temperature: Annotated[float, "[0, inf)"]
-    top_p: Annotated[float, "(0, 1]"]
+    temperature: Annotated[Number, Field(ge=0)]
+    top_p: Annotated[Number, Field(gt=0, le=1)]
     top_k: CountOr0
     max_new_tokens: Count
     num_beams: Count
     no_repeat_ngram_size: CountOr0
 
+    @model_validator(mode="after")
+    def _something_to_sample(self) -> Self:
+        if self.do_sample and self.temperature == 0:
+            raise ValueError(
+                "decoding.temperature must be above 0 with decoding.do_sample true "
+                "(for the likeliest answer set do_sample to false)"
+            )
+        return self
 
-@dataclass(frozen=True)
-class Generate:
+
+class Score(Section):
+    bootstrap: Annotated[int, Field(ge=100, le=1_000_000)]
+
+
+class Machine(Section):
+    device: Literal["auto", "cpu", "cuda"]
+    processes: Literal["auto"] | Count
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    memory: Literal["auto"] | Annotated[Number, Field(gt=0)]
+    cache_dir: Text | None
+    checkpoint_every: Count
     batch_size: Count
 
 
-@dataclass(frozen=True)
-class Score:
-    bootstrap: Annotated[int, "[100, 1000000]"]
-
-
-@dataclass(frozen=True)
-class Params:
-    seed: Annotated[int, "[0, 4294967295]"]
+class Params(Section):
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     data: Data
     prepare: Prepare
     model: Model
     train: Train
     decoding: Decoding
-    generate: Generate
     score: Score
+    machine: Machine
 
 
-def read(path: str | Path, *keys: str) -> SimpleNamespace:
-    """The values of `keys` ("seed", "decoding", "model.name"), after checking the whole file.
+MOVED = {
+    "prepare.template": "model.template",
+    "model.cache_dir": "machine.cache_dir",
+    "model.device": "machine.device",
+    "model.processes": "machine.processes",
+    "model.threads": "machine.threads",
+    "train.memory": "machine.memory, auto or a number of GiB,",
+    "train.checkpoint_every": "machine.checkpoint_every",
+    "generate": "machine.batch_size",
+}
+"""Where the keys of earlier versions are."""
 
-    Raises ParameterError with every fault of the file in one line.
-    """
+
+def read(path: str | Path = "params.yaml") -> Params:
+    """The parameters of a file. Raises ParameterError with every fault of it in one line."""
     try:
         values = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
@@ -126,79 +161,71 @@ def read(path: str | Path, *keys: str) -> SimpleNamespace:
     except (ArithmeticError, AttributeError, LookupError, RecursionError, ValueError):
         # What PyYAML lets through for a date such as 2024-99-99, `!!int x` or 10,000 brackets.
         raise ParameterError(f"{path}: holds a value that YAML cannot make sense of") from None
-    params = parse(values, str(path))
-    selected = SimpleNamespace()
-    for key in keys:
-        source, target = params, selected
-        *sections, name = key.split(".")
-        for section in sections:
-            source = getattr(source, section)
-            if not hasattr(target, section):
-                setattr(target, section, SimpleNamespace())
-            target = getattr(target, section)
-        setattr(target, name, getattr(source, name))
-    return selected
+    return parse(values, str(path))
 
 
 def parse(values: Any, where: str = "params.yaml") -> Params:
     """Check parsed YAML against the schema. Raises ParameterError naming every fault."""
-    faults: list[str] = []
-    parsed = _section(Params, values, "", faults)
-    faults += _further_faults(parsed)
-    if faults:
-        raise ParameterError(f"{where}: " + "; ".join(faults))
-    return _build(Params, parsed)
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        faults = _faults(error)
+    except RecursionError:
+        faults = ["holds a value that contains itself"]
+    raise ParameterError(f"{where}: " + "; ".join(faults))
 
 
-def _further_faults(parsed: dict[str, Any]) -> list[str]:
-    """Faults that neither a type nor an interval tells, among the values that are in theirs."""
-    faults = []
-    data, decoding = parsed.get("data", {}), parsed.get("decoding", {})
-    if decoding.get("do_sample") and decoding.get("temperature") == 0:
-        faults.append(
-            "decoding.temperature must be above 0 with decoding.do_sample true "
-            "(for the likeliest answer set do_sample to false)"
-        )
-    if data.get("sha256") is not None and not re.fullmatch("[0-9a-fA-F]{64}", data["sha256"]):
-        faults.append("data.sha256 must be 64 hexadecimal digits or null")
-    return faults
-
-
-def _build(schema: type, parsed: dict[str, Any]) -> Any:
-    """The dataclass of values without a fault."""
-    hints = typing.get_type_hints(schema)
-    return schema(
-        **{
-            name: _build(hints[name], value) if is_dataclass(hints[name]) else value
-            for name, value in parsed.items()
-        }
-    )
-
-
-def _section(schema: type, values: Any, prefix: str, faults: list[str]) -> dict[str, Any]:
-    """The values of a section that fit the schema; what does not fit goes to `faults`."""
-    if not isinstance(values, dict):
-        faults.append(f"{prefix.rstrip('.') or 'the file'} must be a mapping of keys to values")
-        return {}
-    hints = typing.get_type_hints(schema, include_extras=True)
-    for key in values:
-        if key not in hints:
-            near = get_close_matches(str(key)[:100], hints, n=1)
-            hint = f" (did you mean {prefix}{near[0]}?)" if near else ""
-            name = key if str(key).isidentifier() and len(str(key)) < 60 else _shown(key)
-            faults.append(f"unknown key {prefix}{name}{hint}")
-    parsed = {}
-    for name, hint in hints.items():
-        if name not in values:
-            faults.append(f"missing key {prefix}{name}")
-        elif is_dataclass(hint):
-            parsed[name] = _section(hint, values[name], f"{prefix}{name}.", faults)
-        elif (value := _value(hint, values[name])) is _WRONG:
-            wanted, found = _describe(hint), _shown(values[name])
-            faults.append(f"{prefix}{name} must be {wanted}, not {found}")
+def _faults(error: ValidationError) -> list[str]:
+    """A few words on each fault; of several on one key (those of a union) the first."""
+    found: dict[str, str] = {}
+    for fault in error.errors(include_url=False, include_context=False):
+        names, schema = _place(fault["loc"])
+        key = ".".join(map(_name, names))
+        if fault["type"] == "missing":
+            text = f"missing key {key}"
+        elif fault["type"] in ("extra_forbidden", "invalid_key"):
+            old = "generate.batch_size" if key == "generate" else key
+            text = f"{old} is {MOVED[key]} now" if key in MOVED else _unknown(key, names, schema)
+        elif schema.get("type") == "object" and fault["type"] == "value_error":
+            text = fault["msg"].removeprefix("Value error, ")
+        elif schema.get("type") == "object":
+            text = f"{key or 'the file'} must be a mapping of keys to values"
         else:
-            parsed[name] = value
-    return parsed
+            text = f"{key} must be {_wanted(schema)}, not {_shown(fault['input'])}"
+        found.setdefault(key, text)
+    moved = {new.split(",")[0] for old, new in MOVED.items() if old in found}
+    told = [text for key, text in found.items() if not (key in moved and text[:7] == "missing")]
+    return sorted(told, key=lambda text: not text.endswith(" now") and text[:7] != "unknown")
+
+
+SCHEMA = Params.model_json_schema()
+
+
+def _place(location: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any]]:
+    """The keys that lead to a fault, and the schema there; of an unknown key, its section's."""
+    names: list[Any] = []
+    schema = SCHEMA
+    for name in location:
+        properties = schema.get("properties")
+        if properties is None:  # within a list or a union
+            break
+        names.append(name)
+        if name not in properties:
+            break
+        schema = properties[name]
+        if "$ref" in schema:
+            schema = SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]]
+    return names, schema
+
+
+def _unknown(key: str, names: list[Any], section: dict[str, Any]) -> str:
+    near = get_close_matches(str(names[-1])[:100], section["properties"], n=1)
+    place = "".join(f"{name}." for name in names[:-1])
+    return f"unknown key {key}" + (f" (did you mean {place}{near[0]}?)" if near else "")
+
+
+def _name(key: Any) -> str:
+    return str(key) if str(key).isidentifier() and len(str(key)) < 60 else _shown(key)
 
 
 def _shown(value: Any) -> str:
@@ -212,62 +239,24 @@ def _shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
-_WRONG = object()
-
-
-def _value(hint: Any, value: Any) -> Any:
-    """`value` as the annotation wants it, `_WRONG` where it does not fit."""
-    origin = typing.get_origin(hint)
-    if origin is Annotated:
-        kind, interval = typing.get_args(hint)
-        number = _value(kind, value)
-        return number if number is not _WRONG and _within(number, interval) else _WRONG
-    if origin is Literal:
-        fits = any(value == option and type(value) is type(option) for option in hint.__args__)
-        return value if fits else _WRONG
-    if origin in (typing.Union, types.UnionType):
-        results = (_value(option, value) for option in typing.get_args(hint))
-        return next((result for result in results if result is not _WRONG), _WRONG)
-    if origin is list:
-        items = [_value(hint.__args__[0], v) for v in value] if isinstance(value, list) else []
-        return items if items and _WRONG not in items else _WRONG
-    if hint is types.NoneType:
-        return None if value is None else _WRONG
-    if hint is bool or isinstance(value, bool):
-        return value if hint is bool and isinstance(value, bool) else _WRONG
-    if hint is float:
-        return _float(value)
-    if hint is int:
-        return value if isinstance(value, int) else _WRONG
-    return value if isinstance(value, str) and value.strip() else _WRONG
-
-
-def _float(value: Any) -> Any:
-    """YAML 1.1 reads `1e-3` as text; take it for the number it is."""
-    try:
-        number = float(value) if isinstance(value, int | float | str) else math.nan
-    except (ValueError, OverflowError):
-        return _WRONG
-    return number if math.isfinite(number) else _WRONG
-
-
-def _within(number: float, interval: str) -> bool:
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    above = number >= low if interval[0] == "[" else number > low
-    below = number <= high if interval[-1] == "]" else number < high
-    return above and below
-
-
-def _describe(hint: Any) -> str:
-    origin = typing.get_origin(hint)
-    if origin is Annotated:
-        kind, interval = typing.get_args(hint)
-        return f"{_describe(kind)} in {interval}"
-    if origin is Literal:
-        return " or ".join(map(str, hint.__args__))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(option) for option in typing.get_args(hint))
-    if origin is list:
-        return "a list of names"
-    names = {types.NoneType: "null", bool: "true or false", float: "a number"}
-    return names.get(hint) or {int: "a whole number", str: "text"}[hint]
+def _wanted(schema: dict[str, Any]) -> str:
+    """What a value must be, in words."""
+    if "anyOf" in schema:
+        return " or ".join(map(_wanted, schema["anyOf"]))
+    if "enum" in schema or "const" in schema:
+        return " or ".join(schema.get("enum", [schema.get("const")]))
+    if "pattern" in schema:
+        return "64 hexadecimal digits"
+    kind = {
+        "array": "a list of names",
+        "boolean": "true or false",
+        "integer": "a whole number",
+        "null": "null",
+        "number": "a number",
+        "string": "text",
+    }[schema["type"]]
+    low = f"[{schema['minimum']}" if "minimum" in schema else None
+    low = f"({schema['exclusiveMinimum']}" if "exclusiveMinimum" in schema else low
+    high = f"{schema['maximum']}]" if "maximum" in schema else "inf)"
+    high = f"{schema['exclusiveMaximum']})" if "exclusiveMaximum" in schema else high
+    return f"{kind} in {low}, {high}" if low else kind

@@ -90,7 +90,9 @@ class Checkpoints:
         curves: Any,
     ) -> None:
         """Replace the checkpoint by one after `step` steps. Raises OSError on a full disk."""
-        tensors = {f"adapter.{name}": weight for name, weight in trained(model).items()}
+        tensors: dict[str, torch.Tensor] = {
+            f"adapter.{name}": weight for name, weight in trained(model).items()
+        }
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
         rest = {"step": step, "scaler": scaler.state_dict(), "curves": vars(curves)}
