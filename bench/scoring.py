@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from verse.judging.scoring import judge, summarise
+from verse.judging.scoring import judge, summarise, tabulate
 from verse.poems.lines import lines_in
 from verse.poems.prosody import BOOK
 
@@ -47,7 +47,7 @@ def score(generated: int, training: int) -> None:
     ]
     judged = time.perf_counter()
     for group in groups:
-        summarise(group, truths, seed=42, resamples=RESAMPLES)
+        summarise(group, tabulate(group, truths), seed=42, resamples=RESAMPLES)
     done = time.perf_counter()
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,62 +1,74 @@
-"""Score the base model's answers, the tuned model's and the true poems, all alike.
+"""Score every contestant's answers and the true poems, all alike.
 
     python -m stages.score
 
-Writes metrics/score.json, the data of two plots below metrics/plots and metrics/report.html;
-prints the metrics and three poems.
+Writes metrics/score.json, metrics/poems.csv with a row per poem and contestant, the data of two
+plots below metrics/plots and metrics/report.html; prints the metrics and three poems.
 """
 
 import re
-import sys
 from collections import Counter
-from itertools import islice
+from typing import TYPE_CHECKING, Any
 
+from verse import params
 from verse.errors import UserError, run
 from verse.files import read_jsonl, together, write_json, write_text
-from verse.params import read
+
+if TYPE_CHECKING:
+    from verse.judging.scoring import Judged
 
 TRAIN, TEST = "data/prepared/train.jsonl", "data/prepared/test.jsonl"
-ANSWERS = {"base": "data/generated/base.jsonl", "tuned": "data/generated/tuned.jsonl"}
 MANY_LINES = 9  # a plot's last bar counts the answers with as many lines or more
 SHOWN = 3
 
 
 def main() -> None:
-    p = read()
+    p = params.read()
 
-    from verse.judging.report import ReportRow, render
-    from verse.judging.scoring import judge, metrics_table, side_by_side, summarise
+    import pandas as pd
+
+    from verse.judging.contestants import CONTESTANTS
+    from verse.judging.metrics import HEADLINES
+    from verse.judging.report import render
+    from verse.judging.scoring import COLUMNS, judge, summarise, tabulate
+    from verse.judging.terminal import metrics_table, side_by_side
     from verse.poems.lines import lines_in
 
     test = columns(TEST, "input", "output")
     if not test:
         raise UserError(f"{TEST}: no poems to score: raise prepare.test_poems")
     couplets, truths = zip(*test, strict=True)
-    answers = {group: answers_to(couplets, path) for group, path in ANSWERS.items()}
+    answers = {
+        name: answers_to(couplets, one.answers) if one.answers else list(truths)
+        for name, one in CONTESTANTS.items()
+    }
     training_lines = lines_in(a + b for a, b in columns(TRAIN, "input", "output"))
 
     judged = {
-        group: [judge(*poem, training_lines) for poem in zip(couplets, texts, truths, strict=True)]
-        for group, texts in {**answers, "reference": truths}.items()
+        name: [judge(*poem, training_lines) for poem in zip(couplets, texts, truths, strict=True)]
+        for name, texts in answers.items()
     }
+    tables = {name: tabulate(poems, truths) for name, poems in judged.items()}
     metrics = {
-        group: summarise(poems, truths, seed=p.seed, resamples=p.score.bootstrap)
-        for group, poems in judged.items()
+        name: summarise(poems, tables[name], seed=p.seed, resamples=p.score.bootstrap)
+        for name, poems in judged.items()
     }
 
-    rows = [ReportRow(*row) for row in zip(couplets, *judged.values(), strict=True)]
+    rows = [dict(zip(judged, row, strict=True)) for row in zip(*judged.values(), strict=True)]
+    poems = pd.concat([table[COLUMNS].assign(contestant=name) for name, table in tables.items()])
+    poems = poems[["contestant", *COLUMNS]].round({"tone": 4, "chrf": 4})
     with together():
         write_json("metrics/score.json", metrics)
-        write_text("metrics/plots/quality.csv", quality_plot(metrics))
-        for group, poems in judged.items():
-            write_text(f"metrics/plots/lines/{group}.csv", lines_plot(poems))
+        write_text("metrics/poems.csv", poems.to_csv(index=False, lineterminator="\n"))
+        write_text("metrics/plots/quality.csv", quality_plot(metrics, HEADLINES))
+        for name, ones in judged.items():
+            write_text(f"metrics/plots/lines/{name}.csv", lines_plot(ones))
         write_text("metrics/report.html", render(rows, metrics))
 
-    sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character
     print(metrics_table(metrics))
-    shown = {"prompt": couplets, **answers, "true": truths}
-    for texts in islice(zip(*shown.values(), strict=True), SHOWN):
-        print("\n" + side_by_side(dict(zip(shown, texts, strict=True))))
+    for row in rows[:SHOWN]:
+        texts = {CONTESTANTS[name].english: one.answer for name, one in row.items()}
+        print("\n" + side_by_side({"prompt": row["reference"].couplet, **texts}))
 
 
 def columns(path: str, *keys: str) -> list[tuple[str, ...]]:
@@ -87,19 +99,15 @@ def answers_to(couplets: tuple[str, ...], path: str) -> list[str]:
     return [answer for _, answer in rows]
 
 
-def quality_plot(metrics: dict[str, dict]) -> str:
-    """CSV, a bar a row: the shares in form, rhymed and in tone, side by side for the groups."""
-    rows = [
-        f"{key}: {group},{values[key]}\n"
-        for key in ("form", "rhyme", "tone")
-        for group, values in metrics.items()
-    ]
+def quality_plot(metrics: dict[str, dict[str, Any]], keys: list[str]) -> str:
+    """CSV, a bar a row: the shares under each key, side by side for the contestants."""
+    rows = [f"{key}: {group},{values[key]}\n" for key in keys for group, values in metrics.items()]
     return "answers,share\n" + "".join(rows)
 
 
-def lines_plot(poems: list) -> str:
+def lines_plot(poems: list["Judged"]) -> str:
     """CSV, a bar a row: for each number of lines, the share of the answers that have as many."""
-    counts = Counter(min(len(one.lines), MANY_LINES) for one in poems)
+    counts = Counter(min(len(one.written), MANY_LINES) for one in poems)
     labels = [*map(str, range(MANY_LINES)), f"{MANY_LINES}+"]
     rows = [f"{label},{counts[i] / len(poems):.4f}\n" for i, label in enumerate(labels)]
     return "lines,share\n" + "".join(rows)

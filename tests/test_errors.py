@@ -78,7 +78,7 @@ def test_one_line_and_a_status(error, status, line, capsys, monkeypatch):
 )
 @pytest.mark.parametrize(
     ("stage", "key"),
-    [("train", "train.batch_size"), ("generate", "generate.batch_size"), ("score", "less data")],
+    [("train", "train.batch_size"), ("generate", "machine.batch_size"), ("score", "less data")],
 )
 def test_out_of_memory_names_what_to_lower(error, stage, key, capsys, monkeypatch):
     status, line = raised(error, capsys, monkeypatch, stage)

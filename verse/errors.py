@@ -7,6 +7,7 @@ status, and lets everything else (our own bugs) keep its traceback.
 
 import errno
 import gc
+import io
 import os
 import signal
 import sys
@@ -83,6 +84,9 @@ def run(main: Callable[[], None], name: str = "") -> None:
     # PyTorch and Transformers bring millions of objects that live as long as the program.
     # Looking among them for garbage takes seconds, most of them at the very end.
     gc.set_threshold(100_000)
+    for stream in (sys.stdout, sys.stderr):  # a terminal may not know every character
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         main()
     except BaseException as error:

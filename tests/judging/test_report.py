@@ -20,8 +20,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verse.judging.report import FAULTS, LONG, RULES, ReportRow, render, visible
-from verse.judging.scoring import judge, summarise
+from verse.judging import contestants
+from verse.judging.contestants import CONTESTANTS, Contestant
+from verse.judging.report import FAULTS, LONG, RULES, render, visible
+from verse.judging.scoring import judge, summarise, tabulate
 from verse.poems import prosody
 from verse.poems.lines import split_lines
 
@@ -29,7 +31,7 @@ COUPLET, REST = "白日依山盡，黃河入海流。", "欲窮千里目，更�
 TEST_POEMS = Path(__file__).parents[2] / "data/embedded/test.json"
 POEMS = json.loads(TEST_POEMS.read_text(encoding="utf-8"))
 ATTACK = (
-    """<script>ran=1</script></script></style><img src=x onerror="ran=1">$poems ${policy}&amp;"""
+    """<script>ran=1</script></script></style><img src=x onerror="ran=1">{{ poems }}{% x %}&amp;"""
 )
 HOSTILE = (
     "",
@@ -43,9 +45,9 @@ HOSTILE = (
 )
 
 
-def row(couplet=COUPLET, base="", tuned=REST, reference=REST, training=()):
-    judged = (judge(couplet, answer, reference, training) for answer in (base, tuned, reference))
-    return ReportRow(couplet, *judged)
+def row(couplet=COUPLET, base="", tuned=REST, reference=REST, training=(), **others):
+    answers = {"base": base, "tuned": tuned, **others, "reference": reference}
+    return {name: judge(couplet, text, reference, training) for name, text in answers.items()}
 
 
 def shuffled(text, rng):
@@ -89,11 +91,12 @@ def sample(count):
 
 
 def measure(rows):
-    truths = [one.reference.answer for one in rows]
-    return {
-        name: summarise([getattr(one, name) for one in rows], truths, seed=1, resamples=100)
-        for name in ("base", "tuned", "reference")
-    }
+    truths = [one["reference"].answer for one in rows]
+    metrics = {}
+    for name in rows[0]:
+        judged = [one[name] for one in rows]
+        metrics[name] = summarise(judged, tabulate(judged, truths), seed=1, resamples=100)
+    return metrics
 
 
 def page(*rows):
@@ -125,6 +128,17 @@ def article(html):
 
 
 # What the page says
+
+
+def test_a_contestant_more_is_an_entry_more(monkeypatch):
+    monkeypatch.setitem(CONTESTANTS, "kimi", Contestant("月之暗面", "Kimi <b>", "kimi.jsonl"))
+    html = page(row(kimi="白日依山盡。"), row(kimi=REST))
+    heads = [re.findall("<h4>(.*?) <span", part)[0] for part in answers(html)]
+    assert heads == ["未調", "已調", "月之暗面", "原作"]
+    assert html.count("Kimi &lt;b&gt;") == 4  # the table's head, its caption, two poems
+    table = re.search("<tbody>(.*?)</tbody>", html, re.DOTALL)[1]
+    assert len(re.findall("<td>", table)) == len(re.findall("<circle", table)) == 9 * 4
+    assert list(contestants.CONTESTANTS)[-1] == "kimi", "the page's order is that of the answers"
 
 
 def test_same_input_same_bytes():
@@ -247,7 +261,7 @@ def test_poems_say_what_they_are_filtered_and_sorted_by():
     poems = of(html, "article")
     assert [poem["data-form"] for poem in poems] == ["五絕", "五絕", "五絕", "其他"]
     assert [poem["data-faults"].split() for poem in poems] == [
-        ["form", "rhyme", "length"],
+        ["form", "rhyme", "lines"],
         ["rhyme"],
         ["echo", "copied"],
         ["form", "rhyme"],
@@ -257,7 +271,7 @@ def test_poems_say_what_they_are_filtered_and_sorted_by():
     choices = re.findall(r'<option value="(\w*)">[^<]*\((\d+)\)', html)
     assert choices == [
         *(("五絕", "3"), ("其他", "1")),
-        *(("form", "2"), ("rhyme", "3"), ("length", "1"), ("echo", "1"), ("copied", "1")),
+        *(("form", "2"), ("rhyme", "3"), ("lines", "1"), ("echo", "1"), ("copied", "1")),
     ]
     assert {key for key, _ in choices} >= set(FAULTS)
 
@@ -267,7 +281,7 @@ def test_poems_say_what_they_are_filtered_and_sorted_by():
 
 @given(st.text(st.characters(codec=None)))
 def test_visible_text_is_plain_and_can_be_seen(text):
-    html = visible(text)
+    html = str(visible(text))
     html.encode()
     outline = Outline(html)
     assert {tag for tag, _ in outline.tags} <= {"b"}

@@ -8,17 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sacrebleu.metrics import CHRF
 
-from verse.judging.scoring import (
-    HEADLINES,
-    KEYS,
-    cells,
-    in_form,
-    judge,
-    metrics_table,
-    printable,
-    side_by_side,
-    summarise,
-)
+from verse.judging.metrics import INTERVALS, KEYS, METRICS
+from verse.judging.scoring import COLUMNS, in_form, judge, summarise, tabulate
+from verse.judging.terminal import side_by_side
 from verse.poems.lines import lines_in, split_lines
 
 COUPLET, REST = "白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。"
@@ -46,7 +38,7 @@ HOSTILE = [
 def scored(*answers, couplet=COUPLET, truth=REST, training=(), **options):
     judged = [judge(couplet, answer, truth, lines_in(training)) for answer in answers]
     options = {"seed": 42, "resamples": 200} | options
-    return summarise(judged, [truth] * len(judged), **options)
+    return summarise(judged, tabulate(judged, [truth] * len(judged)), **options)
 
 
 # lines
@@ -132,8 +124,8 @@ def test_lines_of_a_strange_length_are_in_form_but_have_no_tone():
 
 def test_the_true_poem():
     judged = judge(COUPLET, REST, REST, lines_in([COUPLET]))
-    assert judged.lines == ("欲窮千里目", "更上一層樓")
-    assert judged.form and judged.length and judged.clean and judged.rhyme
+    assert judged.written == ("欲窮千里目", "更上一層樓")
+    assert judged.form and judged.lines and judged.clean and judged.rhyme
     assert judged.echo == (False, False) and judged.novel == (True, True)
     assert judged.tone == 1 and judged.analysis.form == "五絕"
 
@@ -141,7 +133,7 @@ def test_the_true_poem():
 def test_out_of_form_has_neither_rhyme_nor_tone():
     judged = judge(COUPLET, REST + "\n", REST, ())
     assert (judged.form, judged.rhyme, judged.tone, judged.analysis) == (False, False, 0, None)
-    assert judged.length and not judged.clean
+    assert judged.lines and not judged.clean
     metrics = scored(REST, REST + "\n")
     assert metrics["form"] == metrics["rhyme"] == metrics["tone"] == metrics["clean"] == 0.5
 
@@ -152,9 +144,9 @@ def test_no_rhyme():
 
 
 def test_length_is_that_of_the_true_poem():
-    assert not judge(COUPLET, SIX_LINES, REST, ()).length
-    assert judge(COUPLET, SIX_LINES, SIX_LINES, ()).length
-    assert judge(COUPLET, "a\nb", REST, ()).length  # out of form, yet two lines
+    assert not judge(COUPLET, SIX_LINES, REST, ()).lines
+    assert judge(COUPLET, SIX_LINES, SIX_LINES, ()).lines
+    assert judge(COUPLET, "a\nb", REST, ()).lines  # out of form, yet two lines
     assert scored(REST, SIX_LINES, "", REST)["lines"] == 0.5
 
 
@@ -190,7 +182,9 @@ def test_chrf_is_sacrebleus():
     judged = [judge(COUPLET, *texts, ()) for texts in zip(answers, truths, strict=True)]
     expected = CHRF().corpus_score(answers, [truths]).score / 100
     assert expected > 0
-    assert summarise(judged, truths, seed=1, resamples=100)["chrf"] == round(expected, 4)
+    assert summarise(judged, tabulate(judged, truths), seed=1, resamples=100)["chrf"] == round(
+        expected, 4
+    )
 
 
 @given(st.lists(st.tuples(*[st.text("山水月風，。 \n", max_size=20)] * 2), min_size=1, max_size=5))
@@ -198,7 +192,9 @@ def test_chrf_is_sacrebleus_for_any_poems(pairs):
     answers, truths = (list(texts) for texts in zip(*pairs, strict=True))
     judged = [judge(COUPLET, *texts, ()) for texts in pairs]
     expected = CHRF().corpus_score(answers, [truths]).score / 100
-    assert summarise(judged, truths, seed=1, resamples=1)["chrf"] == round(expected, 4)
+    assert summarise(judged, tabulate(judged, truths), seed=1, resamples=1)["chrf"] == round(
+        expected, 4
+    )
 
 
 def test_chrf_of_the_truth_is_1_and_of_other_characters_0():
@@ -210,19 +206,37 @@ def test_chrf_of_the_truth_is_1_and_of_other_characters_0():
 
 
 def test_keys_and_order():
-    names = list(scored(REST))
-    assert [name for name in names if not name.endswith("_ci95")] == list(KEYS)
-    assert [name.removesuffix("_ci95") for name in names if name.endswith("_ci95")] == list(
-        HEADLINES
-    )
-    assert names[1:3] == ["form", "form_ci95"]
+    assert list(scored(REST)) == KEYS
+    assert [key for key in KEYS if not key.endswith("_ci95")] == [
+        "poems",
+        *(m.name for m in METRICS),
+    ]
+    assert KEYS[1:3] == ["form", "form_ci95"]
+    assert [key.removesuffix("_ci95") for key in KEYS if key.endswith("_ci95")] == INTERVALS
+
+
+def test_a_row_a_poem():
+    answers = [REST, "黃河入海流，\n更上一層樓，更上一層樓。", ""]
+    judged = [judge(COUPLET, answer, REST, {"更上一層樓"}) for answer in answers]
+    table = tabulate(judged, [REST] * 3)
+    rows = table[COLUMNS].round({"chrf": 3}).to_dict("records")
+    names = "poem form lines clean written echo novel rhyme tone".split()
+    assert [[row[name] for name in names] for row in rows] == [
+        [1, 1, 1, 1, 2, 0, 1, 1, 1.0],
+        [2, 0, 0, 0, 3, 2, 1, 0, 0.0],
+        [3, 0, 0, 1, 0, 0, 0, 0, 0.0],
+    ]
+    assert rows[0]["chrf"] == 1 and 0 < rows[1]["chrf"] < 1 and rows[2]["chrf"] == 0
+    metrics = summarise(judged, table, seed=1, resamples=100)
+    for name in ("form", "lines", "clean", "rhyme", "tone"):
+        assert metrics[name] == round(table[name].mean(), 4)
 
 
 def test_a_group_of_true_poems():
     truths = [REST, OTHER_REST]
     pairs = zip((COUPLET, OTHER_COUPLET), truths, strict=True)
     judged = [judge(couplet, rest, rest, ()) for couplet, rest in pairs]
-    metrics = summarise(judged, truths, seed=42, resamples=100)
+    metrics = summarise(judged, tabulate(judged, truths), seed=42, resamples=100)
     perfect = ("form", "lines", "clean", "novel", "rhyme", "distinct2", "chrf")
     assert all(metrics[key] == 1 for key in perfect)
     assert metrics["poems"] == 2 and metrics["echo"] == 0
@@ -279,7 +293,7 @@ KNOWN = {
 @pytest.mark.parametrize("answer", HOSTILE)
 def test_hostile_answers_are_judged(answer):
     judged = judge(COUPLET, answer, REST, lines_in([answer]))
-    assert len(judged.lines) == len(judged.echo) == len(judged.novel)
+    assert len(judged.written) == len(judged.echo) == len(judged.novel)
     assert not any(judged.novel)
     metrics = scored(answer, REST, couplet=answer or COUPLET)
     assert all(0 <= value <= 1 for name, value in metrics.items() if name != "poems")
@@ -291,44 +305,10 @@ def test_hostile_answers_are_judged(answer):
 def test_any_answer_is_judged(answer, couplet):
     judged = judge(couplet, answer, REST, ())
     assert not judged.form or judged.clean
-    assert all(line and line == line.strip() for line in judged.lines)
+    assert all(line and line == line.strip() for line in judged.written)
     assert_safe(side_by_side({"a": answer, "b": couplet}))
 
 
 def assert_safe(shown):
     text = shown.replace("\n", "")
     assert not {c for c in text if unicodedata.category(c)[0] in "CM" or c in "\u2028\u2029"}
-
-
-# the terminal
-
-
-def test_columns_line_up_in_cells():
-    shown = side_by_side({"prompt": COUPLET, "base": "a\x1b[31mb, c", "tuned": "", "true": REST})
-    assert shown.split("\n") == [
-        "prompt            base              tuned             true",
-        "白日依山盡，      a␛[31mb,          (empty)           欲窮千里目，",
-        "黃河入海流。      c                                   更上一層樓。",
-    ]
-
-
-def test_what_is_too_wide_or_too_long_is_cut():
-    lines = side_by_side({"x": "山" * 10_000 + "，" + "水，" * 2_500}, width=8, height=3).split(
-        "\n"
-    )
-    assert lines == ["x", "山山山…", "水，", "水，", "…"]
-    assert max(cells(line) for line in lines) < 8
-
-
-def test_printable():
-    assert printable("\x00\x1b\n山") == "␀␛␊山"
-    assert printable("\x7f\x9b\u202e\u0301\ud800") == "\ufffd" * 5
-
-
-def test_the_table_has_a_row_a_key():
-    metrics = {"base": scored("x"), "tuned": scored(REST, "x")}
-    table = metrics_table(metrics).split("\n")
-    assert table[0].split() == ["base", "tuned"]
-    assert [row.split()[0] for row in table[1:]] == list(KEYS)
-    half = metrics["tuned"]["form_ci95"]
-    assert table[2].split() == ["form", "0.000", "±0.000", "0.500", f"±{half:.3f}"]

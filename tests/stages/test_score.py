@@ -10,6 +10,7 @@ import pytest
 from stages import score
 from verse.errors import UserError
 from verse.files import write_jsonl
+from verse.judging.contestants import CONTESTANTS, Contestant
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +21,9 @@ TEST = [
 ]
 BASE = ["\x1b[2J" + "山" * 10_000, ""]
 TUNED = ["欲窮千里目，更上一層樓。", "感時花濺淚，恨別鳥驚心。"]
-OUTPUTS = ("score.json", "plots/quality.csv", "plots/lines/tuned.csv", "report.html")
+OUTPUTS = (
+    *("score.json", "poems.csv", "plots/quality.csv", "plots/lines/tuned.csv", "report.html"),
+)
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     for name, poems in {"train": TRAIN, "test": TEST}.items():
-        rows = [{"input": a, "output": b, "prompt": a, "completion": b} for a, b in poems]
+        rows = [{"instruction": "續詩。", "input": a, "output": b} for a, b in poems]
         write_jsonl(f"data/prepared/{name}.jsonl", rows)
     write_answers("base", BASE)
     write_answers("tuned", TUNED)
@@ -51,6 +54,33 @@ def test_metrics(project):
     assert (base["lines"], base["clean"], base["novel"]) == (0, 0.5, 1)
     assert (tuned["rhyme"], tuned["novel"]) == (0.5, 0.5)  # 枝 and 心; its lines are the training's
     assert (reference["rhyme"], reference["novel"], reference["chrf"]) == (1, 1, 1)
+
+
+def test_a_row_a_poem_and_contestant(project):
+    score.main()
+    rows = rows_of("metrics/poems.csv")
+    assert [(row["contestant"], row["poem"]) for row in rows] == [
+        (name, number) for name in ("base", "tuned", "reference") for number in "12"
+    ]
+    assert [row["form"] for row in rows] == list("001111")
+    assert [row["novel"] for row in rows if row["contestant"] == "tuned"] == ["2", "0"]
+
+
+def test_a_fourth_contestant_is_data_and_no_code(project, monkeypatch):
+    file = "data/generated/kimi.jsonl"
+    reference = CONTESTANTS["reference"]
+    monkeypatch.delitem(CONTESTANTS, "reference")
+    monkeypatch.setitem(CONTESTANTS, "kimi", Contestant("月之暗面", "Kimi", file))
+    monkeypatch.setitem(CONTESTANTS, "reference", reference)
+    write_answers("kimi", [TEST[0][1], "不會。"])
+    score.main()
+    metrics = json.loads(Path("metrics/score.json").read_text("utf-8"))
+    assert list(metrics) == ["base", "tuned", "kimi", "reference"]
+    assert (metrics["kimi"]["form"], metrics["kimi"]["chrf"]) == (0.5, pytest.approx(0.7, abs=0.3))
+    assert len(rows_of("metrics/poems.csv")) == 8
+    assert {"answers": "form: kimi", "share": "0.5"} in rows_of("metrics/plots/quality.csv")
+    assert rows_of("metrics/plots/lines/kimi.csv")[1] == {"lines": "1", "share": "0.5000"}
+    assert "月之暗面" in Path("metrics/report.html").read_text("utf-8")
 
 
 def test_plots(project):

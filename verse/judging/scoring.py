@@ -1,31 +1,36 @@
-"""How good are the answers? Each is judged alone, then a group of them is summed up.
+"""How good are the answers? Each is judged alone, then those of a contestant are summed up.
 
 A poem is a couplet, which is given, and its rest, which a model answers. `judge` takes any
-answer, empty or hostile; `summarise` turns a group of judged answers into shares. Every poem
-counts, and a share of nothing (echoing lines where no line was written) is 0.
+answer, empty or hostile; `tabulate` sets judged answers in a table, a row a poem; `summarise` turns
+a table into shares. Every poem counts, and a share of nothing (echoing lines where no line was
+written) is 0.
 """
 
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 from sacrebleu.metrics import CHRF
 
+from verse.judging.metrics import INTERVALS, KEYS
 from verse.poems.lines import CLOSES, IDEOGRAPHS, PAUSES, POEM_PUNCTUATION, STOPS, split_lines
 from verse.poems.prosody import Analysis, analyse
 
 FURTHER_LINES = (2, 6)  # of a quatrain and of an eight-line poem
 
-KEYS = ("poems", "form", "lines", "clean", "echo", "novel", "rhyme", "tone", "distinct2", "chrf")
-HEADLINES = ("form", "lines", "rhyme", "tone", "chrf")
-"""The keys with a confidence interval."""
-
 
 TONE_UNITS = 10**9  # a tone score as a whole number: see `summarise`
 CHRF2 = CHRF()  # beta 2, characters alone: sacrebleu's defaults
+OVERLAPS = [
+    f"{kind}_{n}" for n in range(1, CHRF.CHAR_ORDER + 1) for kind in ("written", "true", "common")
+]
+"""Columns of what `overlap` counts: n-grams of the answer, of the truth and of both."""
+COLUMNS = "poem form lines clean written echo novel rhyme tone chrf".split()
+SUMMED = ("form", "lines", "rhyme", "tone")
 RESAMPLES_AT_ONCE = 50  # bounds the memory: 20 MB for 50,000 poems
 
 
@@ -35,12 +40,12 @@ class Judged:
 
     couplet: str
     answer: str
-    lines: tuple[str, ...]
+    written: tuple[str, ...]
     """The answer's lines without punctuation."""
     form: bool
     """What `in_form` says."""
-    length: bool
-    """As many lines as the true poem (the key `lines`)."""
+    lines: bool
+    """As many lines as the true poem."""
     clean: bool
     """No character that is neither Chinese nor poem punctuation."""
     echo: tuple[bool, ...]
@@ -92,9 +97,9 @@ def judge(couplet: str, answer: str, truth: str, training_lines: Collection[str]
     return Judged(
         couplet=couplet,
         answer=answer,
-        lines=lines,
+        written=lines,
         form=form,
-        length=len(lines) == len(split_lines(truth)),
+        lines=len(lines) == len(split_lines(truth)),
         clean=set(IDEOGRAPHS.sub("", answer)) <= set(POEM_PUNCTUATION),
         echo=tuple(echo),
         novel=tuple(line not in training_lines for line in lines),
@@ -104,18 +109,45 @@ def judge(couplet: str, answer: str, truth: str, training_lines: Collection[str]
     )
 
 
-def summarise(
-    judged: Sequence[Judged], truths: Sequence[str], *, seed: int, resamples: int
-) -> dict[str, int | float]:
-    """The metrics of a group: KEYS, and `<key>_ci95` beside each of HEADLINES.
+def tabulate(judged: Sequence[Judged], truths: Sequence[str]) -> pd.DataFrame:
+    """Judged answers as a table: a row a poem, numbered from 1, in their order.
 
-    truths: the true rests of the judged poems, in their order.
+    truths: the true rests of the poems. Columns: `poem`; `form`, `lines`, `clean` and `rhyme`, 0
+    or 1; `written`, how many lines, of which `echo` repeat and `novel` are new; `tone`; `chrf`.
+    What `summarise` adds up besides stands in OVERLAPS.
+    """
+    rows = [
+        {
+            "poem": number,
+            "form": int(one.form),
+            "lines": int(one.lines),
+            "clean": int(one.clean),
+            "written": len(one.written),
+            "echo": sum(one.echo),
+            "novel": sum(one.novel),
+            "rhyme": int(one.rhyme),
+            "tone": one.tone,
+            **dict(zip(OVERLAPS, overlap(one.answer, truth), strict=True)),
+        }
+        for number, (one, truth) in enumerate(zip(judged, truths, strict=True), 1)
+    ]
+    table = pd.DataFrame(rows, columns=[*COLUMNS[:-1], *OVERLAPS])
+    table["chrf"] = [f_score(counts) for counts in table[OVERLAPS].to_numpy()]
+    return table
+
+
+def summarise(
+    judged: Sequence[Judged], table: pd.DataFrame, *, seed: int, resamples: int
+) -> dict[str, int | float]:
+    """The metrics of a contestant, by KEYS.
+
+    table: what `tabulate` makes of the judged answers.
 
     `form`, `lines`, `clean`, `rhyme` and `tone` are means over poems; `echo` and `novel` shares
-    of all lines of the group; `distinct2` takes bigrams within lines, over the whole group, so
-    compare it between groups of one size. `chrf` is sacrebleu's corpus chrF2 (character n-grams
-    up to 6, beta 2, no word n-grams) in 0..1: white space does not count, Chinese punctuation
-    counts as any other character. Numbers are rounded to 4 digits.
+    of all lines of the contestant; `distinct2` takes bigrams within lines, over all of them, so
+    compare it between contestants of one size. `chrf` is sacrebleu's corpus chrF2 (character
+    n-grams up to 6, beta 2, no word n-grams) in 0..1: white space does not count, Chinese
+    punctuation counts as any other character. Numbers are rounded to 4 digits.
 
     `_ci95` is half the width of the 95% percentile interval of a bootstrap over poems
     (B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). It is 0
@@ -124,41 +156,27 @@ def summarise(
     The same arguments and numpy give the same numbers on any machine: the resamples add up whole
     numbers, whose sum depends on no order.
     """
-    every_line = [line for one in judged for line in one.lines]
+    every_line = [line for one in judged for line in one.written]
     bigrams = {pair for line in every_line for pair in pairwise(line)}
-    poems = np.array(
-        [
-            (
-                one.form,
-                one.length,
-                one.rhyme,
-                round(one.tone * TONE_UNITS),
-                *overlap(one.answer, truth),
-            )
-            for one, truth in zip(judged, truths, strict=True)
-        ],
-        dtype=float,
-    )
-    metrics = {
-        "poems": len(judged),
-        "clean": share(sum(one.clean for one in judged), len(judged)),
-        "echo": share(sum(sum(one.echo) for one in judged), len(every_line)),
-        "novel": share(sum(sum(one.novel) for one in judged), len(every_line)),
+    lines = int(table["written"].sum())
+    metrics: dict[str, float] = {
+        "clean": share(table["clean"].sum(), len(table)),
+        "echo": share(table["echo"].sum(), lines),
+        "novel": share(table["novel"].sum(), lines),
         "distinct2": share(len(bigrams), sum(len(line) - 1 for line in every_line)),
     }
-    if len(poems):
-        metrics |= headlines(poems.sum(axis=0), len(poems))
-        drawn = [headlines(sums, len(poems)) for sums in resampled(poems, seed, resamples)]
-        for key in HEADLINES:
+    if len(table):
+        summed = table.assign(tone=(table["tone"] * TONE_UNITS).round())[[*SUMMED, *OVERLAPS]]
+        poems = summed.to_numpy(dtype=float)
+        metrics |= intervalled(poems.sum(axis=0), len(poems))
+        drawn = [intervalled(sums, len(poems)) for sums in resampled(poems, seed, resamples)]
+        for key in INTERVALS:
             low, high = np.quantile([one[key] for one in drawn], (0.025, 0.975))
             metrics[f"{key}_ci95"] = float(high - low) / 2
-    else:
-        metrics |= {name: 0.0 for key in HEADLINES for name in (key, f"{key}_ci95")}
-    ordered = (name for key in KEYS for name in (key, f"{key}_ci95") if name in metrics)
-    return {name: round(metrics[name], 4) for name in ordered}
+    return {"poems": len(table)} | {key: round(metrics.get(key, 0.0), 4) for key in KEYS[1:]}
 
 
-def share(part: int, whole: int) -> float:
+def share(part: float, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
@@ -184,7 +202,9 @@ def ngrams(text: str, n: int) -> Counter[str]:
     return Counter(text[start : start + n] for start in range(len(text) - n + 1))
 
 
-def resampled(poems: np.ndarray, seed: int, resamples: int) -> Iterable[np.ndarray]:
+def resampled(
+    poems: npt.NDArray[np.float64], seed: int, resamples: int
+) -> Iterable[npt.NDArray[np.float64]]:
     """For each resample of the rows, drawn with replacement, the sums of the columns."""
     random, number = np.random.default_rng(seed), len(poems)
     for start in range(0, resamples, RESAMPLES_AT_ONCE):
@@ -195,75 +215,18 @@ def resampled(poems: np.ndarray, seed: int, resamples: int) -> Iterable[np.ndarr
         yield from np.array(counts, dtype=float) @ poems
 
 
-def headlines(sums: np.ndarray, poems: int) -> dict[str, float]:
-    """The headline metrics from the columns that `summarise` lays out, added up over the poems."""
-    form, lines, rhyme, tone, *ngram_counts = sums.tolist()
+def intervalled(sums: npt.NDArray[np.float64], poems: int) -> dict[str, float]:
+    """The metrics that have an interval, from the columns SUMMED and OVERLAPS, added up."""
+    form, lines, rhyme, tone = sums[: len(SUMMED)].tolist()
     return {
         "form": form / poems,
         "lines": lines / poems,
         "rhyme": rhyme / poems,
         "tone": tone / TONE_UNITS / poems,
-        "chrf": CHRF2._compute_f_score(ngram_counts) / 100,
+        "chrf": f_score(sums[len(SUMMED) :]),
     }
 
 
-def metrics_table(metrics: dict[str, dict[str, int | float]]) -> str:
-    """The metrics for a terminal: a row a key, a column a group, ± half a confidence interval."""
-    rows = [" " * 10 + "".join(f"{group:<16}" for group in metrics)]
-    for key in KEYS:
-        row = f"{key:<10}"
-        for group in metrics.values():
-            value = f"{group[key]}" if key == "poems" else f"{group[key]:.3f}"
-            noise = f" ±{group[f'{key}_ci95']:.3f}" if key in HEADLINES else ""
-            row += f"{value + noise:<16}"
-        rows.append(row)
-    return "\n".join(row.rstrip() for row in rows)
-
-
-def side_by_side(texts: dict[str, str], width: int = 18, height: int = 8) -> str:
-    """Texts for a terminal, set in lines, each in a column under its heading.
-
-    width: of a column, in terminal cells; a Chinese character takes two. height: most lines
-    shown of a text. What is longer or wider ends on `…`. Holds no control character.
-    """
-    columns = []
-    for heading, text in texts.items():
-        lines = [line + marks.strip() for line, marks in split_lines(text)]
-        cut = [*lines[:height], "…"] if len(lines) > height else lines
-        columns.append([heading, *(map(printable, cut) if cut else ["(empty)"])])
-    rows = []
-    for number in range(max(map(len, columns))):
-        cells = [column[number] if number < len(column) else "" for column in columns]
-        rows.append("".join(fit(cell, width) for cell in cells).rstrip())
-    return "\n".join(rows)
-
-
-def printable(text: str) -> str:
-    """The text with each control, format, combining or unassigned character made visible.
-
-    An escape sequence loses its effect: ESC becomes ␛, what has no picture becomes �.
-    """
-    shown = []
-    for character in text:
-        code = ord(character)
-        if code < 0x20:
-            character = chr(0x2400 + code)
-        elif unicodedata.category(character)[0] in "CM" or character in "\u2028\u2029":
-            character = "\ufffd"
-        shown.append(character)
-    return "".join(shown)
-
-
-def cells(text: str) -> int:
-    """How many terminal cells a printable text takes."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
-def fit(text: str, width: int) -> str:
-    """The text in exactly `width` cells, the last of them blank."""
-    if cells(text) >= width:
-        text = text[:width]
-        while cells(text) > width - 2:
-            text = text[:-1]
-        text += "…"
-    return text + " " * (width - cells(text))
+def f_score(counts: npt.NDArray[np.float64]) -> float:
+    """chrF2 in 0..1 from what `overlap` counts."""
+    return float(CHRF2._compute_f_score(counts.tolist())) / 100

@@ -1,0 +1,62 @@
+"""`verse.judging.metrics` is the one list: what else names the metrics is held to it."""
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from verse.judging.contestants import CONTESTANTS, WATCHED
+from verse.judging.metrics import HEADLINES, INTERVALS, KEYS, METRICS
+
+ROOT = Path(__file__).parents[2]
+NAMES = [metric.name for metric in METRICS]
+SCORES = json.loads((ROOT / "metrics/score.json").read_text("utf-8"))
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of the README's first table below a line."""
+    lines = README[README.index(heading) :].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return [rows[0], *rows[2:]]
+
+
+def test_each_metric_is_declared_once():
+    assert len(set(NAMES)) == len(NAMES)
+    assert all(metric.meaning and metric.label for metric in METRICS)
+    assert set(HEADLINES) <= set(INTERVALS)
+
+
+def test_the_committed_scores_have_these_keys():
+    assert list(SCORES) == list(CONTESTANTS) and WATCHED in SCORES
+    assert all(list(values) == KEYS for values in SCORES.values())
+
+
+def test_the_readme_says_what_each_metric_is():
+    assert [row[0] for row in table("## What the metrics say")[1:]] == NAMES
+
+
+def test_the_readme_has_the_figures_of_the_committed_scores():
+    head, *rows = table("Measured with the embedded model")
+    assert head[1:] == [
+        one.english if one.answers else "true poems" for one in CONTESTANTS.values()
+    ]
+    assert [row[0] for row in rows] == NAMES
+    for name, *cells in rows:
+        for cell, values in zip(cells, SCORES.values(), strict=True):
+            mean, half = re.fullmatch(r"([\d.]+)(?: ± ([\d.]+))?", cell).groups()
+            assert float(mean) == float(f"{values[name]:.3f}"), name
+            if half:
+                assert float(half) == float(f"{values[f'{name}_ci95']:.3f}"), name
+
+
+def test_dvc_plots_a_file_for_each_contestant():
+    plots = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["plots"]
+    (lines,) = (plot["lines"] for plot in plots if "lines" in plot)
+    assert list(lines["y"]) == [f"metrics/plots/lines/{name}.csv" for name in CONTESTANTS]

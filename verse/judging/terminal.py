@@ -1,0 +1,68 @@
+"""Metrics and poems for a terminal: aligned in cells, with no character that could steer it."""
+
+import unicodedata
+
+from verse.judging.metrics import METRICS
+from verse.poems.lines import split_lines
+
+
+def metrics_table(metrics: dict[str, dict[str, int | float]]) -> str:
+    """The metrics for a terminal: a row a metric, a column a contestant, ± as ci95."""
+    rows = [" " * 10 + "".join(f"{group:<16}" for group in metrics)]
+    rows.append(f"{'poems':<10}" + "".join(f"{group['poems']:<16}" for group in metrics.values()))
+    for metric in METRICS:
+        row = f"{metric.name:<10}"
+        for group in metrics.values():
+            noise = f" ±{group[f'{metric.name}_ci95']:.3f}" if metric.interval else ""
+            row += f"{f'{group[metric.name]:.3f}{noise}':<16}"
+        rows.append(row)
+    return "\n".join(row.rstrip() for row in rows)
+
+
+def side_by_side(texts: dict[str, str], width: int = 18, height: int = 8) -> str:
+    """Texts for a terminal, set in lines, each in a column under its heading.
+
+    width: of a column, in terminal cells; a Chinese character takes two. height: most lines
+    shown of a text. What is longer or wider ends on `…`. Holds no control character.
+    """
+    columns = []
+    for heading, text in texts.items():
+        lines = [line + marks.strip() for line, marks in split_lines(text)]
+        cut = [*lines[:height], "…"] if len(lines) > height else lines
+        columns.append([heading, *(map(shown, cut) if cut else ["(empty)"])])
+    rows = []
+    for number in range(max(map(len, columns))):
+        cells = [column[number] if number < len(column) else "" for column in columns]
+        rows.append("".join(padded(cell, width) for cell in cells).rstrip())
+    return "\n".join(rows)
+
+
+def shown(text: str) -> str:
+    """The text with each control, format, combining or unassigned character made visible.
+
+    An escape sequence loses its effect: ESC becomes ␛, what has no picture becomes �.
+    """
+    found = []
+    for character in text:
+        code = ord(character)
+        if code < 0x20:
+            character = chr(0x2400 + code)
+        elif unicodedata.category(character)[0] in "CM" or character in "\u2028\u2029":
+            character = "\ufffd"
+        found.append(character)
+    return "".join(found)
+
+
+def width_of(text: str) -> int:
+    """How many terminal cells a printable text takes."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def padded(text: str, width: int) -> str:
+    """The text in exactly `width` cells, the last of them blank."""
+    if width_of(text) >= width:
+        text = text[:width]
+        while width_of(text) > width - 2:
+            text = text[:-1]
+        text += "…"
+    return text + " " * (width - width_of(text))
