@@ -24,7 +24,7 @@ def main() -> None:
     with replacing("data/raw") as folder:
         write_jsonl(folder / "train.jsonl", poems.train)
         write_jsonl(folder / "test.jsonl", poems.test)
-        sources.record(poems.origin, "data/source")
+        sources.note_origin(poems.origin, "data/source")
 
     origin = poems.origin["source"] if isinstance(poems.origin, dict) else poems.origin
     print(f"{len(poems.train)} training and {len(poems.test)} test poems from {origin}")

@@ -7,29 +7,28 @@ Reads data/raw. Writes data/prepared/{train,validation,test}.jsonl, rows of {"in
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from verse import params
 from verse.errors import run
 from verse.files import read_jsonl, replacing, together, write_json, write_jsonl
-from verse.poems import dataset
 from verse.poems.lines import FORMS
 
 
 def main() -> None:
     p = params.read()
-    wanted = p.prepare
-    raw = {part: read_jsonl(f"data/raw/{part}.jsonl") for part in ("train", "test")}
 
+    import pandas as pd
+
+    from verse.poems import dataset
+
+    raw = {
+        part: pd.DataFrame(read_jsonl(f"data/raw/{part}.jsonl"), columns=dataset.COLUMNS)
+        for part in ("train", "test")
+    }
     train, dropped = dataset.clean(raw["train"])
     test, dropped_test = dataset.clean(raw["test"], dataset.COUPLETS)
-    split = dataset.split(
-        train,
-        test,
-        seed=p.seed,
-        test_poems=wanted.test_poems,
-        validation_poems=wanted.validation_poems,
-        max_train=wanted.max_train,
-    )
+    split = dataset.split(train, test, p.prepare, p.seed)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
 
     dropped += dropped_test + split.dropped
@@ -42,12 +41,12 @@ def main() -> None:
     with together():
         with replacing("data/prepared") as folder:
             for part, poems in parts.items():
-                write_jsonl(folder / f"{part}.jsonl", poems)
+                write_jsonl(folder / f"{part}.jsonl", poems.to_dict("records"))
         write_json("metrics/data.json", metrics)
     show(metrics, parts)
 
 
-def show(metrics: dict, parts: Iterable[str]) -> None:
+def show(metrics: dict[str, Any], parts: Iterable[str]) -> None:
     forms = list(FORMS.values())
     print(" " * 10, *forms, "other  poems  characters")  # a Chinese character is two columns wide
     for part in parts:

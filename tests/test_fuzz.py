@@ -24,7 +24,7 @@ def repository(tmp_path_factory):
     os.chdir(tmp_path_factory.mktemp("fuzz"))
     values = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
     values["data"]["source"] = "poems.json"
-    values["prepare"] |= {"template": "plain", "test_poems": 1, "validation_poems": 1}
+    values["prepare"] |= {"test_poems": 1, "validation_poems": 1}
     Path("params.yaml").write_text(yaml.safe_dump(values), "utf-8")
     yield
     os.chdir(before)

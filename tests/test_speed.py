@@ -9,9 +9,9 @@ from verse import speed
 
 def test_each_stage_has_its_numbers(tmp_path):
     file = tmp_path / "speed.json"
-    speed.record(file, "train", {"seconds": 2.0, "poems_per_second": 1 / 3})
-    speed.record(file, "generate", {"seconds": 1.0})
-    speed.record(file, "train", {"seconds": 4.0})
+    speed.store(file, "train", {"seconds": 2.0, "poems_per_second": 1 / 3})
+    speed.store(file, "generate", {"seconds": 1.0})
+    speed.store(file, "train", {"seconds": 4.0})
     assert json.loads(file.read_text()) == {"generate": {"seconds": 1.0}, "train": {"seconds": 4.0}}
 
 
@@ -24,5 +24,5 @@ def test_poems_a_second():
 def test_a_broken_file_is_written_anew(tmp_path, content):
     file = tmp_path / "speed.json"
     file.write_bytes(content)
-    speed.record(file, "score", {"seconds": 1.0})
+    speed.store(file, "score", {"seconds": 1.0})
     assert json.loads(file.read_text()) == {"score": {"seconds": 1.0}}

@@ -27,7 +27,7 @@ class Stopwatch:
         return numbers
 
 
-def record(file: str | Path, stage: str, numbers: dict[str, float]) -> None:
+def store(file: str | Path, stage: str, numbers: dict[str, float]) -> None:
     """Put a stage's numbers into the shared JSON file, leaving the other stages' alone."""
     file = Path(file)
     try:

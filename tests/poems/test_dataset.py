@@ -3,14 +3,18 @@
 import os
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from verse.errors import UserError
-from verse.poems import sources
-from verse.poems.dataset import COUPLETS, DROPPED, clean, describe, lines_of, split
+from verse.params import Prepare
+from verse.poems import dataset, sources
+from verse.poems.dataset import COLUMNS, COUPLETS, DROPPED
+from verse.poems.lines import split_lines
 
 INSTRUCTION = sources.INSTRUCTION
 
@@ -30,6 +34,23 @@ SPRING = record(
 )
 
 
+def table(poems):
+    return pd.DataFrame(list(poems), columns=COLUMNS)
+
+
+def clean(records, *rests):
+    poems, dropped = dataset.clean(table(records), *rests)
+    return poems.to_dict("records"), dropped
+
+
+def describe(poems):
+    return dataset.describe(table(poems))
+
+
+def lines_of(poem):
+    return [line for line, _ in split_lines(poem["input"] + poem["output"])]
+
+
 def one(couplet, rest, **options):
     """The poem that a record becomes, or the reason for dropping it."""
     poems, dropped = clean([record(couplet, rest)], **options)
@@ -38,13 +59,13 @@ def one(couplet, rest, **options):
 
 
 def parts(train, test=(), *, test_poems=1, validation_poems=1, max_train=None, seed=42):
-    return split(
-        train,
-        test,
-        seed=seed,
-        test_poems=test_poems,
-        validation_poems=validation_poems,
-        max_train=max_train,
+    wanted = Prepare(test_poems=test_poems, validation_poems=validation_poems, max_train=max_train)
+    found = dataset.split(table(train), table(test), wanted, seed)
+    return SimpleNamespace(
+        train=found.train.to_dict("records"),
+        validation=found.validation.to_dict("records"),
+        test=found.test.to_dict("records"),
+        dropped=found.dropped,
     )
 
 

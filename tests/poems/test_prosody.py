@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain import pingshui
+from rhymes import make as pingshui
 from verse.poems import prosody
 from verse.poems.prosody import Break, Reading, analyse, readings, rhymes
 
@@ -360,7 +360,7 @@ def test_the_module_needs_only_the_standard_library():
     loaded = subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"""
 import sys
-sys.path.insert(0, {str(Path(prosody.__file__).parents[1])!r})
+sys.path.insert(0, {str(Path(prosody.__file__).parents[2])!r})
 import verse.poems.prosody
 print(*{{name.split(".")[0] for name in sys.modules}})"""],
         capture_output=True, text=True, check=True,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from verse.errors import UserError
 from verse.poems import sources
-from verse.poems.sources import INSTRUCTION, REFERENCES, TESTING, TRAINING, fetch, record
+from verse.poems.sources import INSTRUCTION, REFERENCES, TESTING, TRAINING, fetch, note_origin
 
 POEM = {
     "instruction": "續寫此詩。",
@@ -333,11 +333,11 @@ def test_a_local_source_is_linked(repository, tmp_path):
     outside = put(tmp_path / "poems.json", [POEM])
     inside = put("mine/train.json", [POEM])
     for source in (outside, Path("../poems.json"), inside, inside.absolute(), Path("mine")):
-        record(poems(source).origin, at)
+        note_origin(poems(source).origin, at)
         assert at.is_symlink()
         assert at.samefile(source)
         assert at.readlink().is_absolute() == source.is_absolute()
-    record(poems("embedded").origin, at)
+    note_origin(poems("embedded").origin, at)
     assert str(at.readlink()) == "embedded"
 
 
@@ -345,7 +345,7 @@ def test_the_link_holds_where_data_is_itself_a_link(tmp_path):
     (tmp_path / "disk" / "deep").mkdir(parents=True)
     put("mine/poems.json", [POEM])
     Path("big").symlink_to(tmp_path / "disk" / "deep")
-    record(Path("mine/poems.json"), "big/source")
+    note_origin(Path("mine/poems.json"), "big/source")
     assert Path("big/source").samefile("mine/poems.json")
 
 
@@ -353,14 +353,14 @@ def test_recording_never_touches_the_users_files():
     folder, file = put("mine/poems.json", [POEM]).parent, put("own.json", [POEM])
     before = [file.stat(), (folder / "poems.json").stat()]
     for origin in (folder, file, {"source": "hw5"}, folder, {"source": "hw5"}, file):
-        record(origin, "data/source")
+        note_origin(origin, "data/source")
     assert [file.stat(), (folder / "poems.json").stat()] == before
     assert names("data") == ["embedded", "source"]
 
 
 def test_a_download_is_recorded_by_its_hash():
     Path("data/source").symlink_to("embedded")
-    record({"source": "hw5", "sha256": {"a": "b"}}, "data/source")
+    note_origin({"source": "hw5", "sha256": {"a": "b"}}, "data/source")
     assert not Path("data/source").is_symlink()
     assert json.loads(Path("data/source").read_text()) == {"source": "hw5", "sha256": {"a": "b"}}
     assert names("data/embedded") == ["test.json", "train.json"]
@@ -371,7 +371,7 @@ def test_a_download_is_recorded_by_its_hash():
 )
 @pytest.mark.parametrize("absolute", [True, False])
 def test_a_circle_is_refused(origin, absolute):
-    record(Path("data/embedded"), "data/source")
+    note_origin(Path("data/embedded"), "data/source")
     with pytest.raises(UserError, match="in a circle with data/source"):
-        record(Path(origin).absolute() if absolute else Path(origin), "data/source")
+        note_origin(Path(origin).absolute() if absolute else Path(origin), "data/source")
     assert str(Path("data/source").readlink()) == "embedded"

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 from stages import prepare
 from verse.errors import UserError
@@ -49,7 +47,6 @@ def choose(model="no/such/model", seed=42, **values):
     params = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
     params["seed"], params["model"]["name"] = seed, str(model)
     params["prepare"] = {
-        "template": "plain",
         "test_poems": 3,
         "validation_poems": 2,
         "max_train": None,
@@ -84,9 +81,8 @@ def test_the_parts_and_their_rows():
     assert len(parts["test"][0]["output"]) == 24, "a given test poem may be longer"
     for rows in parts.values():
         for row in rows:
-            assert list(row) == ["input", "output", "prompt", "completion"]
-            assert row["prompt"] == f"{INSTRUCTION}\n{row['input']}"
-            assert row["completion"] == row["output"]
+            assert list(row) == ["instruction", "input", "output"]
+            assert row["instruction"] == INSTRUCTION
 
 
 def test_the_counts():
@@ -133,26 +129,9 @@ def test_the_same_poems_give_the_same_bytes_in_any_order():
     assert written() != first
 
 
-def test_auto_asks_the_models_tokenizer(tmp_path):
-    backend = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
-    tokenizer.save_pretrained(tmp_path / "plain")
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    tokenizer.save_pretrained(tmp_path / "chat")
-
-    choose(template="auto", model=tmp_path / "plain")
-    prepare.main()
-    row = prepared()["test"][0]
-    assert row["prompt"] == f"{INSTRUCTION}\n{row['input']}"
-    choose(template="auto", model=tmp_path / "chat")
-    prepare.main()
-    assert prepared()["test"][0]["prompt"].startswith("<system>You are a helpful")
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"template": "auto", "model": "./no/such/model"}, "there is no such folder"),
         ({"test_poems": 300}, "no poem is left to train on: of 8 usable ones"),
     ],
 )
@@ -173,12 +152,12 @@ def test_without_fetch_is_one_clear_line(repository):
 
 
 def test_a_wrong_parameter_is_one_line_and_exit_status_2():
-    choose(template="alpaca")
+    choose(validation_poems=0)
     done = run()
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "prepare: params.yaml: prepare.template must be auto or plain or homework or chat, "
-        "not 'alpaca'\n"
+        "prepare: params.yaml: prepare.validation_poems must be a whole number in "
+        "[1, 2147483647], not 0\n"
     )
     assert not Path("data/prepared").exists()
 
@@ -198,7 +177,7 @@ def test_the_homeworks_poems():
     train, test = sources.read_folder(Path(os.environ["VERSE_HW5"]))
     write_jsonl("data/raw/train.jsonl", train)
     write_jsonl("data/raw/test.jsonl", test)
-    choose(template="homework", test_poems=300, validation_poems=100)
+    choose(test_poems=300, validation_poems=100)
     prepare.main()
     counts, parts = metrics(), prepared()
     assert counts["read"] == {"train": 5001, "test": 15}

@@ -1,20 +1,24 @@
 """Training, validation and test poems: clean them, then part them so that no line leaks.
 
-A poem is a record {"instruction", "input", "output"}: what to do, the first couplet, the rest
-of the poem. Which part of a split a poem goes to is decided by a hash of the seed and the
-poem, so neither the order of a file nor a poem's neighbours have a say in it.
+Poems are tables of COLUMNS: what to do, the first couplet, the rest of the poem. Which part of a
+split a poem goes to is decided by a hash of the seed and the poem, so neither the order of a file
+nor a poem's neighbours have a say in it.
 """
 
 import re
 import sys
-import unicodedata
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
+import pandas as pd
+
 from verse.errors import UserError
-from verse.poems.lines import FORMS, IDEOGRAPHS
+from verse.params import Prepare
+from verse.poems.lines import FORMS, IDEOGRAPHS, lines_in, parse_lines, split_lines, write_lines
+
+COLUMNS = ["instruction", "input", "output"]
 
 # Why a record is left out, in the order in which it is looked at.
 DROPPED = {
@@ -32,9 +36,6 @@ DROPPED = {
 # 〇 is the numeral zero elsewhere, but Tang verse has no use for it.
 LACUNA = re.compile("[□■▢◻◼☐○●◯〇\ufffd]")
 PRIVATE_USE = re.compile("[\ue000-\uf8ff\U000f0000-\U0010ffff]")
-MARK = re.compile(r"\s*([，。、；：？！,.､｡．;:?!])\s*")
-LINE_END = re.compile("[，。？！]")  # the marks that `clean` leaves
-FULL_WIDTH = {"?": "？", "!": "！"}
 
 QUATRAIN_OR_OCTAVE = (2, 6)  # lines after the first couplet
 COUPLETS = range(2, sys.maxsize, 2)
@@ -42,16 +43,16 @@ COUPLETS = range(2, sys.maxsize, 2)
 
 @dataclass(frozen=True)
 class Split:
-    train: list[dict[str, str]]
-    validation: list[dict[str, str]]
-    test: list[dict[str, str]]
-    dropped: Counter
+    train: pd.DataFrame
+    validation: pd.DataFrame
+    test: pd.DataFrame
+    dropped: Counter[str]
     """Poems that went to no part, by reason: shared_line, over_max_train."""
 
 
 def clean(
-    records: Iterable[dict[str, str]], rests: Container[int] = QUATRAIN_OR_OCTAVE
-) -> tuple[list[dict[str, str]], Counter]:
+    records: pd.DataFrame, rests: Container[int] = QUATRAIN_OR_OCTAVE
+) -> tuple[pd.DataFrame, Counter[str]]:
     """The usable poems, in order, and how many records were dropped for which reason.
 
     rests: how many lines may follow the first couplet. The homework's eighth test poem has
@@ -62,51 +63,18 @@ def clean(
     ， after the first line of a couplet and 。 after the second, save that ？ and ！ stay.
     Rare ideographs stay as they are. The reasons for dropping a record are DROPPED's keys up
     to "duplicate". Poems are the same if their lines are, whatever the punctuation; of two
-    records of one poem the first in code-point order is kept.
+    records of one poem the first in code-point order is kept, at the place of the first.
     """
-    poems: dict[tuple[str, ...], dict[str, str]] = {}
-    dropped = Counter()
-    for record in records:
-        couplet, rest = read(record["input"]), read(record["output"])
-        lines = tuple(line for line, _ in couplet + rest)
-        poem = record | {"input": write(couplet), "output": write(rest)}
-        reason = fault(lines, len(couplet), rests)
-        if reason is None and lines in poems:
-            reason = "duplicate"
-            poem = min(poem, poems[lines], key=text_of)
-        if reason in (None, "duplicate"):
-            poems[lines] = poem
-        if reason:
-            dropped[reason] += 1
-    return list(poems.values()), dropped
-
-
-def text_of(poem: dict[str, str]) -> tuple[str, str, str]:
-    return poem["instruction"], poem["input"], poem["output"]
-
-
-def read(text: str) -> list[tuple[str, str]]:
-    """Lines and the marks after them; "。" where the last line has none.
-
-    >>> read(" 夫子何爲者?栖栖一代中")
-    [('夫子何爲者', '?'), ('栖栖一代中', '。')]
-    """
-    pieces = MARK.split(unicodedata.normalize("NFC", text).strip())
-    pieces += ["。"] if pieces[-1] else []
-    return list(zip(pieces[::2], pieces[1::2], strict=False))
-
-
-def write(verses: Sequence[tuple[str, str]]) -> str:
-    """Lines with their marks made uniform.
-
-    >>> write([('夫子何爲者', '?'), ('栖栖一代中', '.')])
-    '夫子何爲者？栖栖一代中。'
-    """
-    text = ""
-    for place, (line, mark) in enumerate(verses):
-        mark = FULL_WIDTH.get(mark, mark)
-        text += line + (mark if mark in "？！" else "，。"[place % 2])
-    return text
+    couplets, rest = (records[column].map(parse_lines) for column in ("input", "output"))
+    poems = records.assign(input=couplets.map(write_lines), output=rest.map(write_lines))
+    poems["lines"] = [tuple(line for line, _ in a + b) for a, b in zip(couplets, rest, strict=True)]
+    faults = [fault(*poem, rests) for poem in zip(poems["lines"], couplets.map(len), strict=True)]
+    sound = poems.loc[[reason is None for reason in faults]]
+    places = sound.drop_duplicates("lines")["lines"]
+    kept = sound.sort_values(COLUMNS).drop_duplicates("lines").set_index("lines")
+    dropped = Counter(reason for reason in faults if reason)
+    dropped += Counter(duplicate=len(sound) - len(kept))
+    return kept.loc[places.tolist(), COLUMNS].reset_index(drop=True), dropped
 
 
 def fault(lines: Sequence[str], couplet: int, rests: Container[int]) -> str | None:
@@ -127,31 +95,16 @@ def fault(lines: Sequence[str], couplet: int, rests: Container[int]) -> str | No
     return None
 
 
-def lines_of(poem: dict[str, str]) -> list[str]:
-    """The lines of a poem that `clean` has passed, without punctuation."""
-    return LINE_END.split(poem["input"] + poem["output"])[:-1]
-
-
-def describe(poems: Sequence[dict[str, str]]) -> dict[str, int]:
+def describe(poems: pd.DataFrame) -> dict[str, int]:
     """How many poems, of each form and of another, and characters without punctuation."""
-    counts = Counter()
-    for poem in poems:
-        lines = lines_of(poem)
-        counts[FORMS.get((len(lines), len(lines[0])), "other")] += 1
-        counts["characters"] += len("".join(lines))
-    names = (*FORMS.values(), "other", "characters")
-    return {"poems": len(poems), **{name: counts[name] for name in names}}
+    texts = [split_lines(text) for text in poems["input"] + poems["output"]]
+    forms = Counter(FORMS.get((len(lines), len(lines[0][0])), "other") for lines in texts)
+    characters = sum(len(line) for lines in texts for line, _ in lines)
+    names = (*FORMS.values(), "other")
+    return {"poems": len(poems), **{n: forms[n] for n in names}, "characters": characters}
 
 
-def split(
-    train: Sequence[dict[str, str]],
-    test: Sequence[dict[str, str]],
-    *,
-    seed: int,
-    test_poems: int,
-    validation_poems: int,
-    max_train: int | None,
-) -> Split:
+def split(train: pd.DataFrame, test: pd.DataFrame, wanted: Prepare, seed: int) -> Split:
     """Part clean poems into training, validation and test; no two parts share a line.
 
     The poems of `test` all stay, first and in their order. If they are fewer than
@@ -165,19 +118,19 @@ def split(
     for sorting. Raises UserError if no poem is left to train on, or none to test.
     """
     pool = ranked(apart(train, test), seed)
-    extra = max(0, test_poems - len(test))
-    tested = [*test, *pool[:extra]]
+    extra = max(0, wanted.test_poems - len(test))
+    tested = pd.concat([test, pool[:extra]])
     pool = apart(pool[extra:], tested)
-    validation = pool[:validation_poems]
-    pool = apart(pool[validation_poems:], validation)
-    trained = pool[:max_train]
+    validation = pool[: wanted.validation_poems]
+    pool = apart(pool[wanted.validation_poems :], validation)
+    trained = pool[: wanted.max_train]
 
     counts = Counter(over_max_train=len(pool) - len(trained))
     parted = len(tested) + len(validation) + len(pool)
     counts["shared_line"] = len(train) + len(test) - parted
-    if not tested:
+    if tested.empty:
         raise UserError("there is no test poem: set prepare.test_poems to 1 or more")
-    if not trained:
+    if trained.empty:
         raise UserError(
             f"no poem is left to train on: of {len(train)} usable ones "
             f"{len(tested) - len(test)} went to the test set, {len(validation)} to validation, "
@@ -187,18 +140,15 @@ def split(
     return Split(trained, validation, tested, counts)
 
 
-def apart(
-    poems: Sequence[dict[str, str]], others: Sequence[dict[str, str]]
-) -> list[dict[str, str]]:
+def apart(poems: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
     """The poems that share no line with any of the others, in their order."""
-    taken = {line for other in others for line in lines_of(other)}
-    return [poem for poem in poems if taken.isdisjoint(lines_of(poem))]
+    taken = lines_in(others["input"] + others["output"])
+    texts = poems["input"] + poems["output"]
+    return poems.loc[[taken.isdisjoint(lines_in([text])) for text in texts]]
 
 
-def ranked(poems: Sequence[dict[str, str]], seed: int) -> list[dict[str, str]]:
+def ranked(poems: pd.DataFrame, seed: int) -> pd.DataFrame:
     """The poems in the order of a hash of the seed and the text of each."""
-
-    def rank(poem: dict[str, str]) -> bytes:
-        return sha256(f"{seed} {poem['input']}{poem['output']}".encode()).digest()
-
-    return sorted(poems, key=rank)
+    texts = poems["input"] + poems["output"]
+    ranks = [sha256(f"{seed} {text}".encode()).hexdigest() for text in texts]
+    return poems.assign(rank=ranks).sort_values("rank")[COLUMNS]

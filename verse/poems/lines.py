@@ -1,7 +1,13 @@
-"""The line grammar of Tang poems: forms, characters, pauses and stops."""
+"""The line grammar of Tang poems: forms, characters, pauses and stops.
+
+A line is text before a mark. `split_lines` takes any answer, and passes over what is between marks
+that stand side by side; `parse_lines` takes a data set's poem, where that is an empty line and so a
+fault. `write_lines` is the one way in which this library writes verse.
+"""
 
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 FORMS = {(4, 5): "五絕", (4, 7): "七絕", (8, 5): "五律", (8, 7): "七律"}  # (lines, characters)
 
@@ -34,3 +40,34 @@ def split_lines(text: str) -> list[tuple[str, str]]:
 def lines_in(texts: Iterable[str]) -> set[str]:
     """All lines that stand in any of the texts."""
     return {line for text in texts for line, _ in split_lines(text)}
+
+
+MARK = re.compile(r"\s*([，。、；：？！,.､｡．;:?!])\s*")
+FULL_WIDTH = {"？": "？", "！": "！", "?": "？", "!": "！"}
+
+
+def parse_lines(text: str) -> list[tuple[str, str]]:
+    """Lines and the marks after them; "。" where the last line has none.
+
+    A compatibility ideograph becomes the unified one (Unicode NFC), white space around lines goes.
+
+    >>> parse_lines(" 夫子何爲者?栖栖一代中")
+    [('夫子何爲者', '?'), ('栖栖一代中', '。')]
+    """
+    pieces = MARK.split(unicodedata.normalize("NFC", text).strip())
+    pieces += ["。"] if pieces[-1] else []
+    return list(zip(pieces[::2], pieces[1::2], strict=False))
+
+
+def write_lines(lines: Sequence[tuple[str, str]]) -> str:
+    """Lines with their marks made uniform: ， after the first of a couplet and 。 after the second.
+
+    ？ and ！ stay.
+
+    >>> write_lines([('夫子何爲者', '?'), ('栖栖一代中', '.')])
+    '夫子何爲者？栖栖一代中。'
+    """
+    text = ""
+    for place, (line, mark) in enumerate(lines):
+        text += line + FULL_WIDTH.get(mark, "，。"[place % 2])
+    return text

@@ -142,7 +142,8 @@ def analyse(lines: Sequence[str]) -> Analysis:
         return Analysis(None, False, rhyme, group, rhyming, {}, 0.0, ())
 
     places = judged(lines, group if group in LEVEL_GROUPS else None)
-    kept, applies = Counter(), Counter()
+    kept: Counter[str] = Counter()
+    applies: Counter[str] = Counter()
     for place, holds in places:
         applies[place.rule] += 1
         kept[place.rule] += holds
@@ -169,7 +170,7 @@ def rhyme_group(lines: Sequence[str]) -> str | None:
     """The group that most even lines end on, at least two; level before oblique, then the first."""
     counts = Counter(g for line in lines[1::2] for g in sorted(final_groups(line)))
     group = max(counts, key=lambda g: (counts[g], g in LEVEL_GROUPS), default=None)
-    return group if counts[group] > 1 else None
+    return group if group and counts[group] > 1 else None
 
 
 def judged(lines: Sequence[str], level_group: str | None) -> list[tuple[Break, bool]]:
@@ -177,9 +178,9 @@ def judged(lines: Sequence[str], level_group: str | None) -> list[tuple[Break, b
     tones = [line_tones(line, opens=number % 2 == 0) for number, line in enumerate(lines)]
     beats = range(1, len(lines[0]) - 1, 2)  # the 2nd, 4th and 6th characters
     places = []
-    for number, line in enumerate(tones):
+    for number, row in enumerate(tones):
         for earlier, later in pairwise(beats):
-            holds = differ(line[earlier], line[later])
+            holds = differ(row[earlier], row[later])
             places.append((Break(number, later, "alternation"), holds))
     for number, (above, below) in enumerate(pairwise(tones), 1):
         rule, agrees = ("opposition", differ) if number % 2 else ("adhesion", agree)

@@ -2,7 +2,7 @@
 
 `fetch` turns any of them into training and test poems of one schema, rows of
 {"instruction", "input", "output"}: what to do, the first couplet, the rest of the poem.
-`record` leaves behind what the poems were read from, so that a change there is noticed.
+`note_origin` leaves behind what the poems were read from, so that a change there is noticed.
 """
 
 import json
@@ -10,10 +10,12 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from verse.download import GIB, MIB, download, public
 from verse.errors import UserError
 from verse.files import digest, read_text, remove, write_json
+from verse.poems.lines import write_lines
 
 INSTRUCTION = "以下是一首唐詩的第一句話，請用你的知識判斷並完成整首詩。"
 
@@ -30,6 +32,9 @@ HW5_SHA256 = {
 }
 HW5_LIMIT = 16 * MIB
 
+Poem = dict[str, str]
+"""A row of {"instruction", "input", "output"}."""
+
 
 @dataclass(frozen=True)
 class Poems:
@@ -39,9 +44,9 @@ class Poems:
     address and the sha256 of each file.
     """
 
-    train: list[dict[str, str]]
-    test: list[dict[str, str]]
-    origin: Path | dict
+    train: list[Poem]
+    test: list[Poem]
+    origin: Path | dict[str, Any]
 
 
 def fetch(
@@ -51,7 +56,7 @@ def fetch(
     hw5_url: str,
     sha256: str | None = None,
     cache: str | Path,
-    **network,
+    **network: Any,
 ) -> Poems:
     """Read the poems of `source`: "embedded", "hw5", a path or a URL.
 
@@ -101,7 +106,7 @@ def local(source: str) -> Path:
     )
 
 
-def record(origin: Path | dict, at: str | Path) -> None:
+def note_origin(origin: Path | dict[str, Any], at: str | Path) -> None:
     """Leave at `at` what the poems were read from: a link to it, or a download's hashes.
 
     A reader of `at` (DVC, as an output that is not cached) sees the content of the user's
@@ -129,7 +134,7 @@ def record(origin: Path | dict, at: str | Path) -> None:
     partial.replace(at)
 
 
-def read_folder(folder: Path) -> tuple[list[dict], list[dict]]:
+def read_folder(folder: Path) -> tuple[list[Poem], list[Poem]]:
     """Training and test poems of a folder: train.json(l) and test.json(l), or the homework's."""
     train, test = one_of(folder, "train"), one_of(folder, "test")
     if train:
@@ -153,11 +158,11 @@ def one_of(folder: Path, stem: str) -> Path | None:
     return found[0] if found else None
 
 
-def read_poems(path: Path, shown: str = "", *, may_be_empty: bool = False) -> list[dict[str, str]]:
+def read_poems(path: Path, shown: str = "", *, may_be_empty: bool = False) -> list[Poem]:
     """The poems of a JSON list or JSON Lines file; errors call the file `shown`."""
     shown = shown or str(path)
     poems = [
-        poem(record, shown, number)
+        as_poem(record, shown, number)
         for number, record in enumerate(parse(text_of(path, shown), shown, may_be_empty), 1)
     ]
     if not poems and not may_be_empty:
@@ -173,7 +178,7 @@ def text_of(path: Path, shown: str) -> str:
         raise UserError(str(error).replace(str(path), shown, 1)) from None
 
 
-def parse(text: str, shown: str, may_be_empty: bool = False) -> list:
+def parse(text: str, shown: str, may_be_empty: bool = False) -> list[Any]:
     """The values of a JSON list or of JSON Lines.
 
     Raises UserError naming the line that is not JSON.
@@ -186,13 +191,14 @@ def parse(text: str, shown: str, may_be_empty: bool = False) -> list:
     if start == "<":
         raise UserError(f"{shown}: a web page, not JSON: give the data file itself")
     if start == "[":
-        return value(text, shown, 1)
+        found: list[Any] = json_value(text, shown, 1)
+        return found
     # Only a line feed ends a line: a poem may hold U+2028 or U+0085.
     lines = enumerate(text.split("\n"), 1)
-    return [value(line, shown, number) for number, line in lines if line.strip()]
+    return [json_value(line, shown, number) for number, line in lines if line.strip()]
 
 
-def value(text: str, shown: str, line: int):
+def json_value(text: str, shown: str, line: int) -> Any:
     """The JSON value of a text that starts on that line of the file."""
     try:
         return json.loads(text)
@@ -210,7 +216,9 @@ def value(text: str, shown: str, line: int):
         raise UserError(f"{shown}, line {line}: a number too long to read") from None
 
 
-def poem(record: object, shown: str, number: int, keys: tuple = ("input", "output")) -> dict:
+def as_poem(
+    record: object, shown: str, number: int, keys: tuple[str, ...] = ("input", "output")
+) -> Poem:
     """A record as {"instruction", *keys}; other keys are dropped.
 
     Raises UserError naming the record and the key that is missing or no string.
@@ -218,7 +226,7 @@ def poem(record: object, shown: str, number: int, keys: tuple = ("input", "outpu
     where = f"{shown}, record {number}"
     if not isinstance(record, dict):
         raise UserError(f"{where}: {kind(record)}, not an object with input and output")
-    row = {}
+    row: Poem = {}
     for key in ("instruction", *keys):
         if key == "instruction" and key not in record:
             row[key] = INSTRUCTION
@@ -239,14 +247,14 @@ def kind(value: object) -> str:
     return names.get(type(value), "an object" if isinstance(value, dict) else "a number")
 
 
-def read_homework(paths: dict[str, Path]) -> tuple[list[dict], list[dict]]:
+def read_homework(paths: dict[str, Path]) -> tuple[list[Poem], list[Poem]]:
     """Training and test poems of the homework's three files.
 
     Its test file holds prompts alone; the rest of each poem stands in the references file.
     """
     testing, references = str(paths[TESTING]), str(paths[REFERENCES])
     prompts = [
-        poem(record, testing, number, keys=("input",))
+        as_poem(record, testing, number, keys=("input",))
         for number, record in enumerate(parse(read_text(testing), testing), 1)
     ]
     lines = read_text(references).rstrip().split("\n")
@@ -268,9 +276,9 @@ def punctuated(reference: str, where: str) -> str:
     >>> punctuated("春風舉國裁宮錦\\t半作障泥半作帆", "line 9")
     '春風舉國裁宮錦，半作障泥半作帆。'
     """
-    verses = [verse.strip() for verse in reference.strip().split("\t")]
-    if len(verses) % 2 or not all(re.fullmatch(r"[^\s，。？！；：、]+", verse) for verse in verses):
+    lines = [line.strip() for line in reference.strip().split("\t")]
+    if len(lines) % 2 or not all(re.fullmatch(r"[^\s，。？！；：、]+", line) for line in lines):
         raise UserError(
             f"{where}: an even number of unpunctuated verse lines between tabs is wanted"
         )
-    return "".join(verse + "，。"[place % 2] for place, verse in enumerate(verses))
+    return write_lines([(line, "") for line in lines])

