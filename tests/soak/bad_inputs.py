@@ -93,13 +93,13 @@ PARAMETERS = [
     ("seed", "x"),
     ("data.source", None),
     ("data.sha256", "abc"),
-    ("prepare.template", "alpaca"),
+    ("model.template", "alpaca"),
     ("prepare.max_train", 0),
     ("model.name", ""),
     ("model.quantization", "int8"),
     ("model.dtype", "float8"),
-    ("model.device", "tpu"),
-    ("model.threads", 0),
+    ("machine.device", "tpu"),
+    ("machine.threads", 0),
     ("train.learning_rate", 0),
     ("train.batch_size", 0),
     ("train.lora.r", -8),
@@ -112,7 +112,7 @@ PARAMETERS = [
     ("decoding.top_p", 1.5),
     ("decoding.top_k", -1),
     ("decoding.max_new_tokens", 1e3),
-    ("generate.batch_size", True),
+    ("machine.batch_size", True),
     ("score.bootstrap", 1),
 ]
 
@@ -329,7 +329,7 @@ def spoilt(work, **files):
     return folder
 
 
-@pytest.mark.parametrize("stage", ["prepare", "train", "baseline"])
+@pytest.mark.parametrize("stage", ["train", "baseline"])
 @pytest.mark.parametrize("name", ["models/none", "./none", "~nosuchuser/model", "no-such-model"])
 def test_no_model(work, stage, name):
     change(work.path / "params.yaml", {"model.name": name})
@@ -380,8 +380,8 @@ def test_a_tokenizer_with_more_tokens_than_the_model(work, stage):
 
 @pytest.mark.parametrize("stage", ["train", "baseline"])
 def test_no_gpu(work, stage):
-    change(work.path / "params.yaml", {"model.device": "cuda"})
-    refused(work, stage, "model.device", env={"CUDA_VISIBLE_DEVICES": ""})
+    change(work.path / "params.yaml", {"machine.device": "cuda"})
+    refused(work, stage, "machine.device", env={"CUDA_VISIBLE_DEVICES": ""})
 
 
 def test_unknown_target_modules(work):
@@ -464,13 +464,13 @@ def test_a_full_disk(work, full_disk, stage, place):
 def test_out_of_memory(work, stage):
     """The answers' random numbers or the batch alone are more than there is."""
     change(work.path / "params.yaml", {"decoding.max_new_tokens": 2**31 - 1})
-    endless = {"prompt": "白日依山盡，", "completion": "山" * 200_000}
+    endless = {"instruction": "續詩。", "input": "白日依山盡，", "output": "山" * 200_000}
     (work.path / "data/prepared/train.jsonl").write_text(json.dumps(endless) + "\n")
 
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
 
-    part = "train" if stage == "train" else "generate"
+    part = "train" if stage == "train" else "machine"
     refused(work, stage, "out of memory", f"{part}.batch_size", preexec_fn=limit)
 
 

@@ -32,7 +32,7 @@ TOTALS = {"kills": 0, "in a training": 0, "trainings resumed": 0, "in DVC's own 
 def first(tmp_path_factory):
     """A clone, the lock of its uninterrupted run, and how long each stage took (seconds)."""
     copy = clone(tmp_path_factory.mktemp("kills"))
-    copy.set(train__batch_size=4, train__epochs=8, train__checkpoint_every=1, train__eval_every=4)
+    copy.set(train__batch_size=4, train__epochs=8, machine__checkpoint_every=1, train__eval_every=4)
     copy.commit()
     process, began, running = copy.start("dvc", "repro"), {}, ""
     for line in process.stdout:
