@@ -23,14 +23,15 @@ from pretrain.poetry import (
     TANG,
     TANG_EDITION,
     files,
+    han_runs,
     line_keys,
     modern_form,
     poems,
-    split_lines,
     texts,
     whole,
 )
 from verse.files import cache_dir, write_json, write_text
+from verse.params import Data
 from verse.poems import sources
 
 HERE = Path(__file__).parent
@@ -76,7 +77,7 @@ def main() -> None:
         tang_lines |= line_keys("\n".join(texts(file)))
     data = yaml.safe_load((HERE.parent / "params.yaml").read_text(encoding="utf-8"))["data"]
     homework = sources.fetch(
-        "hw5", embedded=HERE, hw5_url=data["hw5_url"], cache=cache_dir() / "downloads"
+        Data(**data | {"source": "hw5"}), embedded=HERE, cache=cache_dir() / "downloads"
     )
     for poem in homework.test:
         tang_lines |= line_keys(poem["input"] + poem["output"])
@@ -89,7 +90,7 @@ def main() -> None:
             text = poem["text"].translate(table)
             if not whole(text):
                 counts["lacunae or notes"] += 1
-            elif max(map(len, split_lines(text))) > params["longest_line"]:
+            elif max(map(len, han_runs(text))) > params["longest_line"]:
                 counts["lines too long"] += 1
             elif not tang_lines.isdisjoint(line_keys(text)):
                 counts["shares a Tang line"] += 1

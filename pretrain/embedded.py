@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from pretrain.corpus import rank
-from pretrain.poetry import TANG_EDITION, line_keys, poems, split_lines, whole
+from pretrain.poetry import TANG_EDITION, han_runs, line_keys, poems, whole
 from verse.files import write_json
 
 HERE = Path(__file__).parent
@@ -23,7 +23,7 @@ INSTRUCTION = "以下是一首唐詩的第一句話，請用你的知識判斷�
 
 
 def in_shape(text: str) -> bool:
-    lines = split_lines(text)
+    lines = han_runs(text)
     return (
         whole(text)
         and len(lines) in (4, 8)
@@ -32,8 +32,8 @@ def in_shape(text: str) -> bool:
     )
 
 
-def record(text: str) -> dict:
-    couplet = 2 * (len(split_lines(text)[0]) + 1)
+def training_row(text: str) -> dict[str, str]:
+    couplet = 2 * (len(han_runs(text)[0]) + 1)
     return {"instruction": INSTRUCTION, "input": text[:couplet], "output": text[couplet:]}
 
 
@@ -49,7 +49,7 @@ def main() -> None:
         keys = line_keys(text)
         if in_shape(text) and known.issuperset(text) and used.isdisjoint(keys):
             used |= keys
-            chosen.append(record(text))
+            chosen.append(training_row(text))
         if len(chosen) == wanted:
             break
     write_json(EMBEDDED / "test.json", chosen[: params["embedded"]["test"]])

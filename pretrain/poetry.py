@@ -59,7 +59,8 @@ def whole(text: str) -> bool:
     return WHOLE_POEM.fullmatch(text) is not None
 
 
-def split_lines(text: str) -> list[str]:
+def han_runs(text: str) -> list[str]:
+    """The lines of a text, taken for runs of Han characters."""
     return [line for line in re.split(f"[^{HAN}]+", text) if line]
 
 
@@ -69,7 +70,7 @@ def line_keys(text: str) -> set[str]:
     Lines under four characters are left out: they are refrains and shared by chance.
     """
     key = _simplify.convert(_from_japanese.convert(text))
-    return {line for line in split_lines(key) if len(line) >= 4}
+    return {line for line in han_runs(key) if len(line) >= 4}
 
 
 def modern_form(character: str) -> str:

@@ -14,13 +14,7 @@ from verse.poems import sources
 
 def main() -> None:
     p = params.read()
-    poems = sources.fetch(
-        p.data.source,
-        embedded="data/embedded",
-        hw5_url=p.data.hw5_url,
-        sha256=p.data.sha256,
-        cache=cache_dir() / "downloads",
-    )
+    poems = sources.fetch(p.data, embedded="data/embedded", cache=cache_dir() / "downloads")
     with replacing("data/raw") as folder:
         write_jsonl(folder / "train.jsonl", poems.train)
         write_jsonl(folder / "test.jsonl", poems.test)

@@ -1,4 +1,4 @@
-"""Clean the poems, and part them into training, validation and test.
+"""Clean the poems and part them into training, validation and test.
 
     python -m stages.prepare
 
@@ -18,14 +18,9 @@ from verse.poems.lines import FORMS
 def main() -> None:
     p = params.read()
 
-    import pandas as pd
+    from verse.poems import dataset  # pandas is slow to import
 
-    from verse.poems import dataset
-
-    raw = {
-        part: pd.DataFrame(read_jsonl(f"data/raw/{part}.jsonl"), columns=dataset.COLUMNS)
-        for part in ("train", "test")
-    }
+    raw = {part: dataset.table(read_jsonl(f"data/raw/{part}.jsonl")) for part in ("train", "test")}
     train, dropped = dataset.clean(raw["train"])
     test, dropped_test = dataset.clean(raw["test"], dataset.COUPLETS)
     split = dataset.split(train, test, p.prepare, p.seed)
@@ -33,7 +28,7 @@ def main() -> None:
 
     dropped += dropped_test + split.dropped
     metrics = {
-        "read": {part: len(records) for part, records in raw.items()},
+        "read": {part: len(poems) for part, poems in raw.items()},
         "dropped": {reason: dropped[reason] for reason in dataset.DROPPED},
         "kept": sum(map(len, parts.values())),
         **{part: dataset.describe(poems) for part, poems in parts.items()},

@@ -5,16 +5,14 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from verse.errors import UserError
-from verse.params import Prepare
 from verse.poems import dataset, sources
-from verse.poems.dataset import COLUMNS, COUPLETS, DROPPED
-from verse.poems.lines import split_lines
+from verse.poems.dataset import COUPLETS, DROPPED, QUATRAIN_OR_OCTAVE, table
+from verse.poems.lines import lines_in
 
 INSTRUCTION = sources.INSTRUCTION
 
@@ -34,39 +32,37 @@ SPRING = record(
 )
 
 
-def table(poems):
-    return pd.DataFrame(list(poems), columns=COLUMNS)
+def rows(poems):
+    return poems.to_dict("records")
 
 
-def clean(records, *rests):
-    poems, dropped = dataset.clean(table(records), *rests)
-    return poems.to_dict("records"), dropped
+def clean(records, rests=QUATRAIN_OR_OCTAVE):
+    """`dataset.clean` on lists of records."""
+    poems, dropped = dataset.clean(table(records), rests)
+    return rows(poems), dropped
 
 
-def describe(poems):
-    return dataset.describe(table(poems))
-
-
-def lines_of(poem):
-    return [line for line, _ in split_lines(poem["input"] + poem["output"])]
-
-
-def one(couplet, rest, **options):
+def one(couplet, rest):
     """The poem that a record becomes, or the reason for dropping it."""
-    poems, dropped = clean([record(couplet, rest)], **options)
+    poems, dropped = clean([record(couplet, rest)])
     assert len(poems) + dropped.total() == 1
     return poems[0] if poems else next(iter(dropped))
 
 
-def parts(train, test=(), *, test_poems=1, validation_poems=1, max_train=None, seed=42):
-    wanted = Prepare(test_poems=test_poems, validation_poems=validation_poems, max_train=max_train)
-    found = dataset.split(table(train), table(test), wanted, seed)
+def parts(train, test=(), *, seed=42, **wanted):
+    """`dataset.split` on lists of records."""
+    wanted = {"test_poems": 1, "validation_poems": 1, "max_train": None} | wanted
+    result = dataset.split(table(train), table(test), SimpleNamespace(**wanted), seed)
     return SimpleNamespace(
-        train=found.train.to_dict("records"),
-        validation=found.validation.to_dict("records"),
-        test=found.test.to_dict("records"),
-        dropped=found.dropped,
+        train=rows(result.train),
+        validation=rows(result.validation),
+        test=rows(result.test),
+        dropped=result.dropped,
     )
+
+
+def lines_of(poem):
+    return lines_in([poem["input"] + poem["output"]])
 
 
 @pytest.mark.parametrize("poem", [TOWER, MOON, WINE, SPRING])
@@ -159,6 +155,11 @@ def test_a_poem_that_stands_twice_is_kept_once():
     assert clean([TOWER, MOON, again, TOWER]) == ([TOWER, MOON], {"duplicate": 2})
 
 
+def test_of_two_editions_of_a_poem_the_first_in_code_points_takes_the_earlier_place():
+    first, second = TOWER | {"instruction": "一"}, TOWER | {"instruction": "丁"}
+    assert clean([second, MOON, first]) == ([first, MOON], {"duplicate": 1})
+
+
 def test_a_poem_that_differs_in_marks_or_instruction_alone_is_a_duplicate():
     asked = record("白日依山盡？黃河入海流。", REST)
     other = TOWER | {"instruction": "一"}
@@ -170,14 +171,19 @@ def test_a_couplet_with_another_rest_is_no_duplicate():
     assert clean([TOWER, TOWER | {"output": MOON["output"]}])[1] == {}
 
 
-def test_lines():
-    poem = one("夫子何為者?栖栖一代中", "地猶鄹氏邑，宅即魯王宮！")
-    assert lines_of(poem) == ["夫子何為者", "栖栖一代中", "地猶鄹氏邑", "宅即魯王宮"]
+@pytest.mark.parametrize("text", ["", "NA", "nan", "null", "None", " \n", "1", "a\0b"])
+def test_text_that_looks_like_no_text_stays_as_it_is(text):
+    poem = TOWER | {"instruction": text}
+    assert clean([poem]) == ([poem], Counter())
+
+
+def test_no_records_are_no_poems():
+    assert clean([]) == ([], Counter())
 
 
 def test_describe_counts_forms_and_characters():
     longer = record(SPRING["input"], SPRING["output"] + TOWER["output"])
-    assert describe([TOWER, MOON, WINE, SPRING, longer]) == {
+    assert dataset.describe(table([TOWER, MOON, WINE, SPRING, longer])) == {
         "poems": 5,
         "五絕": 2,
         "七絕": 1,

@@ -1,8 +1,10 @@
-"""Which characters count as Chinese."""
+"""Which characters count as Chinese, and how a text falls into lines."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from verse.poems.lines import IDEOGRAPHS
+from verse.poems.lines import IDEOGRAPHS, parse_lines, split_lines, write_lines
 
 
 @pytest.mark.parametrize("code", [0x3007, 0x3400, 0x4E00, 0x9FFF, 0xF900, 0xFAFF, 0x20000, 0x3FFFF])
@@ -27,3 +29,43 @@ def test_ideographs(code):
 )
 def test_other_characters(code):
     assert not IDEOGRAPHS.search(chr(code))
+
+
+COUPLET = "白日依山盡，黃河入海流。"
+LINES = [("白日依山盡", "，"), ("黃河入海流", "。")]
+
+
+def test_a_couplet_in_form_is_read_alike():
+    assert split_lines(COUPLET) == parse_lines(COUPLET) == LINES
+    assert write_lines(LINES) == COUPLET
+
+
+@pytest.mark.parametrize(
+    ("text", "loose", "strict"),
+    [
+        ("山，，水。", [("山", "，，"), ("水", "。")], [("山", "，"), ("", "，"), ("水", "。")]),
+        ("山\n水", [("山", "\n"), ("水", "")], [("山\n水", "。")]),
+        ("山 ,\n水", [("山", ",\n"), ("水", "")], [("山", ","), ("水", "。")]),
+        ("山｡水", [("山｡水", "")], [("山", "｡"), ("水", "。")]),
+        ("\uf90a", [("\uf90a", "")], [("金", "。")]),
+        ("", [], []),
+        ("。", [], [("", "。")]),
+    ],
+)
+def test_out_of_form_a_poem_is_read_more_strictly_than_an_answer(text, loose, strict):
+    assert split_lines(text) == loose
+    assert parse_lines(text) == strict
+
+
+def test_only_questions_and_exclamations_keep_their_marks():
+    marks = "，。、；：？！,.､｡．;:?!"
+    assert write_lines(("山", mark) for mark in marks) == "山，山。山，山。山，山？山！" + (
+        "山。山，山。山，山。山，山。山？山！"
+    )
+
+
+@given(st.lists(st.tuples(st.text("山水\U00020000", min_size=1), st.sampled_from("，。？！"))))
+def test_what_is_written_is_read_as_it_was(lines):
+    text = write_lines(lines)
+    assert parse_lines(text) == split_lines(text)
+    assert [line for line, _ in parse_lines(text)] == [line for line, _ in lines]

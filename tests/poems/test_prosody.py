@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhymes import make as pingshui
+from rhymes import make
 from verse.poems import prosody
 from verse.poems.prosody import Break, Reading, analyse, readings, rhymes
 
@@ -85,7 +85,7 @@ def test_the_book_has_its_106_groups_of_four_tones():
 
 def test_the_book_holds_what_the_script_supplements():
     groups = {reading.group: characters for reading, characters in prosody.BOOK.items()}
-    for name, characters in pingshui.SUPPLEMENT.items():
+    for name, characters in make.SUPPLEMENT.items():
         assert set(characters) <= set(groups[name]), name
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -54,9 +55,9 @@ def put(path, content):
     return path
 
 
-def poems(source, **options):
-    places = {"embedded": "data/embedded", "hw5_url": "http://nowhere.invalid", "cache": "cache"}
-    return fetch(str(source), **{"pauses": (), "timeout": 5} | places | options)
+def poems(source, *, embedded="data/embedded", hw5_url="http://nowhere.invalid", sha256=None):
+    data = SimpleNamespace(source=str(source), sha256=sha256, hw5_url=hw5_url)
+    return fetch(data, embedded=embedded, cache="cache")
 
 
 def fails(source, *words, **options):

@@ -1,14 +1,15 @@
 """Training, validation and test poems: clean them, then part them so that no line leaks.
 
-Poems are tables of COLUMNS: what to do, the first couplet, the rest of the poem. Which part of a
-split a poem goes to is decided by a hash of the seed and the poem, so neither the order of a file
-nor a poem's neighbours have a say in it.
+Poems are the rows of a DataFrame with the text columns instruction, input and output: what to
+do, the first couplet, the rest of the poem. Which part of a split a poem goes to is decided by
+a hash of the seed and the poem, so neither the order of a file nor a poem's neighbours have a
+say in it.
 """
 
 import re
 import sys
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -50,10 +51,16 @@ class Split:
     """Poems that went to no part, by reason: shared_line, over_max_train."""
 
 
+def table(rows: Iterable[dict[str, str]]) -> pd.DataFrame:
+    """Rows of {"instruction", "input", "output"} as the DataFrame that this module works on."""
+    texts = [[row[name] for name in COLUMNS] for row in rows]
+    return pd.DataFrame(texts, columns=COLUMNS, dtype="str")
+
+
 def clean(
-    records: pd.DataFrame, rests: Container[int] = QUATRAIN_OR_OCTAVE
+    poems: pd.DataFrame, rests: Container[int] = QUATRAIN_OR_OCTAVE
 ) -> tuple[pd.DataFrame, Counter[str]]:
-    """The usable poems, in order, and how many records were dropped for which reason.
+    """The usable poems, in order, and how many were dropped for which reason.
 
     rests: how many lines may follow the first couplet. The homework's eighth test poem has
         eight, so COUPLETS, any even number, is right for test poems that are given.
@@ -61,24 +68,29 @@ def clean(
     Normalised, since it changes no word: white space around lines goes; a compatibility
     ideograph becomes the unified one (Unicode NFC); every line ends on one full-width mark,
     ， after the first line of a couplet and 。 after the second, save that ？ and ！ stay.
-    Rare ideographs stay as they are. The reasons for dropping a record are DROPPED's keys up
+    Rare ideographs stay as they are. The reasons for dropping a poem are DROPPED's keys up
     to "duplicate". Poems are the same if their lines are, whatever the punctuation; of two
-    records of one poem the first in code-point order is kept, at the place of the first.
+    rows of one poem the first in code-point order is kept, at the place of the earlier.
     """
-    couplets, rest = (records[column].map(parse_lines) for column in ("input", "output"))
-    poems = records.assign(input=couplets.map(write_lines), output=rest.map(write_lines))
-    poems["lines"] = [tuple(line for line, _ in a + b) for a, b in zip(couplets, rest, strict=True)]
-    faults = [fault(*poem, rests) for poem in zip(poems["lines"], couplets.map(len), strict=True)]
-    sound = poems.loc[[reason is None for reason in faults]]
-    places = sound.drop_duplicates("lines")["lines"]
-    kept = sound.sort_values(COLUMNS).drop_duplicates("lines").set_index("lines")
-    dropped = Counter(reason for reason in faults if reason)
-    dropped += Counter(duplicate=len(sound) - len(kept))
-    return kept.loc[places.tolist(), COLUMNS].reset_index(drop=True), dropped
+    parsed = poems[["input", "output"]].map(parse_lines)
+    halves = zip(parsed["input"], parsed["output"], strict=True)
+    faults = [fault(couplet, rest, rests) for couplet, rest in halves]
+    written = poems.assign(**parsed.map(write_lines))
+    usable = written.loc[[reason is None for reason in faults]]
+
+    same = pd.Series([" ".join(lines) for lines in poem_lines(usable)], dtype="str")
+    places, _ = same.factorize()
+    ordered = usable.assign(place=places).sort_values(["place", *COLUMNS])
+    kept = ordered.drop_duplicates("place")[COLUMNS].reset_index(drop=True)
+    dropped = Counter(filter(None, faults)) + Counter(duplicate=len(usable) - len(kept))
+    return kept, dropped
 
 
-def fault(lines: Sequence[str], couplet: int, rests: Container[int]) -> str | None:
-    """Why a poem of these lines, the first `couplet` of them given, is of no use; or None."""
+def fault(
+    couplet: list[tuple[str, str]], rest: list[tuple[str, str]], rests: Container[int]
+) -> str | None:
+    """Why a poem of these lines and their marks is of no use; or None."""
+    lines = [line for line, _ in couplet + rest]
     text = "".join(lines)
     if LACUNA.search(text):
         return "lacuna"
@@ -86,22 +98,30 @@ def fault(lines: Sequence[str], couplet: int, rests: Container[int]) -> str | No
         return "private_use"
     if text and not IDEOGRAPHS.fullmatch(text):
         return "foreign"
-    if couplet != 2:
+    if len(couplet) != 2:
         return "couplet"
-    if len(lines) - couplet not in rests:
+    if len(rest) not in rests:
         return "rest"
     if len({len(line) for line in lines}) > 1 or len(lines[0]) not in (5, 7):
         return "length"
     return None
 
 
+def poem_lines(poems: pd.DataFrame) -> list[list[str]]:
+    """The lines of each poem that `clean` has passed, without punctuation."""
+    texts = poems["input"] + poems["output"]
+    return [[line for line, _ in split_lines(text)] for text in texts]
+
+
 def describe(poems: pd.DataFrame) -> dict[str, int]:
     """How many poems, of each form and of another, and characters without punctuation."""
-    texts = [split_lines(text) for text in poems["input"] + poems["output"]]
-    forms = Counter(FORMS.get((len(lines), len(lines[0][0])), "other") for lines in texts)
-    characters = sum(len(line) for lines in texts for line, _ in lines)
-    names = (*FORMS.values(), "other")
-    return {"poems": len(poems), **{n: forms[n] for n in names}, "characters": characters}
+    poem_by_poem = poem_lines(poems)
+    forms = Counter(FORMS.get((len(lines), len(lines[0])), "other") for lines in poem_by_poem)
+    return {
+        "poems": len(poems),
+        **{form: forms[form] for form in (*FORMS.values(), "other")},
+        "characters": sum(len("".join(lines)) for lines in poem_by_poem),
+    }
 
 
 def split(train: pd.DataFrame, test: pd.DataFrame, wanted: Prepare, seed: int) -> Split:
@@ -125,26 +145,24 @@ def split(train: pd.DataFrame, test: pd.DataFrame, wanted: Prepare, seed: int) -
     pool = apart(pool[wanted.validation_poems :], validation)
     trained = pool[: wanted.max_train]
 
-    counts = Counter(over_max_train=len(pool) - len(trained))
-    parted = len(tested) + len(validation) + len(pool)
-    counts["shared_line"] = len(train) + len(test) - parted
+    shared = len(train) + len(test) - len(tested) - len(validation) - len(pool)
     if tested.empty:
         raise UserError("there is no test poem: set prepare.test_poems to 1 or more")
     if trained.empty:
         raise UserError(
             f"no poem is left to train on: of {len(train)} usable ones "
             f"{len(tested) - len(test)} went to the test set, {len(validation)} to validation, "
-            f"and {counts['shared_line']} share a line with those: give more poems, or lower "
+            f"and {shared} share a line with those: give more poems, or lower "
             "prepare.test_poems and prepare.validation_poems"
         )
-    return Split(trained, validation, tested, counts)
+    dropped = Counter(shared_line=shared, over_max_train=len(pool) - len(trained))
+    return Split(trained, validation, tested, dropped)
 
 
 def apart(poems: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
     """The poems that share no line with any of the others, in their order."""
     taken = lines_in(others["input"] + others["output"])
-    texts = poems["input"] + poems["output"]
-    return poems.loc[[taken.isdisjoint(lines_in([text])) for text in texts]]
+    return poems.loc[[taken.isdisjoint(lines) for lines in poem_lines(poems)]]
 
 
 def ranked(poems: pd.DataFrame, seed: int) -> pd.DataFrame:

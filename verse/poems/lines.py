@@ -1,13 +1,8 @@
-"""The line grammar of Tang poems: forms, characters, pauses and stops.
-
-A line is text before a mark. `split_lines` takes any answer, and passes over what is between marks
-that stand side by side; `parse_lines` takes a data set's poem, where that is an empty line and so a
-fault. `write_lines` is the one way in which this library writes verse.
-"""
+"""The line grammar of Tang poems: forms, characters, marks, and how a text falls into lines."""
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 FORMS = {(4, 5): "五絕", (4, 7): "七絕", (8, 5): "五律", (8, 7): "七律"}  # (lines, characters)
 
@@ -19,16 +14,20 @@ STOPS = "。；？！"  # end the second one
 CLOSES = "。？！"  # end the poem
 POEM_PUNCTUATION = "，。？！；：、"
 
-# Besides the poem's own marks, what stands for them in an answer out of form.
-BREAKS = POEM_PUNCTUATION + ",.?!;:\n\r\t\v\f\x1c-\x1e\x85\u2028\u2029\u3000"
-LINE = re.compile(f"([^{BREAKS}]+)([{BREAKS}]*)")
+# Besides the poem's own marks, what stands for them in a text out of form.
+LOOSE_MARKS = POEM_PUNCTUATION + ",.?!;:"
+LINE_ENDS = LOOSE_MARKS + "\n\r\t\v\f\x1c-\x1e\x85\u2028\u2029\u3000"
+LINE = re.compile(f"([^{LINE_ENDS}]+)([{LINE_ENDS}]*)")
+MARK = re.compile(rf"\s*([{LOOSE_MARKS}､｡．])\s*")
+
+KEPT_MARKS = {"?": "？", "!": "！", "？": "？", "！": "！"}
 
 
 def split_lines(text: str) -> list[tuple[str, str]]:
-    """The lines of a text, each with the marks that follow it.
+    """The lines of any text, such as an answer, each with the marks that follow it.
 
-    Takes any text. A line ends at poem punctuation, its half-width likeness, a line break, a
-    tab or an ideographic space, and never is empty.
+    A line ends at poem punctuation, its half-width likeness, a line break, a tab or an
+    ideographic space, and never is empty. Nothing is normalised.
 
     >>> split_lines("白日依山盡，黃河入海流。")
     [('白日依山盡', '，'), ('黃河入海流', '。')]
@@ -42,14 +41,11 @@ def lines_in(texts: Iterable[str]) -> set[str]:
     return {line for text in texts for line, _ in split_lines(text)}
 
 
-MARK = re.compile(r"\s*([，。、；：？！,.､｡．;:?!])\s*")
-FULL_WIDTH = {"？": "？", "！": "！", "?": "？", "!": "！"}
-
-
 def parse_lines(text: str) -> list[tuple[str, str]]:
-    """Lines and the marks after them; "。" where the last line has none.
+    """The lines of a text that should be a poem, each with its one mark; 。 for a missing last.
 
-    A compatibility ideograph becomes the unified one (Unicode NFC), white space around lines goes.
+    Stricter than `split_lines`: white space, a line break too, ends no line, and two marks in
+    a row have an empty line between them. Unicode is normalised (NFC).
 
     >>> parse_lines(" 夫子何爲者?栖栖一代中")
     [('夫子何爲者', '?'), ('栖栖一代中', '。')]
@@ -59,15 +55,12 @@ def parse_lines(text: str) -> list[tuple[str, str]]:
     return list(zip(pieces[::2], pieces[1::2], strict=False))
 
 
-def write_lines(lines: Sequence[tuple[str, str]]) -> str:
-    """Lines with their marks made uniform: ， after the first of a couplet and 。 after the second.
-
-    ？ and ！ stay.
+def write_lines(lines: Iterable[tuple[str, str]]) -> str:
+    """Lines as a poem: ， after a couplet's first, 。 after its second, save that ？ and ！ stay.
 
     >>> write_lines([('夫子何爲者', '?'), ('栖栖一代中', '.')])
     '夫子何爲者？栖栖一代中。'
     """
-    text = ""
-    for place, (line, mark) in enumerate(lines):
-        text += line + FULL_WIDTH.get(mark, "，。"[place % 2])
-    return text
+    return "".join(
+        line + KEPT_MARKS.get(mark, "，。"[place % 2]) for place, (line, mark) in enumerate(lines)
+    )

@@ -141,9 +141,8 @@ def analyse(lines: Sequence[str]) -> Analysis:
     if form is None:
         return Analysis(None, False, rhyme, group, rhyming, {}, 0.0, ())
 
-    places = judged(lines, group if group in LEVEL_GROUPS else None)
-    kept: Counter[str] = Counter()
-    applies: Counter[str] = Counter()
+    places = rule_places(lines, group if group in LEVEL_GROUPS else None)
+    kept, applies = Counter[str](), Counter[str]()
     for place, holds in places:
         applies[place.rule] += 1
         kept[place.rule] += holds
@@ -169,18 +168,18 @@ def final_groups(line: str) -> frozenset[str]:
 def rhyme_group(lines: Sequence[str]) -> str | None:
     """The group that most even lines end on, at least two; level before oblique, then the first."""
     counts = Counter(g for line in lines[1::2] for g in sorted(final_groups(line)))
-    group = max(counts, key=lambda g: (counts[g], g in LEVEL_GROUPS), default=None)
-    return group if group and counts[group] > 1 else None
+    group = max(counts, key=lambda g: (counts[g], g in LEVEL_GROUPS), default="")
+    return group if counts[group] > 1 else None
 
 
-def judged(lines: Sequence[str], level_group: str | None) -> list[tuple[Break, bool]]:
+def rule_places(lines: Sequence[str], level_group: str | None) -> list[tuple[Break, bool]]:
     """Every place where a rule applies to a poem in form, and whether it is kept there."""
     tones = [line_tones(line, opens=number % 2 == 0) for number, line in enumerate(lines)]
     beats = range(1, len(lines[0]) - 1, 2)  # the 2nd, 4th and 6th characters
     places = []
-    for number, row in enumerate(tones):
+    for number, bits in enumerate(tones):
         for earlier, later in pairwise(beats):
-            holds = differ(row[earlier], row[later])
+            holds = differ(bits[earlier], bits[later])
             places.append((Break(number, later, "alternation"), holds))
     for number, (above, below) in enumerate(pairwise(tones), 1):
         rule, agrees = ("opposition", differ) if number % 2 else ("adhesion", agree)

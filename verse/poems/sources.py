@@ -15,7 +15,8 @@ from typing import Any
 from verse.download import GIB, MIB, download, public
 from verse.errors import UserError
 from verse.files import digest, read_text, remove, write_json
-from verse.poems.lines import write_lines
+from verse.params import Data
+from verse.poems.lines import POEM_PUNCTUATION, write_lines
 
 INSTRUCTION = "以下是一首唐詩的第一句話，請用你的知識判斷並完成整首詩。"
 
@@ -32,9 +33,6 @@ HW5_SHA256 = {
 }
 HW5_LIMIT = 16 * MIB
 
-Poem = dict[str, str]
-"""A row of {"instruction", "input", "output"}."""
-
 
 @dataclass(frozen=True)
 class Poems:
@@ -44,44 +42,36 @@ class Poems:
     address and the sha256 of each file.
     """
 
-    train: list[Poem]
-    test: list[Poem]
+    train: list[dict[str, str]]
+    test: list[dict[str, str]]
     origin: Path | dict[str, Any]
 
 
-def fetch(
-    source: str,
-    *,
-    embedded: str | Path,
-    hw5_url: str,
-    sha256: str | None = None,
-    cache: str | Path,
-    **network: Any,
-) -> Poems:
-    """Read the poems of `source`: "embedded", "hw5", a path or a URL.
+def fetch(data: Data, *, embedded: str | Path, cache: str | Path) -> Poems:
+    """Read the poems of `data.source`: "embedded", "hw5", a path or a URL.
 
-    source: "embedded" is the folder `embedded`; "hw5" is the homework, downloaded from below
-        `hw5_url` and checked against its pinned hashes. A path (relative to the working
-        directory; ~ is the home folder) is a JSON list, a JSON Lines file, or a folder with
-        train.json(l) and test.json(l) or with the homework's three files. A URL is one file.
-        One file holds training poems alone. A record without an instruction gets the
-        homework's.
-    sha256: the hash the file behind a URL must have; other sources do not use it.
-    cache: folder that keeps downloads. network: timeout, pauses (seconds), see `download`.
+    data.source: "embedded" is the folder `embedded`; "hw5" is the homework, downloaded from
+        below `data.hw5_url` and checked against its pinned hashes. A path (relative to the
+        working directory; ~ is the home folder) is a JSON list, a JSON Lines file, or a folder
+        with train.json(l) and test.json(l) or with the homework's three files. A URL is one
+        file, whose hash must be `data.sha256` if that is set. One file holds training poems
+        alone. A record without an instruction gets the homework's.
+    cache: folder that keeps downloads.
 
     Raises UserError naming the file, and the line or record and key, that is at fault.
     """
+    source = data.source
     if source == "hw5":
-        urls = {name: f"{hw5_url.rstrip('/')}/{name}" for name in HW5_SHA256}
+        urls = {name: f"{data.hw5_url.rstrip('/')}/{name}" for name in HW5_SHA256}
         paths = {
-            name: download(url, cache, sha256=HW5_SHA256[name], limit=HW5_LIMIT, **network)
+            name: download(url, cache, sha256=HW5_SHA256[name], limit=HW5_LIMIT)
             for name, url in urls.items()
         }
         train, test = read_homework(paths)
         return Poems(train, test, {"source": "hw5", "sha256": HW5_SHA256})
 
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source):
-        path, shown = download(source, cache, sha256=sha256, limit=GIB, **network), public(source)
+        path, shown = download(source, cache, sha256=data.sha256, limit=GIB), public(source)
         return Poems(read_poems(path, shown), [], {"source": shown, "sha256": digest(path)})
 
     path = Path(embedded) if source == "embedded" else local(source)
@@ -134,7 +124,7 @@ def note_origin(origin: Path | dict[str, Any], at: str | Path) -> None:
     partial.replace(at)
 
 
-def read_folder(folder: Path) -> tuple[list[Poem], list[Poem]]:
+def read_folder(folder: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Training and test poems of a folder: train.json(l) and test.json(l), or the homework's."""
     train, test = one_of(folder, "train"), one_of(folder, "test")
     if train:
@@ -158,27 +148,23 @@ def one_of(folder: Path, stem: str) -> Path | None:
     return found[0] if found else None
 
 
-def read_poems(path: Path, shown: str = "", *, may_be_empty: bool = False) -> list[Poem]:
+def read_poems(path: Path, shown: str = "", *, may_be_empty: bool = False) -> list[dict[str, str]]:
     """The poems of a JSON list or JSON Lines file; errors call the file `shown`."""
     shown = shown or str(path)
+    try:
+        text = read_text(path)
+    except UserError as error:  # under the name that the user knows, not the cache's
+        raise UserError(str(error).replace(str(path), shown, 1)) from None
     poems = [
-        as_poem(record, shown, number)
-        for number, record in enumerate(parse(text_of(path, shown), shown, may_be_empty), 1)
+        checked(record, shown, number)
+        for number, record in enumerate(parse_json(text, shown, may_be_empty), 1)
     ]
     if not poems and not may_be_empty:
         raise UserError(f"{shown}: holds no poems: give a file with at least one record")
     return poems
 
 
-def text_of(path: Path, shown: str) -> str:
-    """A file's text, its errors under the name the user knows (not the cache's)."""
-    try:
-        return read_text(path)
-    except UserError as error:
-        raise UserError(str(error).replace(str(path), shown, 1)) from None
-
-
-def parse(text: str, shown: str, may_be_empty: bool = False) -> list[Any]:
+def parse_json(text: str, shown: str, may_be_empty: bool = False) -> list[Any]:
     """The values of a JSON list or of JSON Lines.
 
     Raises UserError naming the line that is not JSON.
@@ -191,14 +177,14 @@ def parse(text: str, shown: str, may_be_empty: bool = False) -> list[Any]:
     if start == "<":
         raise UserError(f"{shown}: a web page, not JSON: give the data file itself")
     if start == "[":
-        found: list[Any] = json_value(text, shown, 1)
-        return found
+        records: list[Any] = parse_value(text, shown, 1)
+        return records
     # Only a line feed ends a line: a poem may hold U+2028 or U+0085.
     lines = enumerate(text.split("\n"), 1)
-    return [json_value(line, shown, number) for number, line in lines if line.strip()]
+    return [parse_value(line, shown, number) for number, line in lines if line.strip()]
 
 
-def json_value(text: str, shown: str, line: int) -> Any:
+def parse_value(text: str, shown: str, line: int) -> Any:
     """The JSON value of a text that starts on that line of the file."""
     try:
         return json.loads(text)
@@ -216,24 +202,24 @@ def json_value(text: str, shown: str, line: int) -> Any:
         raise UserError(f"{shown}, line {line}: a number too long to read") from None
 
 
-def as_poem(
+def checked(
     record: object, shown: str, number: int, keys: tuple[str, ...] = ("input", "output")
-) -> Poem:
-    """A record as {"instruction", *keys}; other keys are dropped.
+) -> dict[str, str]:
+    """A file's record as a row of {"instruction", *keys}; other keys are dropped.
 
     Raises UserError naming the record and the key that is missing or no string.
     """
     where = f"{shown}, record {number}"
     if not isinstance(record, dict):
-        raise UserError(f"{where}: {kind(record)}, not an object with input and output")
-    row: Poem = {}
+        raise UserError(f"{where}: {json_type(record)}, not an object with input and output")
+    row = {}
     for key in ("instruction", *keys):
         if key == "instruction" and key not in record:
             row[key] = INSTRUCTION
         elif key not in record:
             raise UserError(f"{where}: no {key!r}: each record needs {' and '.join(keys)}")
         elif not isinstance(record[key], str):
-            raise UserError(f"{where}: {key!r} is {kind(record[key])}, not a string")
+            raise UserError(f"{where}: {key!r} is {json_type(record[key])}, not a string")
         elif re.search("[\ud800-\udfff]", record[key]):
             raise UserError(f"{where}: {key!r} holds half a surrogate pair: mend the escape")
         else:
@@ -241,21 +227,21 @@ def as_poem(
     return row
 
 
-def kind(value: object) -> str:
+def json_type(value: object) -> str:
     """What JSON calls a value."""
     names = {type(None): "null", bool: "a boolean", str: "a string", list: "a list"}
     return names.get(type(value), "an object" if isinstance(value, dict) else "a number")
 
 
-def read_homework(paths: dict[str, Path]) -> tuple[list[Poem], list[Poem]]:
+def read_homework(paths: dict[str, Path]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Training and test poems of the homework's three files.
 
     Its test file holds prompts alone; the rest of each poem stands in the references file.
     """
     testing, references = str(paths[TESTING]), str(paths[REFERENCES])
     prompts = [
-        as_poem(record, testing, number, keys=("input",))
-        for number, record in enumerate(parse(read_text(testing), testing), 1)
+        checked(record, testing, number, keys=("input",))
+        for number, record in enumerate(parse_json(read_text(testing), testing), 1)
     ]
     lines = read_text(references).rstrip().split("\n")
     if len(lines) != len(prompts):
@@ -277,8 +263,9 @@ def punctuated(reference: str, where: str) -> str:
     '春風舉國裁宮錦，半作障泥半作帆。'
     """
     lines = [line.strip() for line in reference.strip().split("\t")]
-    if len(lines) % 2 or not all(re.fullmatch(r"[^\s，。？！；：、]+", line) for line in lines):
+    bare = re.compile(rf"[^\s{POEM_PUNCTUATION}]+")
+    if len(lines) % 2 or not all(map(bare.fullmatch, lines)):
         raise UserError(
             f"{where}: an even number of unpunctuated verse lines between tabs is wanted"
         )
-    return write_lines([(line, "") for line in lines])
+    return write_lines((line, "") for line in lines)
