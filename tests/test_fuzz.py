@@ -25,6 +25,7 @@ def repository(tmp_path_factory):
     values = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
     values["data"]["source"] = "poems.json"
     values["prepare"] |= {"test_poems": 1, "validation_poems": 1}
+    values["model"]["template"] = "plain"
     Path("params.yaml").write_text(yaml.safe_dump(values), "utf-8")
     yield
     os.chdir(before)

@@ -1,71 +1,74 @@
 """The one schema of params.yaml: names, types and ranges.
 
-A field's annotation is its check. `read` checks the whole file, reports every fault in one line,
-and returns it typed. Imports nothing heavy.
+A field's annotation is its check. `read` checks the whole file and reports every fault at once.
+Imports nothing heavy.
 """
 
-import math
 import reprlib
+from collections.abc import Iterator
+from contextlib import suppress
 from difflib import get_close_matches
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
-    model_validator,
+    ValidationInfo,
+    field_validator,
 )
 
 from verse.errors import ParameterError, UserError
 from verse.files import read_text
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> object:
     """YAML 1.1 reads `1e-3` as text; take it for the number it is."""
-    if isinstance(value, int | str) and not isinstance(value, bool):
-        try:
+    if isinstance(value, str):
+        with suppress(ValueError):
             return float(value)
-        except (ValueError, OverflowError):
-            return math.nan if isinstance(value, int) else value
     return value
 
 
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("text")
-    return text
-
-
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+# Where a field has a description, it says what fits in place of pydantic's own words.
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 CountOr0 = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Text = Annotated[str, AfterValidator(_not_blank)]
+Real = Annotated[float, BeforeValidator(_number)]
+Positive = Annotated[Real, Field(gt=0)]
+Share = Annotated[Real, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(pattern=r"\S", description="text")]
+TextOrNull = Annotated[str | None, Field(pattern=r"\S", description="text or null")]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
+    """Keys and values of params.yaml that belong together."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class Data(Section):
     source: Text
-    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None
+    sha256: Annotated[
+        str | None,
+        Field(pattern="^[0-9a-fA-F]{64}$", description="64 hexadecimal digits or null"),
+    ]
     hw5_url: Text
 
 
 class Prepare(Section):
     test_poems: CountOr0
     validation_poems: Count
-    max_train: Count | None
+    max_train: Annotated[Count | None, Field(description="a whole number above 0, or null")]
 
 
 class Model(Section):
     name: Text
-    revision: Text | None
+    revision: TextOrNull
     trust_remote_code: bool
     quantization: Literal["nf4", "none"]
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
@@ -74,17 +77,20 @@ class Model(Section):
 
 class Lora(Section):
     r: Annotated[int, Field(ge=1, le=1024)]
-    alpha: Annotated[Number, Field(gt=0)]
-    dropout: Annotated[Number, Field(ge=0, lt=1)]
-    target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)]
+    alpha: Positive
+    dropout: Share
+    target_modules: Annotated[
+        Literal["all-linear"] | list[Text],
+        Field(min_length=1, description="all-linear or a list of names"),
+    ]
 
 
 class Train(Section):
     epochs: Count
-    learning_rate: Annotated[Number, Field(gt=0, le=1)]
-    warmup: Annotated[Number, Field(ge=0, lt=1)]
-    weight_decay: Annotated[Number, Field(ge=0)]
-    max_grad_norm: Annotated[Number, Field(gt=0)]
+    learning_rate: Annotated[Real, Field(gt=0, le=1)]
+    warmup: Share
+    weight_decay: Annotated[Real, Field(ge=0)]
+    max_grad_norm: Positive
     batch_size: Count
     eval_every: Count
     lora: Lora
@@ -92,21 +98,19 @@ class Train(Section):
 
 class Decoding(Section):
     do_sample: bool
-    temperature: Annotated[Number, Field(ge=0)]
-    top_p: Annotated[Number, Field(gt=0, le=1)]
+    temperature: Annotated[Real, Field(ge=0)]
+    top_p: Annotated[Real, Field(gt=0, le=1)]
     top_k: CountOr0
     max_new_tokens: Count
     num_beams: Count
     no_repeat_ngram_size: CountOr0
 
-    @model_validator(mode="after")
-    def _something_to_sample(self) -> Self:
-        if self.do_sample and self.temperature == 0:
-            raise ValueError(
-                "decoding.temperature must be above 0 with decoding.do_sample true "
-                "(for the likeliest answer set do_sample to false)"
-            )
-        return self
+    @field_validator("temperature")
+    @classmethod
+    def _above_0_to_sample(cls, temperature: float, others: ValidationInfo) -> float:
+        if temperature == 0 and others.data.get("do_sample"):
+            raise ValueError("above 0 unless decoding.do_sample is false")
+        return temperature
 
 
 class Score(Section):
@@ -117,8 +121,11 @@ class Machine(Section):
     device: Literal["auto", "cpu", "cuda"]
     processes: Literal["auto"] | Count
     threads: Annotated[int, Field(ge=1, le=1024)]
-    memory: Literal["auto"] | Annotated[Number, Field(gt=0)]
-    cache_dir: Text | None
+    memory: Annotated[
+        Literal["auto"] | Annotated[Real, Field(gt=0, le=100_000)],
+        Field(description="auto or a number of GiB, above 0 and at most 100000"),
+    ]
+    cache_dir: TextOrNull
     checkpoint_every: Count
     batch_size: Count
 
@@ -135,20 +142,30 @@ class Params(Section):
 
 
 MOVED = {
-    "prepare.template": "model.template",
-    "model.cache_dir": "machine.cache_dir",
-    "model.device": "machine.device",
-    "model.processes": "machine.processes",
-    "model.threads": "machine.threads",
-    "train.memory": "machine.memory, auto or a number of GiB,",
-    "train.checkpoint_every": "machine.checkpoint_every",
-    "generate": "machine.batch_size",
+    "prepare.template": "model.template now",
+    "model.cache_dir": "machine.cache_dir now",
+    "model.device": "machine.device now",
+    "model.processes": "machine.processes now",
+    "model.threads": "machine.threads now",
+    "train.memory": "machine.memory now (auto or a number of GiB)",
+    "train.checkpoint_every": "machine.checkpoint_every now",
+    "generate.batch_size": "machine.batch_size now",
 }
-"""Where the keys of earlier versions are."""
+"""What the keys of older files are called now."""
+
+WORDS = {
+    "bool_type": "true or false",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "model_type": "a mapping of keys to values",
+}
+"""Plainer words than pydantic's, by its name of the error."""
+
+UNKNOWN = ("extra_forbidden", "invalid_key")
 
 
 def read(path: str | Path = "params.yaml") -> Params:
-    """The parameters of a file. Raises ParameterError with every fault of it in one line."""
+    """The parameters in a file. Raises ParameterError with every fault of the file in one line."""
     try:
         values = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
@@ -169,63 +186,53 @@ def parse(values: Any, where: str = "params.yaml") -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        faults = _faults(error)
-    except RecursionError:
-        faults = ["holds a value that contains itself"]
-    raise ParameterError(f"{where}: " + "; ".join(faults))
+        raise ParameterError(f"{where}: " + "; ".join(_faults(error))) from None
 
 
-def _faults(error: ValidationError) -> list[str]:
-    """A few words on each fault; of several on one key (those of a union) the first."""
-    found: dict[str, str] = {}
-    for fault in error.errors(include_url=False, include_context=False):
-        names, schema = _place(fault["loc"])
-        key = ".".join(map(_name, names))
-        if fault["type"] == "missing":
-            text = f"missing key {key}"
-        elif fault["type"] in ("extra_forbidden", "invalid_key"):
-            old = "generate.batch_size" if key == "generate" else key
-            text = f"{old} is {MOVED[key]} now" if key in MOVED else _unknown(key, names, schema)
-        elif schema.get("type") == "object" and fault["type"] == "value_error":
-            text = fault["msg"].removeprefix("Value error, ")
-        elif schema.get("type") == "object":
-            text = f"{key or 'the file'} must be a mapping of keys to values"
+def _faults(error: ValidationError) -> Iterator[str]:
+    """What is wrong, one text for each key; for keys that moved, only where they went."""
+    faults = [(_place(fault["loc"]), fault) for fault in error.errors(include_url=False)]
+    unknown = {key for (_, key), fault in faults if fault["type"] in UNKNOWN}
+    moved = {old: new for old, new in MOVED.items() if any(_within(old, key) for key in unknown)}
+    for (section, key), group in groupby(faults, lambda fault: fault[0]):
+        options = [fault for _, fault in group]
+        if key in unknown:
+            moves = [f"{old} is {new}" for old, new in moved.items() if _within(old, key)]
+            yield from moves or [f"unknown key {key}{_hint(section, options[0]['loc'])}"]
+        elif options[0]["type"] == "missing":
+            if not any(_within(new.split()[0], key) for new in moved.values()):
+                yield f"missing key {key}"
         else:
-            text = f"{key} must be {_wanted(schema)}, not {_shown(fault['input'])}"
-        found.setdefault(key, text)
-    moved = {new.split(",")[0] for old, new in MOVED.items() if old in found}
-    told = [text for key, text in found.items() if not (key in moved and text[:7] == "missing")]
-    return sorted(told, key=lambda text: not text.endswith(" now") and text[:7] != "unknown")
+            field = section.model_fields.get(key.split(".")[-1])
+            words = " or ".join(WORDS.get(fault["type"], fault["msg"]) for fault in options)
+            said = words.replace("Input should be ", "").removeprefix("Value error, ")
+            wanted = (field and field.description) or said
+            yield f"{key or 'the file'} must be {wanted}, not {_shown(options[0]['input'])}"
 
 
-SCHEMA = Params.model_json_schema()
-
-
-def _place(location: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any]]:
-    """The keys that lead to a fault, and the schema there; of an unknown key, its section's."""
-    names: list[Any] = []
-    schema = SCHEMA
-    for name in location:
-        properties = schema.get("properties")
-        if properties is None:  # within a list or a union
+def _place(loc: tuple[int | str, ...]) -> tuple[type[Section], str]:
+    """The section an error is in and its dotted key, without what pydantic adds below a key."""
+    section: type[Section] = Params
+    names = []
+    for name in map(str, loc):
+        names.append(name if name.isidentifier() and len(name) < 60 else _shown(name))
+        field = section.model_fields.get(name)
+        kind = field.annotation if field else None
+        if not (isinstance(kind, type) and issubclass(kind, Section)):
             break
-        names.append(name)
-        if name not in properties:
-            break
-        schema = properties[name]
-        if "$ref" in schema:
-            schema = SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]]
-    return names, schema
+        section = kind
+    return section, ".".join(names)
 
 
-def _unknown(key: str, names: list[Any], section: dict[str, Any]) -> str:
-    near = get_close_matches(str(names[-1])[:100], section["properties"], n=1)
-    place = "".join(f"{name}." for name in names[:-1])
-    return f"unknown key {key}" + (f" (did you mean {place}{near[0]}?)" if near else "")
+def _within(key: str, section: str) -> bool:
+    return f"{key}.".startswith(f"{section}.")
 
 
-def _name(key: Any) -> str:
-    return str(key) if str(key).isidentifier() and len(str(key)) < 60 else _shown(key)
+def _hint(section: type[Section], loc: tuple[int | str, ...]) -> str:
+    """The key of a section that an unknown one may stand for."""
+    *above, name = map(str, loc)
+    near = get_close_matches(name[:100], section.model_fields, n=1)
+    return f" (did you mean {'.'.join(above + near)}?)" if near else ""
 
 
 def _shown(value: Any) -> str:
@@ -237,26 +244,3 @@ def _shown(value: Any) -> str:
         return short.repr(value)
     except ValueError:  # a whole number of thousands of digits
         return "a number of thousands of digits"
-
-
-def _wanted(schema: dict[str, Any]) -> str:
-    """What a value must be, in words."""
-    if "anyOf" in schema:
-        return " or ".join(map(_wanted, schema["anyOf"]))
-    if "enum" in schema or "const" in schema:
-        return " or ".join(schema.get("enum", [schema.get("const")]))
-    if "pattern" in schema:
-        return "64 hexadecimal digits"
-    kind = {
-        "array": "a list of names",
-        "boolean": "true or false",
-        "integer": "a whole number",
-        "null": "null",
-        "number": "a number",
-        "string": "text",
-    }[schema["type"]]
-    low = f"[{schema['minimum']}" if "minimum" in schema else None
-    low = f"({schema['exclusiveMinimum']}" if "exclusiveMinimum" in schema else low
-    high = f"{schema['maximum']}]" if "maximum" in schema else "inf)"
-    high = f"{schema['exclusiveMaximum']})" if "exclusiveMaximum" in schema else high
-    return f"{kind} in {low}, {high}" if low else kind
