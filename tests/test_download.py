@@ -1,11 +1,17 @@
 """`verse.download` against a server on this machine that does everything wrong."""
 
+import errno
 import hashlib
 import http.server
+import io
+import subprocess
+import sys
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
+import requests
 
 from verse import download as module
 from verse.download import download
@@ -78,6 +84,24 @@ def drip(self):
         self.wfile.flush()
 
 
+def drip_of_headers(self):
+    self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+    while not self.server.stop.wait(0.05):
+        self.wfile.write(b"X: y\r\n")
+
+
+def drip_of_a_chunk_size(self):
+    self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+    while not self.server.stop.wait(0.05):
+        self.wfile.write(b"x")
+
+
+def redirect_with_an_endless_body(self):
+    self.send(b"", 302, length="none", Location="/good")
+    while not self.server.stop.is_set():
+        self.wfile.write(BODY)
+
+
 def chunked(self, whole=True):
     self.protocol_version = "HTTP/1.1"
     self.send_response(200)
@@ -108,6 +132,8 @@ ANSWERS = {
     "down": lambda self: self.send(b"", 500),
     "stall": stall,
     "drip": drip,
+    "drip-headers": drip_of_headers,
+    "drip-chunk-size": drip_of_a_chunk_size,
     "mute": lambda self: self.server.stop.wait(20),
     "chunked": chunked,
     "cut-chunked": lambda self: chunked(self, whole=False),
@@ -128,11 +154,19 @@ ANSWERS = {
     "refuses": lambda self: self.send(b"", 416) if self.headers.get("Range") else self.send(),
     "html": lambda self: self.send(b"\n<!DOCTYPE html><title>sign in</title>"),
     "to-good": lambda self: redirect(self, "/good"),
+    "to-good-at-length": redirect_with_an_endless_body,
+    "to-half-an-address": lambda self: redirect(self, "http://["),
+    "to-no-text": lambda self: redirect(self, "http://127.0.0.1/\xff"),
+    "to-no-port": lambda self: redirect(self, "http://127.0.0.1:x/"),
     "to-html": lambda self: redirect(self, "/html?token=secret"),
     "to-file": lambda self: redirect(self, "file:///etc/passwd"),
     "round": lambda self: redirect(self, "/round"),
     "huge": lambda self: self.send(b"", length=10**12),
     "endless": lambda self: self.send(BODY, length="none"),
+    "length-beyond-numbers": lambda self: self.send(length="9" * 5000),
+    "length-below-zero": lambda self: self.send(length=-5),
+    "length-of-words": lambda self: self.send(length="many"),
+    "two-lengths": lambda self: self.send(length="12, 13"),
     "gzip": lambda self: self.send(b"\x1f\x8b", Content_Encoding="gzip"),
     "..%2F..%2Fescape": lambda self: self.send(Content_Disposition="filename=../../escape"),
 }
@@ -174,7 +208,13 @@ def visible(folder):
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
-@pytest.mark.parametrize("name", ["good", "chunked", "to-good", "busy", "..%2F..%2Fescape"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("good", "chunked", "to-good", "to-good-at-length", "busy", "..%2F..%2Fescape"),
+        *("length-beyond-numbers", "length-below-zero", "length-of-words"),
+    ],
+)
 @pytest.mark.parametrize("sha256", [None, SHA256, SHA256.upper()])
 def test_a_good_body_is_kept_under_its_hash(get, tmp_path, name, sha256):
     path = get(name, sha256=sha256)
@@ -254,6 +294,8 @@ def test_what_an_earlier_run_left_is_used_if_it_fits(get, tmp_path, server, name
         ("stall", ("stalled", "0.3 s")),
         ("mute", ("stalled", "0.3 s")),
         ("drip", ("stalled", "0.3 s")),
+        ("drip-headers", ("stalled", "0.3 s")),
+        ("drip-chunk-size", ("stalled", "0.3 s")),
     ],
 )
 def test_trouble_that_does_not_pass_ends_soon(get, tmp_path, server, name, words):
@@ -271,6 +313,10 @@ def test_trouble_that_does_not_pass_ends_soon(get, tmp_path, server, name, words
         ("html", ("web page",)),
         ("to-html", ("web page", "redirected to http://127.0.0.1", "/html")),
         ("to-file", ("redirected to file:///etc/passwd", "http or https")),
+        ("to-half-an-address", ("malformed",)),
+        ("to-no-text", ("malformed",)),
+        ("to-no-port", ("malformed",)),
+        ("two-lengths", ("malformed",)),
         ("huge", ("larger than",)),
         ("gzip", ("compressed",)),
     ],
@@ -283,7 +329,7 @@ def test_trouble_that_stays_is_not_tried_again(get, server, name, words):
 
 def test_a_circle_of_redirects_ends(get, server):
     fails(get, "round", "redirected more than")
-    assert len(server.seen) == module.REDIRECTS
+    assert len(server.seen) == 1 + module.REDIRECTS
 
 
 def test_a_body_that_hides_its_length_is_limited_too(get, tmp_path):
@@ -292,19 +338,19 @@ def test_a_body_that_hides_its_length_is_limited_too(get, tmp_path):
     assert get("endless", limit=len(BODY)).read_bytes() == BODY
 
 
-def test_https_is_never_left_for_http(monkeypatch, tmp_path):
+@pytest.mark.parametrize("target", ["http://example.org/", "HTTP://example.org/", "h\tttp://a/"])
+def test_https_is_never_left_for_http(monkeypatch, tmp_path, target):
     """No certificate here, so the first answer is made up; the second must not be asked for."""
-
-    class Answer:
-        is_redirect, headers, close = True, {"location": "http://example.org/"}, lambda _: None
-
     asked = []
 
-    def answer(session, url, **options):
-        asked.append(url)
-        return Answer()
+    def answer(adapter, request, **options):
+        asked.append(request.url)
+        response = requests.Response()
+        response.status_code, response.url, response.request = 302, request.url, request
+        response.headers["Location"], response.raw = target, io.BytesIO()
+        return response
 
-    monkeypatch.setattr("requests.Session.get", answer)
+    monkeypatch.setattr("requests.adapters.HTTPAdapter.send", answer)
     with pytest.raises(UserError, match="not https"):
         download("https://example.org/poems.json", tmp_path, pauses=())
     assert asked == ["https://example.org/poems.json"]
@@ -367,6 +413,17 @@ def test_two_at_once_share_one_download(get, server):
     assert len(server.seen) == 1
 
 
-def test_no_bar_in_a_log(get, capfd):
-    get("good")
-    assert capfd.readouterr() == ("", "")
+def test_silence_in_a_log(server, tmp_path):
+    """In a process of its own: a library may hold on to the stderr it was imported with."""
+    program = "import sys; from verse.download import download; download(*sys.argv[1:])"
+    command = [sys.executable, "-c", program, server.url("good?key=secret"), tmp_path]
+    done = subprocess.run(command, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_a_full_disk_is_told_as_it_is(get, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(module.Transfer, "receive", Mock(side_effect=full))
+    with pytest.raises(OSError, match="No space left") as caught:
+        get("good")
+    assert caught.value is full

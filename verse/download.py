@@ -1,30 +1,51 @@
 """Files from the web: verified, resumed, kept, and never more than asked for.
 
 `download` is the one function. A file whose sha256 is known is fetched once and read from
-the cache ever after, so a pinned source works offline.
+the cache ever after, so a pinned source works offline. pooch keeps the cache and checks the
+hashes; requests and urllib3 speak to the network.
 """
 
 import hashlib
 import re
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from threading import Thread
+from typing import Any, BinaryIO
+from urllib.parse import urljoin, urlsplit
 
+import pooch
 import requests
 import urllib3
 from filelock import FileLock
 from tqdm import tqdm
 
 from verse.errors import UserError
-from verse.files import digest, sync
+from verse.files import digest
 
 MIB = 2**20
 GIB = 2**30
 REDIRECTS = 10
 CONNECT = 10.0  # seconds to wait for a connection
 SLOWEST = 1024  # bytes that must arrive in each `timeout` seconds; a drip is a stall too
+
+# What an error of the network means, the first that fits; {} is the host.
+MEANINGS: dict[type[Exception], str] = {
+    requests.TooManyRedirects: f"redirected more than {REDIRECTS} times",
+    ValueError: "the address, a redirect or a header is malformed",
+    urllib3.exceptions.NameResolutionError: "no host {} found",
+    urllib3.exceptions.NewConnectionError: "{} takes no connection",
+    requests.ConnectTimeout: "{} takes no connection",
+    requests.exceptions.SSLError: "no secure connection to {}: check its certificate",
+    requests.exceptions.ProxyError: "the proxy lets nothing through: check http_proxy, https_proxy",
+    Exception: "the connection dropped",
+}
+NETWORK = (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
+VAIN = (requests.TooManyRedirects, ValueError)  # errors that another attempt does not mend
+
+pooch.get_logger().setLevel("ERROR")  # at its own level it writes down whole URLs
 
 
 class Interrupted(Exception):
@@ -57,203 +78,154 @@ def download(
     cache.mkdir(parents=True, exist_ok=True)
     # Names come from hashes alone: nothing in a URL or a header can choose a path.
     key = sha256 or hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
+    name = sha256 or f".{key}.whole"
+    transfer = Transfer(url, cache / f".{key}.partial", bool(sha256), limit, timeout, pauses)
     with FileLock(cache / f".{key}.lock"):
-        if sha256 and (cache / sha256).is_file() and digest(cache / sha256) == sha256:
-            return cache / sha256
-        transfer = Transfer(url, cache / f".{key}.partial", bool(sha256), limit, timeout)
         if not sha256:  # what an earlier run left may belong to another version of the file
             transfer.partial.unlink(missing_ok=True)
-        resumed = transfer.partial.exists()
-        insist(transfer, pauses)
-        if sha256 and resumed and digest(transfer.partial) != sha256:
-            transfer.partial.unlink()  # the piece from the earlier run was bad: all anew
-            insist(transfer, pauses)
-        return keep(transfer, sha256, cache)
-
-
-def insist(transfer: "Transfer", pauses: Sequence[float]) -> None:
-    """Run the transfer, again after each pause, until it is whole."""
-    for pause in (*pauses, None):
+            (cache / name).unlink(missing_ok=True)
+        # A piece from an earlier run may be bad: then all anew, once.
+        again = int(transfer.partial.exists())
+        files = {"registry": {name: sha256}, "urls": {name: url}}
         try:
-            return transfer.run()
-        except Interrupted as trouble:
-            if pause is None:
-                raise UserError(
-                    f"{public(transfer.url)}: {trouble} ({len(pauses) + 1} attempts): "
-                    "check the network and run the same command again"
-                ) from None
-            time.sleep(pause)
-
-
-def keep(transfer: "Transfer", sha256: str | None, cache: Path) -> Path:
-    """Check a whole transfer and move it to its place in the cache."""
-    partial, shown = transfer.partial, public(transfer.url)
-    final = bare(transfer.final)
-    came = "" if final == bare(transfer.url) else f", redirected to {final}"
-    with partial.open("rb") as stream:
-        start = stream.read(1024)
-    found = digest(partial)
-    if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
-        partial.unlink()
-        raise UserError(f"{shown}: a web page, not a data file{came}: give the file's own address")
-    if sha256 and found != sha256:
-        partial.unlink()
-        raise UserError(
-            f"{shown}: expected sha256 {sha256}, got {found}{came}: "
-            "the file has changed or is damaged; use another mirror or correct the hash"
-        )
-    sync(partial)
-    return partial.replace(cache / found)
+            pooch.create(cache, "", **files, retry_if_failed=again).fetch(name, downloader=transfer)
+        except ValueError:
+            what = f"expected sha256 {sha256}, got {transfer.found}"
+            raise transfer.fault(what, "use another mirror or correct the hash") from None
+        return (cache / name).replace(cache / (sha256 or transfer.found))
 
 
 @dataclass
 class Transfer:
-    """One body on its way into the file `partial`; `run` may be called until it is whole."""
+    """A downloader for pooch: one body on its way into the file `partial`."""
 
     url: str
     partial: Path
     pinned: bool  # the hash is known, so a wrong continuation will be noticed
     limit: int  # bytes
     timeout: float  # seconds
+    pauses: Sequence[float]  # seconds
     tag: str = ""  # the strong ETag of what `partial` holds
+    received: int = 0  # bytes, in all attempts
     final: str = ""  # the URL after redirects
+    found: str = ""  # the sha256 of the whole body
 
-    def run(self) -> None:
-        """Fetch what is missing. Raises Interrupted, or UserError if trying again is vain."""
-        offset = self.partial.stat().st_size if self.partial.exists() else 0
-        if not (self.pinned or self.tag):
-            offset = 0
-        with requests.Session() as session:
+    def __call__(self, url: str, output_file: str, keeper: pooch.Pooch) -> None:
+        """Put the whole body at `output_file`. Raises UserError if it cannot be had."""
+        for pause in (*self.pauses, None):
             try:
-                response = self.open(session, offset)
-                if offset and not self.goes_on(response, offset):
-                    response.close()
-                    offset = 0
-                    response = self.open(session, 0)
-                with response:
-                    self.receive(response, offset if response.status_code == 206 else 0)
-            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-                raise explained(error, self) from None
+                self.attempt()
+                break
+            except Interrupted as trouble:
+                if pause is None:
+                    raise self.fault(
+                        f"{trouble} ({len(self.pauses) + 1} attempts)",
+                        "check the address and the network, and run the same command again",
+                    ) from None
+                time.sleep(pause)
+        with self.partial.open("rb") as stream:
+            start = stream.read(1024)
+        if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
+            self.partial.unlink()
+            raise self.fault("a web page, not a data file", "give the file's own address")
+        self.found = digest(self.partial)
+        self.partial.replace(output_file)
 
-    def open(self, session: requests.Session, offset: int) -> requests.Response:
-        """The response to a GET from byte `offset` on, redirects followed one by one."""
+    def attempt(self) -> None:
+        """Fetch what is missing. Raises Interrupted, or UserError if trying again is vain."""
+        self.final = self.url
+        done: Future[None] = Future()
+
+        def work() -> None:
+            try:
+                self.receive(file, bar)
+                done.set_result(None)
+            except BaseException as error:
+                done.set_exception(error)
+
+        host = urlsplit(self.url).hostname
+        with (
+            self.partial.open("ab") as file,
+            # disable=None: a bar on a terminal, silence in a log
+            tqdm(desc=host, unit="B", unit_scale=True, leave=False, disable=None) as bar,
+        ):
+            # A socket's timeout does not bound a drip of headers, so a thread does the waiting.
+            # One that is given up finds `file` closed when it wakes; a daemon holds up no exit.
+            Thread(target=work, daemon=True).start()
+            before = self.received
+            while not wait([done], self.timeout).done:
+                if self.received - before < SLOWEST:
+                    raise Interrupted(f"stalled: {SLOWEST} bytes take over {self.timeout:g} s")
+                before = self.received
+        try:
+            done.result()
+        except (*NETWORK, *VAIN) as error:
+            cause = getattr(error.args[0] if error.args else None, "reason", error)
+            fits = (kind for kind in MEANINGS if isinstance(error, kind) or isinstance(cause, kind))
+            words = MEANINGS[next(fits)].format(urlsplit(self.final).hostname)
+            if isinstance(error, VAIN):
+                raise self.fault(words, "give the file's own address") from None
+            raise Interrupted(words) from None
+
+    def receive(self, file: BinaryIO, bar: "tqdm[Any]") -> None:
+        """Append what is missing to `file`, or write the whole body anew."""
+        offset = file.tell() if self.pinned or self.tag else 0
         # The plain bytes are wanted: lengths and ranges of a compressed body would not fit.
         headers = {"Accept-Encoding": "identity"}
         if offset:
-            headers["Range"] = f"bytes={offset}-"
-            if self.tag:
-                headers["If-Range"] = self.tag
-        self.final = self.url
-        for _ in range(REDIRECTS):
-            response = session.get(
-                self.final,
-                headers=headers,
-                stream=True,
-                allow_redirects=False,
-                timeout=(min(CONNECT, self.timeout), self.timeout),
+            headers |= {"Range": f"bytes={offset}-"} | ({"If-Range": self.tag} if self.tag else {})
+        hooks, timeout = {"response": self.follow}, (CONNECT, 2 * self.timeout)
+        with requests.Session() as session:
+            session.max_redirects = REDIRECTS
+            answer = session.get(
+                self.url, headers=headers, stream=True, hooks=hooks, timeout=timeout
             )
-            if not response.is_redirect:
-                return response
-            response.close()
-            target = urljoin(self.final, response.headers["location"])
-            secure = self.final.lower().startswith("https:")
-            if not target.lower().startswith("https:" if secure else ("https:", "http:")):
-                raise UserError(
-                    f"{public(self.url)}: redirected to {bare(target)}, which is not "
-                    f"{'https' if secure else 'http or https'}: give the file's own address"
-                )
-            self.final = target
-        raise UserError(
-            f"{public(self.url)}: redirected more than {REDIRECTS} times: "
-            "give the file's own address"
-        )
-
-    def goes_on(self, response: requests.Response, offset: int) -> bool:
-        """Whether an answer to a request from `offset` on can be used: not another piece, nor
-        a piece of another version. (A whole body, or an error, can be.)"""
-        if response.status_code == 206:
-            same = not self.tag or response.headers.get("ETag", self.tag) == self.tag
-            return same and response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
-        return response.status_code != 416
-
-    def receive(self, response: requests.Response, offset: int) -> None:
-        """Write the body to `partial` from byte `offset` on."""
-        shown, status = public(self.url), response.status_code
-        if status in (408, 425, 429) or status >= 500:
-            raise Interrupted(f"the server answers {status} {response.reason}")
-        if status not in (200, 206):
-            raise UserError(
-                f"{shown}: the server answers {status} {response.reason}: check the address"
-            )
-        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise UserError(
-                f"{shown}: the server sends a compressed body, which was not asked for: "
-                "use another mirror or download the file and give its path"
-            )
-        tag = response.headers.get("ETag", "")
-        self.tag = tag if tag.startswith('"') else ""
-        length = response.headers.get("Content-Length", "")
-        total = offset + int(length) if length.isdecimal() else None
-        self.refuse_beyond_limit(total or 0)
-        with (
-            self.partial.open("ab" if offset else "wb") as file,
-            tqdm(
-                total=total,
-                initial=offset,
-                desc=urlsplit(self.url).hostname,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                leave=False,
-                disable=None,  # a bar on a terminal, silence in a log
-            ) as bar,
-        ):
-            since, before = time.monotonic(), offset
+            status, words = answer.status_code, f"the server answers {answer.status_code}"
+            tag = answer.headers.get("ETag", "")
+            if status in (408, 425, 429) or status >= 500:
+                raise Interrupted(words)
+            if offset and status in (206, 416):
+                starts = answer.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+                if not starts or (self.tag and tag not in ("", self.tag)):
+                    file.truncate(0)  # another piece, or one of another version
+                    raise Interrupted("the server does not go on where the transfer broke")
+            elif status != 200:
+                raise self.fault(words, "check the address")
+            else:
+                file.truncate(offset := file.seek(0))
+                self.tag = tag if tag.startswith('"') else ""
+            if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+                raise self.fault("a compressed body, which was not asked for", "use another mirror")
+            # urllib3 reads Content-Length: None if there is none, or none that makes sense.
+            size = offset + (answer.raw.length_remaining or 0)
+            bar.total, bar.initial, bar.n = size, offset, offset
             # read1 hands over what has arrived; read would sit and wait for a full block.
             # Both raise if the body ends before its announced length.
-            while block := response.raw.read1(MIB):
+            while size <= self.limit and (block := answer.raw.read1(MIB)):
                 file.write(block)
                 bar.update(len(block))
-                self.refuse_beyond_limit(file.tell())
-                if (now := time.monotonic()) - since >= self.timeout:
-                    if file.tell() - before < SLOWEST:
-                        raise Interrupted(f"stalled: {SLOWEST} bytes take over {self.timeout:g} s")
-                    since, before = now, file.tell()
+                self.received += len(block)
+                size = max(size, file.tell())
+            if size > self.limit:
+                self.partial.unlink()
+                raise self.fault(
+                    f"larger than {self.limit:,} bytes", "download it yourself and give its path"
+                )
 
-    def refuse_beyond_limit(self, size: int) -> None:
-        if size > self.limit:
-            self.partial.unlink(missing_ok=True)
-            raise UserError(
-                f"{public(self.url)}: larger than {self.limit:,} bytes: "
-                "download the file yourself and give its path"
-            )
+    def follow(self, response: requests.Response, **_: Any) -> None:
+        """See where a redirect leads before requests goes there."""
+        if not response.is_redirect:
+            return
+        response.close()  # requests would read all of its body into memory
+        self.final = urljoin(response.url, response.headers["location"])
+        allowed = ("https",) if response.url.lower().startswith("https:") else ("http", "https")
+        if urlsplit(self.final).scheme not in allowed:
+            raise self.fault(f"not {' or '.join(allowed)}", "give the file's own address")
 
-
-def explained(error: Exception, transfer: Transfer) -> Exception:
-    """What an error of the network means: Interrupted if another attempt may help."""
-    if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
-        if isinstance(error, (ConnectionError, TimeoutError)):
-            return Interrupted("the connection dropped")
-        return error  # of the disk: full, or no permission
-    shown, host = public(transfer.url), urlsplit(transfer.final).hostname
-    cause = getattr(error.args[0] if error.args else None, "reason", None) or error
-    if isinstance(cause, urllib3.exceptions.NameResolutionError):
-        return UserError(f"{shown}: no host {host} found: check the address and the network")
-    if isinstance(error, requests.exceptions.SSLError):
-        return UserError(f"{shown}: no secure connection to {host}: check its certificate")
-    if isinstance(error, requests.exceptions.ProxyError):
-        return UserError(
-            f"{shown}: the proxy lets nothing through: check http_proxy and https_proxy"
-        )
-    if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
-        return Interrupted(f"stalled: nothing came for {transfer.timeout:g} s")
-    if isinstance(error, requests.ConnectionError) and isinstance(
-        cause, urllib3.exceptions.NewConnectionError
-    ):
-        return Interrupted(f"{host} takes no connection")
-    if isinstance(error, (requests.ConnectionError, urllib3.exceptions.ProtocolError)):
-        return Interrupted("the connection dropped")
-    return UserError(f"{shown}: not an address that can be fetched ({type(error).__name__})")
+    def fault(self, what: str, remedy: str) -> UserError:
+        """The one line about this transfer: where, what, where redirects led, what to do."""
+        led = "" if self.final == self.url else f", redirected to {bare(self.final)}"
+        return UserError(f"{public(self.url)}: {what}{led}: {remedy}")
 
 
 def public(url: str) -> str:
@@ -263,10 +235,10 @@ def public(url: str) -> str:
     """
     try:
         parts = urlsplit(url)
-        scheme, host, secret = parts.scheme, parts.hostname, "@" in parts.netloc
+        scheme, host = parts.scheme, parts.hostname
     except ValueError:
-        raise UserError(f"{url}: not a URL") from None
-    if secret:
+        raise UserError(f"{bare(url)}: not a URL") from None
+    if "@" in parts.netloc:
         raise UserError(
             f"{scheme}://…@{host}: holds a user name or password, which would be written down: "
             "take it out of the URL (a ~/.netrc file is read)"
@@ -275,7 +247,7 @@ def public(url: str) -> str:
         raise UserError(f"{bare(url)}: only http and https URLs are fetched, not {scheme}")
     if not host:
         raise UserError(f"{bare(url)}: names no host")
-    return urlunsplit((scheme, parts.netloc, parts.path, "", ""))
+    return parts._replace(query="", fragment="").geturl()
 
 
 def bare(url: str) -> str:
