@@ -36,20 +36,16 @@ def main() -> None:
 def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]) -> None:
     from verse.model import adapters, distributed, memory
     from verse.model.opening import open_model
-    from verse.training import checkpoint, loop
-    from verse.training.plan import choose_plan
+    from verse.training import checkpoint, loop, packing
+    from verse.training.passes import choose_plan
 
     chief = distributed.rank() == 0
     opening = open_model(p.model, p.machine, seed=p.seed)
     examples, validation = opening.encode(poems), opening.encode(held_out)
     task = loop.Task(examples, validation, p.train, p.seed)
-    ways = opening.ways(
-        lambda sizes: memory.ways_to_train(
-            sizes,
-            poems=math.ceil(p.train.batch_size / distributed.size()),
-            tokens=max(e.length for e in examples),
-        )
-    )
+    share = math.ceil(min(p.train.batch_size, len(examples)) / distributed.size())
+    tokens = packing.tokens_of_a_pass(examples)
+    ways = opening.ways(lambda sizes: memory.ways_to_train(sizes, share, tokens))
     checkpoints = checkpoint.Checkpoints(
         cache_dir() / "checkpoints",
         checkpoint.fingerprint("train", p),
@@ -63,8 +59,9 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
     def work(way: memory.Way) -> tuple["Curves", "PreTrainedModel"]:
         base = opening.load(way, (e.prompt + e.completion for e in examples + validation))
         model = adapters.add_adapter(base, p.train.lora, p.model, seed=p.seed)
-        plan = choose_plan(way, opening.device, opening.dtype, examples + validation)
-        return loop.train(model, task, plan, checkpoints), model
+        seen = len(examples) * p.train.epochs // distributed.size()
+        plan = choose_plan(way, model, opening.dtype, examples + validation, seen)
+        return loop.train(model, task, plan, checkpoints, watch), model
 
     curves, model = memory.descend(ways, work, "lower train.lora.r, or take a smaller model")
     if not chief:

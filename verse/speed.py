@@ -18,12 +18,16 @@ class Stopwatch:
         self.began = time.perf_counter()
 
     def numbers(self, poems: int) -> dict[str, float]:
-        """Seconds, poems a second and, where a GPU was used, the most memory it held in GiB."""
+        """Seconds, poems a second and, where a GPU was used, the most memory in GiB.
+
+        peak_gib is what tensors held, reserved_gib what PyTorch took from the GPU for them.
+        """
         seconds = time.perf_counter() - self.began
         numbers = {"seconds": seconds, "poems_per_second": poems / seconds}
         torch = sys.modules.get("torch")
         if torch and torch.cuda.is_initialized():
             numbers["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            numbers["reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
         return numbers
 
 

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from verse.errors import UserError
 from verse.model import adapters, loading
-from verse.model.adapters import CheapDropout
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -89,18 +88,6 @@ def test_a_full_disk_is_an_oserror():
     assert error.value.errno == errno.ENOSPC
     with pytest.raises(SafetensorError), adapters.full_disk_told():
         raise SafetensorError("another")
-
-
-def test_cheap_dropout():
-    torch.manual_seed(0)
-    inputs = torch.ones(1001, 999)
-    dropout = CheapDropout(0.3)
-    assert torch.equal(dropout.eval()(inputs), inputs)
-    outputs = dropout.train()(inputs)
-    assert (outputs == 0).float().mean().item() == pytest.approx(0.3, abs=2e-3)
-    assert outputs.mean().item() == pytest.approx(1, abs=3e-3)
-    assert outputs.unique().tolist() == pytest.approx([0, 1 / 0.7], abs=1e-4)
-    assert not torch.equal(dropout(inputs), outputs)
 
 
 def test_a_model_card():

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import clones
@@ -18,11 +19,12 @@ from verse.generation.answers import answer
 from verse.model import adapters, encoding, loading
 from verse.model.encoding import encode_prompt
 from verse.params import Decoding
+from verse.speed import Stopwatch
 from verse.training import loop
 from verse.training.checkpoint import Checkpoints
-from verse.training.loss import summed_loss
-from verse.training.packing import lay_out, shared_prefix
-from verse.training.plan import Plan
+from verse.training.loss import behind_prefix, shares_prefix, summed_loss
+from verse.training.packing import lay_out, shape_of, shared_prefix
+from verse.training.passes import Plan
 
 ROOT = Path(__file__).parents[2]
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -52,17 +54,50 @@ def alone(model, example):
     return functional.cross_entropy(logits, torch.tensor(example.completion), reduction="sum")
 
 
-@torch.no_grad()
-def test_packed_poems_lose_as_much_as_each_alone(base):
+def gradient(model, loss):
+    """The loss and the gradient of all adapter weights as one vector."""
+    model.zero_grad()
+    loss.backward()
+    grads = [w.grad.flatten() for w in model.parameters() if w.requires_grad]
+    return loss.item(), torch.cat(grads)
+
+
+@pytest.mark.parametrize("own_prefix", [None, 0, 2])
+def test_poems_behind_one_prefix_lose_as_much_as_each_alone(base, own_prefix):
+    """And have the same gradient, also with room to spare, and with a prefix cut short."""
     settings, tokenizer = base
     model = loading.load_model(settings, CPU, FLOAT)
+    model = adapters.add_adapter(model, training().lora, settings, seed=1)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
     poems = examples(tokenizer)
     prefix = shared_prefix(poems)
     assert len(prefix) >= 3
-    expected = sum(alone(model, poem) for poem in poems)
-    for poems_per_row in (1, 3, 7):
-        packed = summed_loss(model, lay_out(poems, prefix, poems_per_row), FLOAT)
-        torch.testing.assert_close(packed, expected, rtol=1e-5, atol=1e-4)
+    prefix = prefix[:own_prefix]
+    loss, expected = gradient(model, sum(alone(model, poem) for poem in poems))
+    shape = shape_of([poems, [*poems, poems[0]]], prefix)
+    batch = lay_out(poems, prefix, shape)
+    for shared in (True, False):
+        with behind_prefix(model) if shared else nullcontext():
+            total, found = gradient(model, summed_loss(model, batch, shape, FLOAT, shared=shared))
+        assert total == pytest.approx(loss, rel=1e-5)
+        assert (found - expected).norm() < 1e-4 * expected.norm()
+    assert shares_prefix(model, batch, shape, FLOAT) == ""
+
+
+def test_a_model_whose_attention_knows_no_shared_prefix_is_noticed(tmp_path):
+    settings = build("llama", tmp_path)
+    model = loading.load_model(settings, CPU, FLOAT)
+    poems = examples(encoding.load_tokenizer(settings))
+    prefix = shared_prefix(poems)
+    shape = shape_of([poems], prefix)
+    batch = lay_out(poems, prefix, shape)
+    attention = model.model.layers[1].self_attn
+    attention.forward = lambda hidden_states, **_: (hidden_states.cumsum(1), None)
+    assert "the loss is" in shares_prefix(model, batch, shape, FLOAT)
+    attention.forward = lambda hidden_states: (hidden_states, None)
+    assert "unexpected keyword" in shares_prefix(model, batch, shape, FLOAT)
 
 
 def test_an_adapter_trains_and_plain_peft_loads_it_and_answers(base, tmp_path):
@@ -75,8 +110,9 @@ def test_an_adapter_trains_and_plain_peft_loads_it_and_answers(base, tmp_path):
     curves = loop.train(
         model,
         loop.Task(poems, poems, wanted, seed=1),
-        Plan(shared_prefix(poems), FLOAT, 4, 4),
+        Plan(shared_prefix(poems), FLOAT, 4),
         Checkpoints(tmp_path, "key"),
+        Stopwatch(),
     )
     before, after = curves.validation[0]["loss"], curves.validation[-1]["loss"]
     assert after < before - 0.2

@@ -11,11 +11,12 @@ from verse.errors import UserError
 from verse.model import adapters, encoding, loading
 from verse.model.memory import Way, descend
 from verse.params import Lora
+from verse.speed import Stopwatch
 from verse.training import loop
 from verse.training.checkpoint import Checkpoints
-from verse.training.loss import summed_loss
-from verse.training.packing import lay_out, shared_prefix
-from verse.training.plan import Plan, choose_plan
+from verse.training.loss import behind_prefix, summed_loss
+from verse.training.packing import lay_out, shape_of, shared_prefix
+from verse.training.passes import Passes, Plan, choose_plan, recompute
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 
@@ -35,8 +36,8 @@ def adapted(settings, lora, dtype=FLOAT):
     return adapters.add_adapter(base, lora, settings, seed=1)
 
 
-def plan(poems, poems_per_pass, poems_per_row, dtype=FLOAT, **rest):
-    return Plan(shared_prefix(poems), dtype, poems_per_pass, poems_per_row, **rest)
+def plan(poems, together, dtype=FLOAT, **rest):
+    return Plan(shared_prefix(poems), dtype, together, **rest)
 
 
 def run(settings, poems, wanted, folder, *, how=None, dtype=FLOAT):
@@ -45,7 +46,7 @@ def run(settings, poems, wanted, folder, *, how=None, dtype=FLOAT):
     model = adapted(settings, wanted.lora, dtype)
     task = loop.Task(poems, poems[:3], wanted, seed=1)
     kept = Checkpoints(folder, "key", every=2)
-    curves = loop.train(model, task, how or plan(poems, 4, 4, dtype), kept)
+    curves = loop.train(model, task, how or plan(poems, 4, dtype), kept, Stopwatch())
     return curves, weights(model)
 
 
@@ -60,7 +61,7 @@ def losses(points):
 def test_little_memory_and_much_give_the_same_curves(settings, poems, tmp_path):
     wanted = training()
     fast, _ = run(settings, poems, wanted, tmp_path / "fast")
-    sparing = plan(poems, 1, 1, recomputed=True)
+    sparing = plan(poems, 1, kept=0.0)
     low, _ = run(settings, poems, wanted, tmp_path / "low", how=sparing)
     assert len(losses(fast.train)) == 8  # 7 poems, 4 a step, 4 epochs
     assert losses(low.train) == pytest.approx(losses(fast.train), abs=2e-4)
@@ -77,67 +78,25 @@ def test_half_precision_trains_with_a_scaled_loss(settings, poems, tmp_path):
 
 
 def test_little_memory_keeps_one_activation_a_layer(settings, poems):
-    def kept(how):
+    def kept(share):
         """Elements kept for the backward pass."""
         model = adapted(settings, training().lora).train()
-        if how.recomputed:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if share < 1:
+            recompute(model)
         sizes = []
 
         def note(tensor):
             sizes.append(tensor.numel())
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            part = poems[: how.poems_per_pass]
-            summed_loss(model, lay_out(part, how.prefix, 4), FLOAT)
+        prefix = shared_prefix(poems)
+        shape = shape_of([poems], prefix)
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with behind_prefix(model), hooks:
+            summed_loss(model, lay_out(poems, prefix, shape), shape, FLOAT)
         return sum(sizes)
 
-    assert kept(plan(poems, 4, 4, recomputed=True)) < 0.5 * kept(plan(poems, 4, 4))
-
-
-class PlainGraph:
-    """A graph that computes anew in place of replaying, on a CPU."""
-
-    def __init__(self, compute, batch, factor):
-        self.compute, self.batch = compute, batch
-        compute(batch, factor)
-
-    def __call__(self, batch, factor):
-        assert batch.input_ids.shape == self.batch.input_ids.shape
-        return self.compute(batch, factor)
-
-
-def test_a_recorded_pass_gives_the_gradients_of_any_step(settings, poems, monkeypatch):
-    monkeypatch.setattr(loop, "Graph", PlainGraph)
-    how = plan(poems, 4, 2)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    task = loop.Task(poems, [], training(), seed=1)
-    model = adapted(settings, training().lora)
-    trained = [w for w in model.parameters() if w.requires_grad]
-    for weight in trained:
-        nn.init.normal_(weight, std=0.05)
-    graph = loop.record(model, task, how)
-    for step in task.batches():
-        found = []
-        for recorded in (graph, None):
-            loss = loop.add_gradients(model, step, how, recorded, scaler)
-            found.append(torch.cat([loss.flatten(), *(w.grad.flatten() for w in trained)]))
-            model.zero_grad(set_to_none=False)
-        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
-
-
-def test_a_pass_that_cannot_be_recorded_is_told(settings, poems, monkeypatch, capsys):
-    def fails(*_):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
-
-    monkeypatch.setattr(loop, "Graph", fails)
-    model, task = adapted(settings, training().lora), loop.Task(poems, [], training(), seed=1)
-    assert loop.record(model, task, plan(poems, 7, 4)) is None
-    told = capsys.readouterr().out
-    assert told.startswith("without a CUDA graph") and told.endswith("capturing\n")
-    assert loop.record(model, task, plan(poems, 3, 4)) is None  # several passes a step
-    assert capsys.readouterr().out == ""
+    assert kept(0) < 0.5 * kept(1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -148,12 +107,13 @@ def test_a_graph_trains_as_python_does(settings, poems, tmp_path, monkeypatch):
     def curves(folder):
         base = loading.load_model(settings, torch.device("cuda"), torch.bfloat16)
         model = adapters.add_adapter(base, wanted.lora, settings, seed=1)
-        how, kept = plan(poems, 4, 4, torch.bfloat16), Checkpoints(tmp_path / folder, "key")
-        return loop.train(model, loop.Task(poems, poems, wanted, seed=1), how, kept)
+        how, kept = plan(poems, 4, torch.bfloat16), Checkpoints(tmp_path / folder, "key")
+        task = loop.Task(poems, poems, wanted, seed=1)
+        return loop.train(model, task, how, kept, Stopwatch())
 
     replayed, again = curves("replayed"), curves("again")
     assert replayed == again
-    monkeypatch.setattr(loop, "record", lambda *_: None)
+    monkeypatch.setattr(Passes, "record", lambda *_: None)
     launched = curves("launched")
     assert losses(replayed.train) == pytest.approx(losses(launched.train), abs=0.02)
 
@@ -161,14 +121,16 @@ def test_a_graph_trains_as_python_does(settings, poems, tmp_path, monkeypatch):
 def test_gradients_after_an_evaluation_are_those_of_a_plain_model(settings, poems):
     """4-bit layers of bitsandbytes on a CPU fail this: evaluation repacks them in place."""
     lora = training().lora
-    how = plan(poems, 4, 4, torch.bfloat16)
+    how = plan(poems, 4, torch.bfloat16)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
 
     def gradients(model):
         for weight in model.parameters():
             if weight.requires_grad and not weight.any():  # B starts at 0, and hides A
                 nn.init.constant_(weight, 0.01)
-        loop.add_gradients(model, poems[:4], how, None, scaler)
+        step = list(enumerate(poems[:4]))
+        passes = Passes(model, how, [step])
+        loop.add_gradients(passes, passes.lay_out(step), 100, scaler, 7)
         return torch.cat([w.grad.flatten() for w in model.parameters() if w.requires_grad])
 
     evaluated = adapted(settings, lora, torch.bfloat16)
@@ -236,21 +198,23 @@ def test_a_training_goes_on_in_the_next_way_where_memory_runs_out(
     """In the middle, at a step with a validation: no step is lost, none is done twice."""
     wanted = training(batch_size=7, epochs=5)
     lora = wanted.lora
-    expected, _ = run(settings, poems, wanted, tmp_path / "one", how=plan(poems, 1, 4))
+    expected, _ = run(settings, poems, wanted, tmp_path / "one", how=plan(poems, 1))
     add_gradients, steps = loop.add_gradients, []
 
-    def scarce(model, batch, how, *rest):
-        if len(steps) == 3 and how.poems_per_pass > 3:
+    def scarce(passes, *rest):
+        if len(steps) == 3 and passes.plan.poems > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        steps.append(how.poems_per_pass)
-        return add_gradients(model, batch, how, *rest)
+        steps.append(passes.plan.poems)
+        return add_gradients(passes, *rest)
 
     monkeypatch.setattr(loop, "add_gradients", scarce)
     task, kept = loop.Task(poems, poems[:3], wanted, 1), Checkpoints(tmp_path, "key", every=50)
 
     def work(way):
         loading.deterministic(1, 1)
-        return loop.train(adapted(settings, lora), task, choose_plan(way, CPU, FLOAT, poems), kept)
+        model = adapted(settings, lora)
+        how = choose_plan(way, model, FLOAT, poems, seen=35)
+        return loop.train(model, task, how, kept, Stopwatch())
 
     found = descend([Way(poems=7), Way(poems=3), Way(poems=1)], work, "")
     assert steps == [7, 7, 7, 3, 3]
@@ -269,9 +233,11 @@ def test_a_poem_too_large_for_the_memory():
         descend([Way(poems=2), Way(poems=1)], none_left, "lower train.lora.r")
 
 
-def test_a_loss_that_is_no_number(settings, poems, tmp_path):
-    with pytest.raises(UserError, match=r"lower train\.learning_rate"):
-        run(settings, poems, training(learning_rate=1e25), tmp_path)
+def test_a_loss_that_is_no_number(settings, poems, tmp_path, monkeypatch):
+    add_gradients = loop.add_gradients
+    monkeypatch.setattr(loop, "add_gradients", lambda *a: add_gradients(*a) * torch.nan)
+    with pytest.raises(UserError, match=r"the loss is nan at step 1: lower train\.learning_rate"):
+        run(settings, poems, training(), tmp_path)
 
 
 def test_unknown_target_modules(settings):

@@ -1,6 +1,5 @@
 """`verse.training.packing`: token ids of poems, and rows behind one shared prefix."""
 
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import byte_pairs
@@ -8,7 +7,7 @@ from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from verse.model.encoding import Example, encode, encode_prompt
-from verse.training.packing import IGNORED, lay_out, shape_of, shared_prefix
+from verse.training.packing import IGNORED, PLACES, lay_out, shape_of, shared_prefix
 
 
 def tokenizer(template):
@@ -54,33 +53,45 @@ tokens = st.lists(st.integers(2, 9), min_size=1, max_size=5)
 poems = st.lists(st.tuples(tokens, tokens), min_size=1, max_size=9)
 
 
-@given(poems, st.integers(1, 4), st.sampled_from([1, 8]), st.sampled_from([(0, 0), (2, 5)]))
-def test_rows_hold_every_poem_once_and_apart(poems, poems_per_row, multiple, filling):
+@given(poems, st.integers(0, 2), st.sampled_from([1, 8]), st.integers(0, 2))
+def test_a_pass_holds_every_poem_once_and_apart(poems, cut, multiple, spare):
     examples = [Example([7, 7, *prompt], [*rest, 1], len(rest) + 1) for prompt, rest in poems]
-    prefix = shared_prefix(examples)
-    rows, width = shape_of(examples, prefix, poems_per_row, multiple)
-    assert rows == -(-len(examples) // poems_per_row)
-    assert width % multiple == 0
-    rows, width = rows + filling[0], width + filling[1]
-    batch = lay_out(examples, prefix, poems_per_row, (rows, width))
-    assert batch.input_ids.shape == (rows, width)
-    assert batch.attention.any(-1).all(), "a softmax over nothing is not a number"
+    prefix = shared_prefix(examples)[cut:]
+    examples = [Example(e.prompt[cut:], e.completion, e.characters) for e in examples]
+    room = [*examples, *examples[:spare]]
+    shape = shape_of([room, examples[:1]], prefix, multiple)
+    sizes = (shape.prefix, shape.longest, shape.tokens, shape.labels)
+    assert not any(size % multiple for size in sizes)
+    assert (shape.shared, shape.poems) == (len(prefix), len(room))
+    assert shape.prefix - shape.shared < multiple
+    numbers = list(range(3, 3 + len(examples)))
+    batch = lay_out(examples, prefix, shape, numbers)
+    assert batch.input_ids.shape == (1, shape.prefix + shape.tokens)
+    assert batch.labels.shape == batch.predicting.shape == (shape.labels,)
 
-    found = []
-    for row in range(rows):
-        predicted = (batch.labels[row] != IGNORED).nonzero()[:, 0].tolist()
-        ends = [place + 1 for place in predicted if batch.labels[row, place] == 1]
-        for end in ends:
-            seen = batch.attention[row, 0, end]
-            ids = batch.input_ids[row][seen].tolist()
-            assert batch.position_ids[row][seen].tolist() == list(range(len(ids)))
-            places = seen.nonzero()[:, 0]
-            labels = batch.labels[row][places].tolist()
-            labels = labels[len(prefix) :]  # the prefix predicts nothing
-            completion = [label for label in labels if label != IGNORED]
-            found.append((ids[: -len(completion)], completion))
-            # Every token sees what is before it in the poem, and nothing else.
-            among = batch.attention[row, 0][places][:, places]
-            assert torch.equal(among, torch.ones_like(among).tril())
-            assert batch.attention[row, 0][places].sum() == among.sum()
-    assert sorted(found) == sorted((e.prompt, e.completion) for e in examples)
+    own = batch.input_ids[0, shape.prefix :]
+    rows = own[batch.there].view(shape.poems, shape.longest).tolist()
+    positions = batch.position_ids[0]
+    assert positions[: shape.shared].tolist() == list(range(shape.shared))
+    predicted = {}
+    for place, label in zip(batch.predicting.tolist(), batch.labels.tolist(), strict=True):
+        assert (label == IGNORED) == (place == shape.prefix + shape.tokens - 1)
+        predicted[place] = label
+    for row, (number, example) in enumerate(zip(numbers, examples, strict=True)):
+        ids = (example.prompt + example.completion)[len(prefix) :]
+        assert rows[row][: len(ids)] == ids
+        flat = batch.back[batch.there[row * shape.longest :][: len(ids)]].tolist()
+        assert flat == list(range(row * shape.longest, row * shape.longest + len(ids)))
+        places = batch.there[row * shape.longest :][: len(ids)] + shape.prefix
+        assert positions[places].tolist() == list(range(len(prefix), len(prefix) + len(ids)))
+        begin = len(example.prompt) - len(prefix) - 1
+        told = [predicted.get(place, IGNORED) for place in places.tolist()]
+        assert told == [IGNORED] * begin + example.completion + [IGNORED]
+        first = (number + 1) * PLACES
+        assert batch.places[places].tolist() == list(range(first, first + len(ids)))
+
+    # What is padding in one arrangement is so in the other: no gradient comes from it.
+    used = sum(e.length - len(prefix) for e in examples)
+    padding = batch.back[used:]
+    assert len(padding) and set(padding.tolist()) == {shape.poems * shape.longest - 1}
+    assert batch.there[padding[0]] == shape.tokens - 1

@@ -21,6 +21,7 @@ GIB = 2**30
 PASS_TOKENS = 1024  # of a pass that uses a GPU well; a way that has no room for them comes last
 ANSWER_TOKENS = 256  # of a prompt and its answer
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits and its share of the scales
+OVERHEAD = 0.9 * GIB  # of kernels, of recorded passes and of what the allocator cannot use
 T = TypeVar("T")
 
 
@@ -30,15 +31,15 @@ class Way:
 
     expanded: bool = True
     """The weights' 4-bit values are held as plain numbers: faster, four times as large."""
-    kept: bool = True
-    """Activations are kept for the backward pass; else all but one a layer are computed twice."""
+    kept: float = 1.0
+    """Share of the activations that is kept for the backward pass; the rest is computed twice."""
     poems: int = 1
     needs: float = 0.0
     """Bytes, by an estimate from above."""
 
     def __str__(self) -> str:
         weights = "plain weights" if self.expanded else "4-bit weights"
-        activations = "" if self.kept else ", activations computed twice"
+        activations = "" if self.kept == 1 else f", {self.kept:.0%} of the activations kept"
         return f"{weights}{activations}, {self.poems} at once"
 
 
@@ -82,16 +83,20 @@ def sizes(
     )
 
 
-def ways_to_train(model: Sizes, poems: int, tokens: int) -> list[Way]:
-    """Ways to take a step of so many poems, of up to `tokens` each, in one or more passes."""
-    kinds = ((True, True), (False, True), (False, False))
+def ways_to_train(model: Sizes, poems: int, tokens: Callable[[int], float]) -> list[Way]:
+    """Ways to take a step of so many poems in one or more passes.
+
+    tokens: about how many go through the linear layers with so many poems at once.
+    """
+    four_bit = ((False, 1.0), (False, 0.5), (False, 0.0))
+    plain = ((True, 0.5), (True, 0.0))
     return ladder(
-        kinds,
+        ((True, 1.0), *(four_bit if model.four_bit < model.plain else plain)),
         poems,
         tokens,
         lambda expanded, kept, together: (
             (model.plain if expanded else model.four_bit)
-            + training_bytes(model, together * tokens, kept=kept)
+            + training_bytes(model, tokens(together), kept=kept)
         ),
     )
 
@@ -99,9 +104,9 @@ def ways_to_train(model: Sizes, poems: int, tokens: int) -> list[Way]:
 def ways_to_generate(model: Sizes, prompts: int) -> list[Way]:
     """Ways to answer up to so many prompts at once."""
     return ladder(
-        ((True, True), (False, True)),
+        ((True, 1.0), (False, 1.0)) if model.four_bit < model.plain else ((True, 1.0),),
         prompts,
-        ANSWER_TOKENS,
+        lambda together: together * ANSWER_TOKENS,
         lambda expanded, _, together: (
             (model.plain if expanded else model.four_bit)
             + together * ANSWER_TOKENS * model.cached
@@ -111,10 +116,10 @@ def ways_to_generate(model: Sizes, prompts: int) -> list[Way]:
 
 
 def ladder(
-    kinds: Sequence[tuple[bool, bool]],
+    kinds: Sequence[tuple[bool, float]],
     poems: int,
-    tokens: int,
-    needs: Callable[[bool, bool, int], float],
+    tokens: Callable[[int], float],
+    needs: Callable[[bool, float, int], float],
 ) -> list[Way]:
     """Every kind with all poems at once, half of them and so on, while a pass is long enough."""
 
@@ -128,21 +133,19 @@ def ladder(
         Way(expanded, kept, together, needs(expanded, kept, together))
         for expanded, kept in kinds
         for together in halves()
-        if together == poems or together * tokens >= PASS_TOKENS or (expanded, kept) == kinds[-1]
+        if together == poems or tokens(together) >= PASS_TOKENS or (expanded, kept) == kinds[-1]
     ]
 
 
-def training_bytes(model: Sizes, tokens: int, *, kept: bool) -> float:
-    """Memory of a pass over so many tokens, of which half are predicted.
+def training_bytes(model: Sizes, tokens: float, *, kept: float) -> float:
+    """Memory of a pass over so many tokens, of which most may be predicted.
 
-    An estimate from above, by a 7B Mistral with adapters on all linear layers: with activations
-    kept it took 22.8 GiB with 832 tokens and 38.8 with 3,300, weights included.
+    By a 7B Mistral with adapters on all linear layers.
     """
     layer = tokens * 2 * (13 * model.width + 5 * model.inner)
-    outputs = tokens // 2 * model.vocabulary * 14  # logits in two precisions, and their gradients
-    if kept:
-        return model.layers * layer + outputs + 3 * GIB
-    return layer + model.layers * tokens * model.width * 4 + outputs + GIB
+    inputs = model.layers * tokens * 2 * model.width
+    outputs = tokens * model.vocabulary * 12  # logits in two precisions, and their gradients
+    return (kept * model.layers + 1) * layer + inputs + outputs + OVERHEAD
 
 
 def room(device: torch.device, wanted: Literal["auto"] | float) -> float:

@@ -1,47 +1,45 @@
-"""One pass through a model as a CUDA graph.
+"""A pass through a model as a CUDA graph.
 
 The forward and backward pass of a 7B model is over ten thousand small kernels, and Python
 launches them slower than a GPU runs them. Recorded once and replayed, they are one launch, and
 the numbers are the same. How: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
-from verse.training.packing import Batch
+Compute = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+
+
+def warm_up(compute: Compute, inputs: Sequence[torch.Tensor]) -> None:
+    """Call `compute` once: in the first call libraries set themselves up and layers compile."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        compute(inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
 
 
 class Graph:
-    """`compute(batch, factor)`, recorded on one batch and replayed on others of its shape.
+    """`compute(inputs)`, recorded on tensors of the GPU and replayed on others of their shapes.
 
     compute: adds to the gradients of the weights and returns a scalar; it must neither wait for
-    the GPU nor let a shape depend on a value. batch, factor: tensors on the GPU, overwritten by
-    every replay. Recording computes twice, and leaves sums of gradients to be cleared. Raises
-    RuntimeError for a model that cannot be recorded.
+    the GPU nor let a shape depend on a value, and has been warmed up. inputs: overwritten by every
+    replay. Recording leaves sums of gradients to be cleared. Raises RuntimeError for a model that
+    cannot be recorded.
     """
 
-    def __init__(
-        self,
-        compute: Callable[[Batch, torch.Tensor], torch.Tensor],
-        batch: Batch,
-        factor: torch.Tensor,
-    ):
-        self.batch, self.factor = batch, factor
-        # Libraries set themselves up in the first call, which cannot be recorded.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            compute(batch, factor)
-        torch.cuda.current_stream().wait_stream(stream)
+    def __init__(self, compute: Compute, inputs: Sequence[torch.Tensor]):
+        self.inputs = inputs
         self.graph = torch.cuda.CUDAGraph()
         # NCCL's own thread may look at its events meanwhile.
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.result = compute(batch, factor)
+            self.result = compute(inputs)
 
-    def __call__(self, batch: Batch, factor: torch.Tensor) -> torch.Tensor:
-        for recorded, values in zip(vars(self.batch).values(), vars(batch).values(), strict=True):
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        for recorded, values in zip(self.inputs, inputs, strict=True):
             recorded.copy_(values, non_blocking=True)
-        self.factor.copy_(factor)
         self.graph.replay()
         return self.result.clone()

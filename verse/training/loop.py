@@ -2,14 +2,15 @@
 
 Every optimizer step takes `batch_size` poems. Each process takes its share of them and cuts it
 into passes that fit the memory; the summed loss of each pass is divided by the tokens of the
-whole batch, and the gradients add up, so the split changes nothing but speed. The random
-numbers of a step depend on the seed and the step alone: a training that resumes needs no
-generator's state.
+whole batch, and the gradients add up, so the split changes nothing but speed. Dropout
+is a hash of the seed, the step and the poem: a training that resumes needs no generator's state.
 """
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import nn
@@ -20,11 +21,11 @@ from verse.errors import UserError
 from verse.model import distributed
 from verse.model.encoding import Example
 from verse.params import Train
+from verse.speed import Stopwatch
 from verse.training.checkpoint import Checkpoints, trained
-from verse.training.graphs import Graph
-from verse.training.loss import summed_loss
+from verse.training.loss import behind_prefix, summed_loss
 from verse.training.packing import Batch, lay_out, shape_of
-from verse.training.plan import Plan
+from verse.training.passes import Passes, Plan, parts, uncompiled
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ class Curves:
     validation: list[dict[str, float]]
 
 
-def train(model: PreTrainedModel, task: Task, plan: Plan, checkpoints: Checkpoints) -> Curves:
+def train(
+    model: PreTrainedModel, task: Task, plan: Plan, checkpoints: Checkpoints, watch: Stopwatch
+) -> Curves:
     """Train the adapter in place and return its curves; resumes from `checkpoints`.
 
     Under `verse.model.distributed` every process calls this with the same arguments and returns
@@ -69,6 +72,13 @@ def train(model: PreTrainedModel, task: Task, plan: Plan, checkpoints: Checkpoin
     leaves the finite numbers, OutOfMemoryError in all processes if memory runs out in any; the
     steps before that are in a checkpoint then.
     """
+    with behind_prefix(model) if plan.shared else nullcontext():
+        return run(model, task, plan, checkpoints, watch)
+
+
+def run(
+    model: PreTrainedModel, task: Task, plan: Plan, checkpoints: Checkpoints, watch: Stopwatch
+) -> Curves:
     settings, device = task.settings, next(model.parameters()).device
     chief = distributed.rank() == 0
     weights = list(trained(model).values())
@@ -79,8 +89,6 @@ def train(model: PreTrainedModel, task: Task, plan: Plan, checkpoints: Checkpoin
         fused=device.type == "cuda",
     )
     scaler = torch.amp.GradScaler(device.type, enabled=plan.dtype == torch.float16)
-    if plan.recomputed:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     curves = Curves([], [])
     start = checkpoints.restore(model, optimizer, scaler, curves)
 
@@ -91,19 +99,23 @@ def train(model: PreTrainedModel, task: Task, plan: Plan, checkpoints: Checkpoin
             check_finite(loss["loss"], step, plan.dtype)
             curves.validation.append({"step": step, **loss})
 
-    graph = record(model, task, plan)
+    gradients(weights)
+    steps = [own_share(step) for step in task.batches()]
+    passes = Passes(model, plan, steps)
+    layouts = (passes.lay_out(step) for step in steps[start:])
+    laid_out = next(layouts, None)
+    watch.restart()  # all is compiled and recorded
     progress = tqdm(total=task.steps, initial=start, unit="step", disable=None if chief else True)
-    for step, batch in enumerate(task.batches()):
-        if step < start:
-            continue
+    for step, batch in islice(enumerate(task.batches()), start, None):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(step, task.steps, settings.warmup)
-        torch.manual_seed(task.seed * 1_000_003 + step + distributed.rank() * 2**48)
+        tokens = sum(len(e.completion) for e in batch)
         short = False
         try:
             if step % settings.eval_every == 0:
                 validate(step)
-            mean_loss = add_gradients(model, batch, plan, graph, scaler)
+            key = (task.seed * 1_000_003 + step) % 2**31
+            mean_loss = add_gradients(passes, laid_out or [], tokens, scaler, key)
         except torch.OutOfMemoryError:
             short = True
         if distributed.in_any(short):
@@ -112,13 +124,14 @@ def train(model: PreTrainedModel, task: Task, plan: Plan, checkpoints: Checkpoin
             distributed.wait_for_all()
             raise torch.OutOfMemoryError
         distributed.add_up([*gradients(weights), mean_loss])
-        loss = mean_loss.item()
-        check_finite(loss, step + 1, plan.dtype)
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         scaler.step(optimizer)
         scaler.update()
-        optimizer.zero_grad(set_to_none=graph is None)
+        optimizer.zero_grad(set_to_none=False)
+        laid_out = next(layouts, None)  # while the GPU works
+        loss = mean_loss.item()
+        check_finite(loss, step + 1, plan.dtype)
         curves.train.append({"step": step + 1, "loss": round(loss, 4)})
         progress.set_postfix(loss=f"{loss:.3f}")
         progress.update()
@@ -143,41 +156,9 @@ def check_finite(loss: float, step: int, dtype: torch.dtype) -> None:
         raise UserError(f"the loss is {loss} at step {step}: lower train.learning_rate{advice}")
 
 
-def record(model: PreTrainedModel, task: Task, plan: Plan) -> Graph | None:
-    """A pass over this process's share of any step as a CUDA graph.
-
-    None on a CPU, if a step takes several passes, or if the model or the memory does not allow it.
-    """
-    device = next(model.parameters()).device
-    shares = [share for step in task.batches() if (share := own_share(step))]
-    several = not shares or max(map(len, shares)) > plan.poems_per_pass
-    if device.type == "cpu" or plan.recomputed or several:
-        return None
-    shapes = [shape_of(share, plan.prefix, plan.poems_per_row) for share in shares]
-    height, width = (max(sizes) for sizes in zip(*shapes, strict=True))
-    gradients(list(trained(model).values()))
-
-    def compute(batch: Batch, factor: torch.Tensor) -> torch.Tensor:
-        loss = summed_loss(model, batch, plan.dtype, width - len(plan.prefix))
-        (loss * factor).backward()
-        return loss.detach()
-
-    model.train()
-    batch = lay_out(shares[0], plan.prefix, plan.poems_per_row, (height, width)).to(device)
-    try:
-        return Graph(compute, batch, torch.zeros((), device=device))
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        print(f"without a CUDA graph, which would be faster: {str(error).splitlines()[0]}")
-        return None
-    finally:
-        model.zero_grad(set_to_none=False)
-
-
-def own_share(batch: list[Example]) -> list[Example]:
-    """The poems of a step that this process computes."""
-    return batch[distributed.rank() :: distributed.size()]
+def own_share(batch: list[Example]) -> list[tuple[int, Example]]:
+    """The poems of a step that this process computes, by their numbers in the step."""
+    return list(enumerate(batch))[distributed.rank() :: distributed.size()]
 
 
 def gradients(weights: list[nn.Parameter]) -> list[torch.Tensor]:
@@ -189,30 +170,19 @@ def gradients(weights: list[nn.Parameter]) -> list[torch.Tensor]:
 
 
 def add_gradients(
-    model: PreTrainedModel,
-    batch: list[Example],
-    plan: Plan,
-    graph: Graph | None,
-    scaler: torch.amp.GradScaler,
+    passes: Passes, laid_out: list[Batch], tokens: int, scaler: torch.amp.GradScaler, key: int
 ) -> torch.Tensor:
-    """Add the gradients of this process's share of a batch, pass by pass.
+    """Add the gradients of this process's share of a step, pass by pass.
 
-    Returns the share's part of the batch's mean loss per token in nats, a scalar.
+    tokens: that the whole step predicts. key: what dropout hashes, 31 bits. Returns the share's
+    part of the step's mean loss per token in nats, a scalar.
     """
-    model.train()
-    device = next(model.parameters()).device
-    mean = torch.tensor(1 / sum(len(e.completion) for e in batch), device=device)
-    total = torch.zeros((), device=device)
-    for part in passes(own_share(batch), plan):
-        if graph:
-            shape = graph.batch.input_ids.shape
-            laid_out = lay_out(part, plan.prefix, plan.poems_per_row, (shape[0], shape[1]))
-            total += graph(laid_out, scaler.scale(mean)) * mean
-        else:
-            laid_out = lay_out(part, plan.prefix, plan.poems_per_row)
-            loss = summed_loss(model, laid_out, plan.dtype) * mean
-            scaler.scale(loss).backward()
-            total += loss.detach()
+    passes.model.train()
+    mean = torch.tensor(1 / tokens, device=passes.device)
+    step = torch.tensor(key, dtype=torch.int32, device=passes.device)
+    total = torch.zeros((), device=passes.device)
+    for batch in laid_out:
+        total += passes(batch, step, scaler.scale(mean)) * mean
     return total
 
 
@@ -220,16 +190,15 @@ def add_gradients(
 def evaluate(model: PreTrainedModel, examples: list[Example], plan: Plan) -> dict[str, float]:
     """The loss of the examples in evaluation mode, without dropout: a row of the curve."""
     model.eval()
-    total = 0.0
-    for part in passes(examples, plan):
-        laid_out = lay_out(part, plan.prefix, plan.poems_per_row)
-        total += summed_loss(model, laid_out, plan.dtype).item()
+    device = next(model.parameters()).device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    with uncompiled(model):
+        for part in parts(list(enumerate(examples)), plan):
+            poems = [example for _, example in part]
+            shape = shape_of([poems], plan.prefix)
+            batch = lay_out(poems, plan.prefix, shape).to(device)
+            total += summed_loss(model, batch, shape, plan.dtype, shared=plan.shared)
     return {
-        "loss": round(total / sum(len(e.completion) for e in examples), 4),
-        "loss_per_character": round(total / sum(e.characters for e in examples), 4),
+        "loss": round(total.item() / sum(len(e.completion) for e in examples), 4),
+        "loss_per_character": round(total.item() / sum(e.characters for e in examples), 4),
     }
-
-
-def passes(examples: list[Example], plan: Plan) -> Iterator[list[Example]]:
-    for start in range(0, len(examples), plan.poems_per_pass):
-        yield examples[start : start + plan.poems_per_pass]

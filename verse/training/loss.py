@@ -1,58 +1,87 @@
-"""The loss of a batch: cross entropy on completions, poems behind a prefix that they share."""
+"""The loss of a pass: cross entropy on completions, behind a prefix that all poems share."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.nn import functional
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from verse.training.packing import IGNORED, Batch
+from verse.training.attention import SHARED_PREFIX
+from verse.training.packing import IGNORED, Batch, Shape
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
 
 def summed_loss(
-    model: PreTrainedModel, batch: Batch, dtype: torch.dtype, last: int | None = None
+    model: PreTrainedModel, batch: Batch, shape: Shape, dtype: torch.dtype, *, shared: bool = True
 ) -> torch.Tensor:
-    """Cross entropy summed over the labels, in float32.
+    """Cross entropy summed over the labels, in float32. No shape depends on a value.
 
-    Only places where some row predicts something go through the output layer, the widest; or,
-    where no shape may depend on a value, the `last` ones of each row.
+    shared: compute the prefix once, within `behind_prefix`. Else it goes with each poem, a
+    poem a row, in the model's own attention: slower, and what any causal model can.
     """
-    device = next(model.parameters()).device
-    if last is None:
-        places = (batch.labels != IGNORED).any(dim=0).nonzero()[:, 0].to(device)
-    batch = batch.to(device)
-    labels = batch.labels[:, places] if last is None else batch.labels[:, -last:]
+    device = batch.input_ids.device
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        logits = model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=attention_masks(model.config.get_text_config(), batch, dtype),
-            use_cache=False,
-            logits_to_keep=places if last is None else last,
-        ).logits
-    return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+        logits = one_row(model, batch, shape) if shared else rows(model, batch, shape)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return functional.cross_entropy(logits, batch.labels, ignore_index=IGNORED, reduction="sum")
 
 
-def attention_masks(
-    config: PretrainedConfig, batch: Batch, dtype: torch.dtype
-) -> torch.Tensor | dict[str, torch.Tensor]:
-    """The batch's mask as the model wants it, narrowed where its layers see a window only.
-
-    Models whose layers are of two kinds take a mask for each kind, by its name.
-    """
-    full = batch.attention
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
-    if window is None or kinds == {"full_attention"}:
-        return as_wanted(full, config, dtype)
-    positions = batch.position_ids
-    near = (positions[:, :, None] - positions[:, None, :] < window)[:, None]
-    masks = {"full_attention": full, "sliding_attention": full & near}
-    if kinds == {"sliding_attention"}:
-        return as_wanted(masks["sliding_attention"], config, dtype)
-    return {kind: as_wanted(masks[kind], config, dtype) for kind in kinds & set(masks)}
+@contextmanager
+def behind_prefix(model: PreTrainedModel) -> Iterator[None]:
+    """Let the model's attention be that of poems behind one prefix, in backward passes too."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = SHARED_PREFIX
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
-def as_wanted(seen: torch.Tensor, config: PretrainedConfig, dtype: torch.dtype) -> torch.Tensor:
-    """True where a token may look; for models without a fused attention, what to add there."""
-    if config._attn_implementation != "eager":
-        return seen
-    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+def one_row(model: PreTrainedModel, batch: Batch, shape: Shape) -> torch.Tensor:
+    """Logits of the places that predict, (L, vocabulary)."""
+    output = model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        # Of four dimensions, so that Transformers makes no mask of its own.
+        attention_mask=torch.ones(1, 1, 1, 1, device=batch.input_ids.device),
+        use_cache=False,
+        logits_to_keep=batch.predicting,
+        there=batch.there,
+        back=batch.back,
+        poems=shape.poems,
+        prefix=shape.shared,
+    )
+    return output.logits[0]
+
+
+def rows(model: PreTrainedModel, batch: Batch, shape: Shape) -> torch.Tensor:
+    """The same, of each poem with its own prefix; what fills up a row comes last, unseen."""
+    ids = as_rows(batch.input_ids[0], batch, shape)
+    logits = model(input_ids=ids, use_cache=False).logits[:, shape.shared :].flatten(0, 1)
+    return logits[batch.back[batch.predicting - shape.prefix]]
+
+
+def as_rows(tokens: torch.Tensor, batch: Batch, shape: Shape) -> torch.Tensor:
+    """Values of the T tokens as rows of prefix and poem, (N, prefix + S)."""
+    prefix = tokens[: shape.shared].expand(shape.poems, shape.shared)
+    own = tokens[shape.prefix :][batch.there].view(shape.poems, shape.longest)
+    return torch.cat([prefix, own], 1)
+
+
+@torch.no_grad()
+def shares_prefix(model: PreTrainedModel, batch: Batch, shape: Shape, dtype: torch.dtype) -> str:
+    """Why the prefix cannot be shared by this model; nothing if it can, which is tried out."""
+    model.eval()
+    try:
+        with behind_prefix(model):
+            found = summed_loss(model, batch, shape, dtype)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a model that knows nothing of it may raise anything
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    expected = summed_loss(model, batch, shape, dtype, shared=False)
+    far = (found - expected).abs() > TOLERANCE[dtype] * expected.abs()
+    return f"the loss is {found.item():.3f}, not {expected.item():.3f}" if far.item() else ""

@@ -1,36 +1,53 @@
-"""Rows of poems that compute the prefix which their prompts share once.
+"""Poems laid out for one pass: a prefix that all prompts share, then each poem's own tokens.
 
-All prompts begin with the same instruction, which makes up over half of the tokens. A row is
-laid out as `[prefix][poem 1][poem 2]...`: positions restart after the prefix for every poem,
-and a poem sees the prefix and itself, never its neighbours. The loss is the same as for the
-poems one by one.
+All prompts begin with the same instruction, which makes up over half of the tokens, so a pass
+computes it once: `[prefix][poem][poem]...[padding]` in one row, positions restarting after the
+prefix for every poem. The linear layers see that row as it is. Attention sees it as a rectangle, a
+poem a row: `there` and `back` are the way between the two.
 """
 
-import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 
 from verse.model.encoding import Example
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
+SPREAD = 1.25  # of the fullest pass to the mean one
+PLACES = 1 << 12  # numbers of places that a poem has for itself: see Batch.places
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a pass, the same for all, so that it can be recorded."""
+
+    shared: int
+    """Tokens of the prefix."""
+    prefix: int
+    """P, places for them."""
+    poems: int
+    """N, the most poems."""
+    longest: int
+    """S, places for a poem's own tokens, one more at least than any poem has."""
+    tokens: int
+    """W, places for all poems' own tokens."""
+    labels: int
+    """L, places from which a token is predicted."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of one forward pass: R rows of T tokens."""
+    """Tensors of one pass. T = P + W."""
 
-    input_ids: torch.Tensor  # (R, T)
-    position_ids: torch.Tensor  # (R, T)
-    owners: torch.Tensor  # (R, T), whose a token is: 0 the prefix's, 1, 2... a poem's, -1 nobody's
-    labels: torch.Tensor  # (R, T), the token to predict at each place or IGNORED
-
-    @property
-    def attention(self) -> torch.Tensor:
-        """(R, 1, T, T), true where a token may look: the prefix and its own poem, up to itself."""
-        mine = self.owners[:, :, None] == self.owners[:, None, :]
-        allowed = mine | (self.owners == 0)[:, None, :]
-        return allowed.tril()[:, None]
+    input_ids: torch.Tensor  # (1, T)
+    position_ids: torch.Tensor  # (1, T)
+    predicting: torch.Tensor  # (L,), the places of the T that predict a token
+    labels: torch.Tensor  # (L,), the token that each predicts, or IGNORED
+    there: torch.Tensor  # (N S,), for each place of the rectangle one of the W
+    back: torch.Tensor  # (W,), for each of the W its place of the rectangle
+    places: torch.Tensor  # (T,) int32, of which poem of the step and which token, for dropout
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(t.to(device, non_blocking=True) for t in vars(self).values()))
@@ -39,68 +56,77 @@ class Batch:
 def shared_prefix(examples: list[Example]) -> list[int]:
     """The longest common prefix of all prompts' ids, leaving each prompt a token of its own."""
     first, last = min(e.prompt for e in examples), max(e.prompt for e in examples)
-    length = min(len(e.prompt) for e in examples) - 1
+    length = max(min(len(e.prompt) for e in examples) - 1, 0)
     for index in range(length):
         if first[index] != last[index]:
             length = index
             break
-    return first[: max(length, 0)]
+    return first[:length]
+
+
+def shape_of(passes: list[list[Example]], prefix: list[int], multiple: int = 8) -> Shape:
+    """The shape that holds any of the passes, in sizes of a multiple that kernels like."""
+
+    def rounded(size: int) -> int:
+        return size + -size % multiple
+
+    own = [[e.length - len(prefix) for e in part] for part in passes]
+    longest = max(max(lengths) for lengths in own) + 1
+    tokens = max(sum(lengths) for lengths in own) + 1
+    return Shape(
+        shared=len(prefix),
+        prefix=rounded(len(prefix)),
+        poems=max(map(len, passes)),
+        longest=rounded(longest),
+        tokens=rounded(tokens),
+        labels=rounded(max(sum(len(e.completion) for e in part) for part in passes)),
+    )
+
+
+def tokens_of_a_pass(examples: list[Example]) -> Callable[[int], float]:
+    """About how many tokens a pass of so many poems has, padding included."""
+    prefix = len(shared_prefix(examples))
+    own = [example.length - prefix for example in examples]
+    mean = sum(own) / len(own)
+    return lambda poems: prefix + max(max(own), SPREAD * mean * poems)
 
 
 def lay_out(
-    examples: list[Example],
-    prefix: list[int],
-    poems_per_row: int,
-    shape: tuple[int, int] | None = None,
+    examples: list[Example], prefix: list[int], shape: Shape, numbers: Sequence[int] = ()
 ) -> Batch:
-    """The examples in as few rows as hold them, as even as can be, each after the prefix.
+    """The examples in one row. numbers: which poem of its step each is, for dropout.
 
-    shape: R and T to fill up to, at least those of `shape_of`, which are taken without it.
+    The last place of the rectangle and the last of the W belong to no poem: what is padding in one
+    points there in the other, and no gradient comes from it.
     """
-    rows = in_rows(examples, prefix, poems_per_row)
-    height, width = shape or shape_of(examples, prefix, poems_per_row)
-    rows += [[] for _ in range(height - len(rows))]
-
-    columns = zip(*(_row(row, prefix, width) for row in rows), strict=True)
-    return Batch(*(torch.tensor(column) for column in columns))
-
-
-def in_rows(examples: list[Example], prefix: list[int], poems_per_row: int) -> list[list[Example]]:
-    """The examples of each row: the longest first, each where there is the most room."""
-    rows: list[list[Example]] = [[] for _ in range(math.ceil(len(examples) / poems_per_row))]
-    lengths = [0] * len(rows)
-    for example in sorted(examples, key=lambda e: e.length, reverse=True):
-        shortest = lengths.index(min(lengths))
-        rows[shortest].append(example)
-        lengths[shortest] += example.length - len(prefix)
-    return rows
-
-
-def shape_of(
-    examples: list[Example], prefix: list[int], poems_per_row: int, multiple: int = 8
-) -> tuple[int, int]:
-    """R and T of the batch: T is rounded up to a multiple that attention kernels like."""
-    rows = in_rows(examples, prefix, poems_per_row)
-    width = len(prefix) + max(sum(e.length - len(prefix) for e in row) for row in rows)
-    return len(rows), width + -width % multiple
-
-
-def _row(examples: list[Example], prefix: list[int], width: int) -> tuple[list[int], ...]:
-    """Ids, positions, owners and labels of one row."""
-    ids, positions, labels = list(prefix), list(range(len(prefix))), [IGNORED] * len(prefix)
-    owners = [0] * len(prefix)
-    for number, example in enumerate(examples, 1):
+    nowhere, outside = shape.tokens - 1, shape.poems * shape.longest - 1
+    spare = shape.prefix - len(prefix)
+    ids, places = prefix + [0] * spare, list(range(shape.prefix))
+    positions = [*range(len(prefix)), *[0] * spare]
+    predicting: list[int] = []
+    labels: list[int] = []
+    there = [nowhere] * (outside + 1)
+    back: list[int] = []
+    for row, (number, example) in enumerate(zip(numbers or count(), examples, strict=False)):
         own = example.prompt[len(prefix) :] + example.completion
-        # The label of a place is the token after it: the last of the prompt predicts the
-        # first of the completion, and the end token predicts nothing.
-        quiet = len(own) - len(example.completion) - 1
+        start = row * shape.longest
+        there[start : start + len(own)] = range(len(back), len(back) + len(own))
+        back += range(start, start + len(own))
         ids += own
         positions += range(len(prefix), len(prefix) + len(own))
-        labels += [IGNORED] * quiet + example.completion + [IGNORED]
-        owners += [number] * len(own)
-    padding = width - len(ids)
-    ids += [0] * padding
-    positions += [0] * padding
-    labels += [IGNORED] * padding
-    owners += [-1] * padding  # padding sees padding, so that no softmax is over nothing
-    return ids, positions, owners, labels
+        place = (number + 1) * PLACES
+        places += range(place, place + len(own))
+        # A place predicts the token after it: the last of the prompt the first of the completion,
+        # and the end token nothing.
+        predicting += range(len(ids) - len(example.completion) - 1, len(ids) - 1)
+        labels += example.completion
+    padding, unused = shape.tokens - len(back), shape.labels - len(labels)
+    return Batch(
+        torch.tensor([ids + [0] * padding]),
+        torch.tensor([positions + [0] * padding]),
+        torch.tensor(predicting + [shape.prefix + nowhere] * unused),
+        torch.tensor(labels + [IGNORED] * unused),
+        torch.tensor(there),
+        torch.tensor(back + [outside] * padding),
+        torch.tensor(places + [0] * padding, dtype=torch.int32),
+    )

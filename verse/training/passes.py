@@ -1,0 +1,196 @@
+"""Passes of poems through the model, forward and backward: laid out, compiled and recorded.
+
+The fastest way that a machine allows is tried first, and a line says where it must give way:
+decoder layers compiled, which keep the share of their activations that the plan says and compute
+the others again in the backward pass (PyTorch's activation memory budget), recorded as a CUDA
+graph. Without a compiler PyTorch's own checkpointing takes its place. All ways give the same
+numbers but for rounding.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch._functorch.config
+from torch import nn
+from transformers import PreTrainedModel
+
+from verse.model.dropout import masks_of
+from verse.model.encoding import Example
+from verse.model.memory import Way
+from verse.training.graphs import Graph, warm_up
+from verse.training.loss import as_rows, shares_prefix, summed_loss
+from verse.training.packing import Batch, lay_out, shape_of, shared_prefix
+
+WORTH_COMPILING = 5e14  # weights times tokens of a training that repays the time to compile
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How poems go through the model; it changes speed and memory, not the result."""
+
+    prefix: list[int]
+    """Token ids that all prompts begin with, computed once a pass."""
+    dtype: torch.dtype
+    poems: int
+    """In one pass of a process, at most."""
+    kept: float = 1.0
+    """Share of the activations that is kept for the backward pass."""
+    compiled: bool = False
+    shared: bool = True
+    """The prefix is computed once a pass; else once a poem, for models that know no other way."""
+
+
+def choose_plan(
+    way: Way, model: PreTrainedModel, dtype: torch.dtype, examples: list[Example], seen: int
+) -> Plan:
+    """The plan for a way to fit memory.
+
+    examples: all that are trained or validated on. seen: how many poems this process trains on.
+    """
+    device = next(model.parameters()).device
+    prefix = shared_prefix(examples)
+    own = sum(e.length - len(prefix) for e in examples) / len(examples)
+    work = model.get_base_model().num_parameters() * seen * own
+    compiled = device.type == "cuda" and work > WORTH_COMPILING
+    poems = examples[:2]
+    shape = shape_of([poems], prefix)
+    reason = shares_prefix(model, lay_out(poems, prefix, shape).to(device), shape, dtype)
+    if reason:
+        print(f"each poem with its own prefix, which is slower: {reason}", flush=True)
+    return Plan(prefix, dtype, way.poems, way.kept, compiled, shared=not reason)
+
+
+def parts(poems: Sequence[tuple[int, Example]], plan: Plan) -> Iterator[list[tuple[int, Example]]]:
+    """The passes of a step: its numbered poems, `plan.poems` at a time."""
+    for start in range(0, len(poems), plan.poems):
+        yield list(poems[start : start + plan.poems])
+
+
+class Passes:
+    """All passes of a training, of one shape."""
+
+    def __init__(self, model: PreTrainedModel, plan: Plan, steps: list[list[tuple[int, Example]]]):
+        """steps: this process's numbered poems of every step."""
+        self.model, self.plan = model, plan
+        self.device = next(model.parameters()).device
+        every = [[e for _, e in part] for step in steps for part in parts(step, plan)]
+        self.shape = shape_of(every, plan.prefix) if every else None
+        self.masks = masks_of(model)
+        self.graph: Graph | None = None
+        if self.shape is None:
+            return
+        if self.masks:
+            self.masks.reserve(self.tokens, plan.dtype, self.device)
+        if self.device.type == "cuda":
+            self.record(next(step for step in steps if step))
+        elif plan.kept < 1:
+            recompute(model)
+
+    @property
+    def tokens(self) -> int:
+        """That go through the linear layers in a pass."""
+        assert self.shape
+        if self.plan.shared:
+            return self.shape.prefix + self.shape.tokens
+        return self.shape.poems * (self.shape.shared + self.shape.longest)
+
+    def lay_out(self, step: list[tuple[int, Example]]) -> list[Batch]:
+        """The passes of a step, on the CPU."""
+        assert self.shape or not step
+        return [
+            lay_out([e for _, e in part], self.plan.prefix, self.shape, [n for n, _ in part])
+            for part in parts(step, self.plan)
+            if self.shape
+        ]
+
+    def __call__(self, batch: Batch, step: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """Add the gradients of the summed loss times `factor`; return the summed loss.
+
+        step: () int32, what dropout hashes.
+        """
+        inputs = [
+            *(t.to(self.device, non_blocking=True) for t in vars(batch).values()),
+            step,
+            factor,
+        ]
+        return self.graph(inputs) if self.graph else self.compute(inputs)
+
+    def compute(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        assert self.shape
+        *tensors, step, factor = inputs
+        batch = Batch(*tensors)
+        if self.masks:
+            places = batch.places
+            if not self.plan.shared:
+                places = as_rows(places, batch, self.shape).flatten()
+            self.masks.draw(places, step)
+        shared, dtype = self.plan.shared, self.plan.dtype
+        loss = summed_loss(self.model, batch, self.shape, dtype, shared=shared)
+        (loss * factor).backward()
+        return loss.detach()
+
+    def record(self, step: list[tuple[int, Example]]) -> None:
+        """Compile and record, as far as the machine and the model allow."""
+        batch = self.lay_out(step)[0].to(self.device)
+        zero = torch.zeros((), device=self.device)
+        inputs = [*vars(batch).values(), zero.int(), zero]
+        self.model.train()
+        self.warm_up(inputs)
+        try:
+            self.graph = Graph(self.compute, inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            told("without a CUDA graph, which would be faster", error)
+        self.model.zero_grad(set_to_none=False)
+
+    def warm_up(self, inputs: Sequence[torch.Tensor]) -> None:
+        if self.plan.compiled:
+            torch._functorch.config.activation_memory_budget = self.plan.kept
+            for layer in decoder_layers(self.model):
+                layer.compile(dynamic=False)
+            try:
+                return warm_up(self.compute, inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # a compiler may raise anything
+                told("layers are not compiled, which would be faster", error)
+                for layer in decoder_layers(self.model):
+                    layer._compiled_call_impl = None
+                self.model.zero_grad(set_to_none=False)
+        if self.plan.kept < 1:
+            recompute(self.model)
+        warm_up(self.compute, inputs)
+
+
+def told(what: str, error: Exception) -> None:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    print(f"{what}: {reason}", flush=True)
+
+
+def recompute(model: PreTrainedModel) -> None:
+    """Compute activations twice by PyTorch's checkpointing; dropout needs no generator's state."""
+    settings = {"use_reentrant": False, "preserve_rng_state": False}
+    model.gradient_checkpointing_enable(settings)
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of a model's layers: the longest one there is."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len)
+
+
+@contextmanager
+def uncompiled(model: PreTrainedModel) -> Iterator[None]:
+    """Run the layers as they are: compiling them once more, for evaluation, takes too long."""
+    layers = decoder_layers(model)
+    calls = [layer._compiled_call_impl for layer in layers]
+    try:
+        for layer in layers:
+            layer._compiled_call_impl = None
+        yield
+    finally:
+        for layer, call in zip(layers, calls, strict=True):
+            layer._compiled_call_impl = call
