@@ -46,7 +46,8 @@ def test_memory_that_a_model_of_7_billion_needs(breeze):
     assert chosen(40, poems=64)[:2] == (True, 1)
     assert chosen(16)[:2] == (False, 1)
     assert chosen(14.5, dtype=torch.float16)[0] is False
-    assert chosen(12) == (False, 0.5, 16)
+    assert chosen(12) == (False, 0.75, 16)
+    assert chosen(11) == (False, 0.5, 16)
     assert chosen(8)[:2] == (False, 0)
     with pytest.raises(UserError, match=r"GiB of GPU memory are needed, and 4\.0 may be used"):
         best(breeze, 4)
@@ -55,7 +56,13 @@ def test_memory_that_a_model_of_7_billion_needs(breeze):
 def test_each_way_needs_less_than_one_before_it_of_its_kind(breeze):
     ways = best(breeze, 1000, poems=64)
     kinds = [(way.expanded, way.kept) for way in ways]
-    assert list(dict.fromkeys(kinds)) == [(True, 1), (False, 1), (False, 0.5), (False, 0)]
+    assert list(dict.fromkeys(kinds)) == [
+        (True, 1),
+        (False, 1),
+        (False, 0.75),
+        (False, 0.5),
+        (False, 0),
+    ]
     for kind in kinds:
         needs = [way.needs for way in ways if (way.expanded, way.kept) == kind]
         assert needs == sorted(needs, reverse=True)
@@ -66,7 +73,7 @@ def test_a_model_that_is_not_quantized_has_no_4_bit_ways(breeze):
     sizes = memory.sizes(breeze, torch.bfloat16, "none")
     ways = memory.ways_to_train(sizes, 16, lambda together: 64 * together)
     assert {way.expanded for way in ways} == {True}
-    assert {way.kept for way in ways} == {1, 0.5, 0}
+    assert {way.kept for way in ways} == {1, 0.75, 0.5, 0}
     assert {way.expanded for way in memory.ways_to_generate(sizes, 16)} == {True}
 
 

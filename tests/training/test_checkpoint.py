@@ -54,6 +54,7 @@ def test_what_is_saved_is_restored(tmp_path):
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, "key")
     checkpoints.save(1, *state(3))
+    checkpoints.wait()
 
     def full(path, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -61,8 +62,9 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(OSError) as error:
         checkpoints.save(2, *state(4))
+        checkpoints.wait()
     assert error.value.errno == errno.ENOSPC
-    assert checkpoints.restore(*state(5)) == 1
+    assert Checkpoints(tmp_path, "key").restore(*state(5)) == 1
     assert [file.name for file in checkpoints.folder.iterdir()] == ["checkpoint.safetensors"]
 
 

@@ -14,6 +14,7 @@ from verse.params import Lora
 from verse.speed import Stopwatch
 from verse.training import loop
 from verse.training.checkpoint import Checkpoints
+from verse.training.evaluation import Evaluation
 from verse.training.loss import behind_prefix, summed_loss
 from verse.training.packing import lay_out, shape_of, shared_prefix
 from verse.training.passes import Passes, Plan, choose_plan, recompute
@@ -113,7 +114,8 @@ def test_a_graph_trains_as_python_does(settings, poems, tmp_path, monkeypatch):
 
     replayed, again = curves("replayed"), curves("again")
     assert replayed == again
-    monkeypatch.setattr(Passes, "record", lambda *_: None)
+    for recorded in (Passes, Evaluation):
+        monkeypatch.setattr(recorded, "record", lambda *_: None)
     launched = curves("launched")
     assert losses(replayed.train) == pytest.approx(losses(launched.train), abs=0.02)
 
@@ -134,7 +136,7 @@ def test_gradients_after_an_evaluation_are_those_of_a_plain_model(settings, poem
         return torch.cat([w.grad.flatten() for w in model.parameters() if w.requires_grad])
 
     evaluated = adapted(settings, lora, torch.bfloat16)
-    loop.evaluate(evaluated, poems, how)
+    Evaluation(evaluated, how, poems)()
     # The plain model: the weights' NF4 values, as bitsandbytes' own layer holds them.
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Params4bit

@@ -13,6 +13,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import reduce
 from importlib.metadata import version
@@ -71,9 +72,15 @@ def files(dep: str) -> Iterator[tuple[str, Path]]:
 
 
 class Checkpoints:
-    """The checkpoint of one training, in `folder`/`key`, due after each `every` steps."""
+    """The checkpoint of one training, in `folder`/`key`, due after each `every` steps.
+
+    Files are written by a thread while the training goes on: what fails there is raised by the
+    next call.
+    """
 
     def __init__(self, folder: Path, key: str, every: int = 1):
+        self.writer = ThreadPoolExecutor(max_workers=1)
+        self.written: Future[None] | None = None
         self.folder = folder / key
         self.file = self.folder / "checkpoint.safetensors"
         self.every = every
@@ -89,16 +96,30 @@ class Checkpoints:
         scaler: torch.amp.GradScaler,
         curves: Any,
     ) -> None:
-        """Replace the checkpoint by one after `step` steps. Raises OSError on a full disk."""
+        """Replace the checkpoint by one after `step` steps, as the arguments are now."""
         tensors: dict[str, torch.Tensor] = {
             f"adapter.{name}": weight for name, weight in trained(model).items()
         }
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
         rest = {"step": step, "scaler": scaler.state_dict(), "curves": vars(curves)}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        metadata = {"rest": json.dumps(rest)}
+        tensors = {
+            name: value.detach().to("cpu", copy=True).contiguous()
+            for name, value in tensors.items()
+        }
+        self.wait()
+        self.written = self.writer.submit(self.write, tensors, metadata)
+
+    def write(self, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
         with replacing(self.file) as partial:
-            partial.write_bytes(save(tensors, metadata={"rest": json.dumps(rest)}))
+            partial.write_bytes(save(tensors, metadata=metadata))
+
+    def wait(self) -> None:
+        """Until what was saved last is on the disk. Raises OSError if it is full."""
+        if self.written:
+            self.written.result()
+            self.written = None
 
     def restore(
         self,
@@ -111,6 +132,7 @@ class Checkpoints:
 
         A broken file counts as none, and is told on stderr.
         """
+        self.wait()
         if not self.file.is_file():
             return 0
         try:

@@ -25,17 +25,21 @@ def warm_up(compute: Compute, inputs: Sequence[torch.Tensor]) -> None:
 class Graph:
     """`compute(inputs)`, recorded on tensors of the GPU and replayed on others of their shapes.
 
-    compute: adds to the gradients of the weights and returns a scalar; it must neither wait for
+    compute: returns a scalar and may add to the gradients of the weights; it must neither wait for
     the GPU nor let a shape depend on a value, and has been warmed up. inputs: overwritten by every
-    replay. Recording leaves sums of gradients to be cleared. Raises RuntimeError for a model that
-    cannot be recorded.
+    replay. beside: a graph that never runs at the same time, so that both take one memory.
+    Recording leaves sums of gradients to be cleared. Raises RuntimeError for a model that cannot
+    be recorded.
     """
 
-    def __init__(self, compute: Compute, inputs: Sequence[torch.Tensor]):
+    def __init__(
+        self, compute: Compute, inputs: Sequence[torch.Tensor], beside: "Graph | None" = None
+    ):
         self.inputs = inputs
         self.graph = torch.cuda.CUDAGraph()
+        pool = beside.graph.pool() if beside else None
         # NCCL's own thread may look at its events meanwhile.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.result = compute(inputs)
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -23,9 +23,10 @@ from verse.model.encoding import Example
 from verse.params import Train
 from verse.speed import Stopwatch
 from verse.training.checkpoint import Checkpoints, trained
-from verse.training.loss import behind_prefix, summed_loss
-from verse.training.packing import Batch, lay_out, shape_of
-from verse.training.passes import Passes, Plan, parts, uncompiled
+from verse.training.evaluation import Evaluation
+from verse.training.loss import behind_prefix
+from verse.training.packing import Batch
+from verse.training.passes import Passes, Plan
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,11 @@ def train(
     leaves the finite numbers, OutOfMemoryError in all processes if memory runs out in any; the
     steps before that are in a checkpoint then.
     """
-    with behind_prefix(model) if plan.shared else nullcontext():
-        return run(model, task, plan, checkpoints, watch)
+    try:
+        with behind_prefix(model) if plan.shared else nullcontext():
+            return run(model, task, plan, checkpoints, watch)
+    finally:
+        checkpoints.wait()
 
 
 def run(
@@ -92,25 +96,43 @@ def run(
     curves = Curves([], [])
     start = checkpoints.restore(model, optimizer, scaler, curves)
 
-    def validate(step: int) -> None:
-        known = curves.validation and curves.validation[-1]["step"] == step
-        if chief and not known:
-            loss = evaluate(model, task.validation, plan)
-            check_finite(loss["loss"], step, plan.dtype)
-            curves.validation.append({"step": step, **loss})
-
     gradients(weights)
     steps = [own_share(step) for step in task.batches()]
-    passes = Passes(model, plan, steps)
+    short = False
+    try:
+        passes = Passes(model, plan, steps)
+        evaluation = Evaluation(model, plan, task.validation, passes.graph) if chief else None
+    except torch.OutOfMemoryError:
+        short = True
+    if distributed.in_any(short):
+        raise torch.OutOfMemoryError
     layouts = (passes.lay_out(step) for step in steps[start:])
     laid_out = next(layouts, None)
     watch.restart()  # all is compiled and recorded
     progress = tqdm(total=task.steps, initial=start, unit="step", disable=None if chief else True)
+    unread: list[tuple[int, torch.Tensor]] = []
+
+    def validate(step: int) -> None:
+        known = curves.validation and curves.validation[-1]["step"] == step
+        if evaluation and not known:
+            loss = evaluation()
+            check_finite(loss["loss"], step, plan.dtype)
+            curves.validation.append({"step": step, **loss})
+
+    def read_losses() -> None:
+        """Wait for the GPU, which is why the loss of a step is read when the next one runs."""
+        while unread:
+            step, mean_loss = unread.pop(0)
+            loss = mean_loss.item()
+            check_finite(loss, step, plan.dtype)
+            curves.train.append({"step": step, "loss": round(loss, 4)})
+            progress.set_postfix(loss=f"{loss:.3f}")
+            progress.update()
+
     for step, batch in islice(enumerate(task.batches()), start, None):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(step, task.steps, settings.warmup)
         tokens = sum(len(e.completion) for e in batch)
-        short = False
         try:
             if step % settings.eval_every == 0:
                 validate(step)
@@ -119,8 +141,10 @@ def run(
         except torch.OutOfMemoryError:
             short = True
         if distributed.in_any(short):
+            read_losses()
             if chief:
                 checkpoints.save(step, model, optimizer, scaler, curves)
+                checkpoints.wait()
             distributed.wait_for_all()
             raise torch.OutOfMemoryError
         distributed.add_up([*gradients(weights), mean_loss])
@@ -129,14 +153,13 @@ def run(
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=False)
-        laid_out = next(layouts, None)  # while the GPU works
-        loss = mean_loss.item()
-        check_finite(loss, step + 1, plan.dtype)
-        curves.train.append({"step": step + 1, "loss": round(loss, 4)})
-        progress.set_postfix(loss=f"{loss:.3f}")
-        progress.update()
+        laid_out = next(layouts, None)
+        read_losses()
+        unread.append((step + 1, mean_loss))
         if chief and checkpoints.due(step + 1) and step + 1 < task.steps:
+            read_losses()
             checkpoints.save(step + 1, model, optimizer, scaler, curves)
+    read_losses()
     progress.close()
     validate(task.steps)
     return curves
@@ -178,27 +201,10 @@ def add_gradients(
     part of the step's mean loss per token in nats, a scalar.
     """
     passes.model.train()
-    mean = torch.tensor(1 / tokens, device=passes.device)
-    step = torch.tensor(key, dtype=torch.int32, device=passes.device)
+    # Filled in, since a copy from the CPU would wait for the step before.
+    mean = torch.full((), 1 / tokens, device=passes.device)
+    step = torch.full((), key, dtype=torch.int32, device=passes.device)
     total = torch.zeros((), device=passes.device)
     for batch in laid_out:
         total += passes(batch, step, scaler.scale(mean)) * mean
     return total
-
-
-@torch.no_grad()
-def evaluate(model: PreTrainedModel, examples: list[Example], plan: Plan) -> dict[str, float]:
-    """The loss of the examples in evaluation mode, without dropout: a row of the curve."""
-    model.eval()
-    device = next(model.parameters()).device
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    with uncompiled(model):
-        for part in parts(list(enumerate(examples)), plan):
-            poems = [example for _, example in part]
-            shape = shape_of([poems], plan.prefix)
-            batch = lay_out(poems, plan.prefix, shape).to(device)
-            total += summed_loss(model, batch, shape, plan.dtype, shared=plan.shared)
-    return {
-        "loss": round(total.item() / sum(len(e.completion) for e in examples), 4),
-        "loss_per_character": round(total.item() / sum(e.characters for e in examples), 4),
-    }

@@ -7,6 +7,7 @@ graph. Without a compiler PyTorch's own checkpointing takes its place. All ways 
 numbers but for rounding.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch._functorch.config
 from torch import nn
 from transformers import PreTrainedModel
 
+from verse.files import cache_dir
 from verse.model.dropout import masks_of
 from verse.model.encoding import Example
 from verse.model.memory import Way
@@ -148,6 +150,8 @@ class Passes:
 
     def warm_up(self, inputs: Sequence[torch.Tensor]) -> None:
         if self.plan.compiled:
+            # Where the next training finds the compiled code.
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
             torch._functorch.config.activation_memory_budget = self.plan.kept
             for layer in decoder_layers(self.model):
                 layer.compile(dynamic=False)

@@ -1,0 +1,62 @@
+"""The loss on poems that are not trained on: forward passes, recorded where that is possible."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from verse.model.encoding import Example
+from verse.training.graphs import Graph, warm_up
+from verse.training.loss import summed_loss
+from verse.training.packing import Batch, lay_out, shape_of
+from verse.training.passes import Plan, parts, told, uncompiled
+
+
+class Evaluation:
+    """Called, it gives the loss of the examples in evaluation mode: a row of the curve.
+
+    beside: a graph that never runs at the same time, in whose memory this one works too.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        plan: Plan,
+        examples: list[Example],
+        beside: Graph | None = None,
+    ):
+        self.model, self.plan, self.examples = model, plan, examples
+        self.device = next(model.parameters()).device
+        passes = [[e for _, e in part] for part in parts(list(enumerate(examples)), plan)]
+        self.shape = shape_of(passes, plan.prefix)
+        self.batches = [lay_out(part, plan.prefix, self.shape).to(self.device) for part in passes]
+        self.graph: Graph | None = None
+        if self.device.type == "cuda":
+            self.record(beside)
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        self.model.eval()
+        compute = self.graph or self.compute
+        total = sum(compute(list(vars(batch).values())).double().item() for batch in self.batches)
+        return {
+            "loss": round(total / sum(len(e.completion) for e in self.examples), 4),
+            "loss_per_character": round(total / sum(e.characters for e in self.examples), 4),
+        }
+
+    def compute(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        batch, shared = Batch(*tensors), self.plan.shared
+        with uncompiled(self.model):
+            return summed_loss(self.model, batch, self.shape, self.plan.dtype, shared=shared)
+
+    @torch.no_grad()
+    def record(self, beside: Graph | None) -> None:
+        self.model.eval()
+        inputs = [tensor.clone() for tensor in vars(self.batches[0]).values()]
+        warm_up(self.compute, inputs)
+        try:
+            self.graph = Graph(self.compute, inputs, beside)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            told("validation without a CUDA graph, which would be faster", error)
