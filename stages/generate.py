@@ -33,13 +33,16 @@ def main() -> None:
 def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
     from verse.generation.answers import answer
     from verse.model import distributed, memory
+    from verse.model.encoding import common_prefix
     from verse.model.opening import open_model
 
     chief = distributed.rank() == 0
     opening = open_model(p.model, p.machine, seed=p.seed)
     prompts = opening.encode_prompts(poems[distributed.rank() :: distributed.size()])
-    at_once = min(p.machine.batch_size, len(prompts))
-    ways = opening.ways(lambda sizes: memory.ways_to_generate(sizes, at_once))
+    at_once = max(1, min(p.machine.batch_size, len(prompts)))
+    own = max(map(len, prompts), default=0) - len(common_prefix(prompts))
+    tokens = own + p.decoding.max_new_tokens
+    ways = opening.ways(lambda sizes: memory.ways_to_generate(sizes, at_once, tokens))
     if chief:
         print(f"memory: {ways[0]}", flush=True)
     watch = speed.Stopwatch()

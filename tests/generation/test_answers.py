@@ -12,7 +12,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from verse.generation import answers, sampling
+from verse.errors import UserError
+from verse.generation import answers, sampling, tiles
+from verse.generation.rows import Rows
+from verse.generation.slots import Slots
 from verse.model.encoding import encode_prompt
 from verse.params import Decoding
 
@@ -101,8 +104,14 @@ def test_no_repeat_is_that_of_transformers():
     for size in (1, 2, 3, 5):
         ids = torch.randint(0, 4, (8, 20), generator=generator)
         scores = torch.randn(8, 4, generator=generator)
-        expected = NoRepeatNGramLogitsProcessor(size)(ids, scores.clone())
-        assert torch.equal(sampling.NoRepeat(size)(ids, scores), expected)
+        for length in (
+            size,
+            13,
+            20,
+        ):  # what stands to the right of a row's tokens counts for nothing
+            expected = NoRepeatNGramLogitsProcessor(size)(ids[:, :length], scores.clone())
+            lengths = torch.full((8,), length)
+            assert torch.equal(sampling.forbid_repeats(scores, ids, lengths, size), expected)
         assert torch.isinf(expected).any()
 
 
@@ -134,3 +143,103 @@ def test_an_answer_ends_with_the_end_token_and_leaves_it_out(mini):
         config.eos_token_id = before
     assert all(text.index("，") == len(text) - 1 for text in texts if "，" in text)
     assert any("，" in text for text in texts)
+
+
+def test_both_kinds_of_rows_give_the_models_own_scores(mini):
+    """Three computations that share little: rows, slots, and Transformers' own attention."""
+    model, tokenizer = mini
+    prompts = sorted((encode_prompt(tokenizer, couplet * 2) for couplet in COUPLETS), key=len)
+    longer = DECODING.model_copy(update={"max_new_tokens": 20})
+    with torch.inference_mode():
+        both = [Rows(model, longer), Slots(model, longer, prompts, len(prompts))]
+        for rows in both:
+            rows.add(prompts[:2])
+            rows.add(prompts[2:])
+        texts = [list(ids) for ids in prompts]
+        for step in range(14):
+            expected = torch.stack(
+                [model(input_ids=torch.tensor([ids])).logits[0, -1] for ids in texts]
+            )
+            for rows in both:
+                assert torch.allclose(rows.scores(), expected, atol=2e-4)
+            tokens = expected.argmax(-1)
+            for ids, token in zip(texts, tokens.tolist(), strict=True):
+                ids.append(token)
+            gone = {3: [0], 6: [1, 4, 5], 9: [0, 1]}.get(step, [])
+            kept = [row for row in range(len(texts)) if row not in gone]
+            for rows in both:
+                rows.step()
+                rows.write(tokens)
+                rows.keep(kept)
+            texts = [texts[row] for row in kept]
+    assert len(texts) == 3
+
+
+def test_slots_answer_as_rows_do_whoever_waits(mini, monkeypatch):
+    def slots(model, decoding, prompts, texts):
+        rows = Slots(model, decoding, prompts, len(texts))
+        rows.add(texts)
+        return rows
+
+    expected = answer(mini)
+    monkeypatch.setattr(answers, "first_rows", slots)
+    assert answer(mini) == answer(mini, batch_size=2) == answer(mini, batch_size=4) == expected
+
+
+def test_prompts_come_in_as_others_end_and_each_token_is_told(mini):
+    model, tokenizer = mini
+    prompts = {key: encode_prompt(tokenizer, couplet) for key, couplet in enumerate(COUPLETS)}
+    told: dict[int, list[int]] = {key: [] for key in prompts}
+    found: dict[int, str] = {0: "known"}
+    answers.answer(
+        model,
+        tokenizer,
+        prompts,
+        DECODING,
+        seed=42,
+        batch_size=3,
+        answers=found,
+        on_token=lambda key, token: told[key].append(token),
+    )
+    assert found.pop(0) == "known" and told.pop(0) == []
+    assert found == {
+        key: tokenizer.decode(ids, skip_special_tokens=True) for key, ids in told.items()
+    }
+    assert all(0 < len(ids) <= DECODING.max_new_tokens for ids in told.values())
+
+
+def test_a_model_whose_scores_differ_goes_transformers_own_way(mini, monkeypatch, capsys):
+    expected = answer(mini)
+    monkeypatch.setattr(Rows, "scores", lambda self: torch.randn(len(self.lengths), 9088))
+    assert answer(mini) == expected
+    assert "prompts of one length at a time, which is slower" in capsys.readouterr().out
+
+
+def test_scores_that_are_no_numbers_are_told(mini):
+    model = AutoModelForCausalLM.from_pretrained("models/mini", dtype=torch.float32).eval()
+    with torch.no_grad():
+        model.model.layers[2].mlp.up_proj.weight[5, 5] = torch.nan
+    with pytest.raises(UserError, match="not finite"):
+        answer((model, mini[1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_a_product_do_not_depend_on_how_many_there_are(dtype):
+    torch.manual_seed(0)
+    for inputs, outputs in ((64, 96), (320, 896), (100, tiles.WIDE)):
+        layer = torch.nn.Linear(inputs, outputs).to(dtype)
+        tiles.use_tiles(layer)
+        rows = torch.randn(700, inputs).to(dtype)
+        with torch.no_grad():
+            whole = layer(rows)
+            for count in (1, 2, 3, 5, 17, 100, 301, 699):
+                assert torch.equal(layer(rows[:count]), whole[:count])
+                assert torch.equal(layer(rows[-count:][None])[0], whole[-count:])
+
+
+def test_tiles_hold_all_rows_and_little_else():
+    sizes = [256, 128, 64, 32, 16, 8, 4]
+    for rows in range(1, 1000):
+        parts = tiles.tiles(rows, sizes)
+        assert set(parts) <= set(sizes)
+        assert rows <= sum(parts) <= max(8, 1.5 * rows)

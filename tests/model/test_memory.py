@@ -74,7 +74,7 @@ def test_a_model_that_is_not_quantized_has_no_4_bit_ways(breeze):
     ways = memory.ways_to_train(sizes, 16, lambda together: 64 * together)
     assert {way.expanded for way in ways} == {True}
     assert {way.kept for way in ways} == {1, 0.75, 0.5, 0}
-    assert {way.expanded for way in memory.ways_to_generate(sizes, 16)} == {True}
+    assert {way.expanded for way in memory.ways_to_generate(sizes, 16, 200)} == {True}
 
 
 def test_the_skeleton_has_the_sizes_of_the_model(tmp_path):

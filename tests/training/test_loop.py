@@ -1,5 +1,6 @@
 """`verse.training.loop`: the same result however it is split, killed or resumed."""
 
+from dataclasses import replace
 from itertools import chain, pairwise
 
 import pytest
@@ -16,7 +17,7 @@ from verse.training import loop
 from verse.training.checkpoint import Checkpoints
 from verse.training.evaluation import Evaluation
 from verse.training.loss import behind_prefix, summed_loss
-from verse.training.packing import lay_out, shape_of, shared_prefix
+from verse.training.packing import lay_out, shape_of, shared_prefix, tokens_of_a_pass
 from verse.training.passes import Passes, Plan, choose_plan, recompute
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -250,11 +251,23 @@ def test_unknown_target_modules(settings):
 
 def test_every_poem_once_an_epoch(poems):
     steps = list(loop.Task(poems, [], training(epochs=2, batch_size=3), seed=5).batches())
-    assert [len(step) for step in steps] == [3, 3, 1, 3, 3, 1]
+    assert [len(step) for step in steps] == [3, 2, 2, 3, 2, 2]
     epochs = [list(chain(*steps[:3])), list(chain(*steps[3:]))]
     for epoch in epochs:
         assert sorted(map(id, epoch)) == sorted(map(id, poems))
     assert epochs[0] != epochs[1]
+
+
+def test_steps_are_about_equally_long(poems):
+    many = [replace(poem, completion=poem.completion * n) for poem in poems for n in range(1, 41)]
+    steps = list(loop.Task(many, [], training(epochs=1, batch_size=8), seed=5).batches())
+    tokens = [sum(poem.length for poem in step) for step in steps]
+    lengths = [poem.length for poem in many]
+    assert max(tokens) - min(tokens) <= max(lengths) - min(lengths)
+    bound = tokens_of_a_pass(many)(8) + 7 * len(shared_prefix(many))
+    assert max(tokens) <= bound
+    orders = [[poem.length for poem in step] for step in steps]
+    assert all(order == sorted(order) for order in orders)
 
 
 def test_schedule():

@@ -1,11 +1,12 @@
 """Answer prompts: each answer depends on the seed and its own prompt, not on its neighbours.
 
-Transformers does the generating; three things keep a batch from leaking into an answer:
-- Prompts share a batch only if they have the same number of tokens, so nothing is padded.
-- Every prompt draws from a random stream of its own, one number a token.
-- On a CPU the linear layers work through their inputs in tiles of a fixed number of rows. A
-  matrix product picks its kernel by the number of rows, and kernels differ in the last bits.
+Prompts of all lengths are answered together, a token of each at a time; where one ends, one that
+waits takes its place. Every prompt draws from a random stream of its own. On a CPU what a prompt
+meets is the same to the last bit in whatever company (`rows`); on a GPU kernels depend on how many
+there are (`slots`). Beams, and models whose attention is of another kind, go Transformers' own way.
 """
+
+from collections.abc import Callable, Iterator
 
 import torch
 from tqdm import tqdm
@@ -16,9 +17,19 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from verse.generation.batches import equal_length_batches, roomy_cache, use_tiles
-from verse.generation.sampling import NoRepeat, OwnStreams, uniform_numbers
+from verse.errors import UserError
+from verse.generation.rows import Rows
+from verse.generation.sampling import Draw, OwnStreams, uniform_numbers
+from verse.generation.slots import Slots
+from verse.generation.tiles import use_tiles
+from verse.model.graphs import told
 from verse.params import Decoding
+
+REFILLED = 0.75  # prompts that wait come in when no more than this share is still being answered
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 0.1}
+"""How far scores may be from the model's own, as a share of their spread."""
+
+OnToken = Callable[[int, int], None]
 
 
 def answer(
@@ -30,24 +41,149 @@ def answer(
     seed: int,
     batch_size: int,
     answers: dict[int, str],
+    on_token: OnToken | None = None,
 ) -> None:
     """Put the model's answer to each prompt, without special tokens, under its key in `answers`.
 
-    prompts: token ids by a key. What `answers` holds already is left alone, so that another call
-    goes on where one has run out of memory.
+    prompts: token ids by a key. batch_size: how many are answered at once. What `answers` holds
+    already is left alone, so that another call goes on where one has run out of memory. on_token:
+    called with the key and the id of each token as it is chosen; not where there are beams.
     """
     if model.device.type == "cpu":
         use_tiles(model)
-    # Beam search with sampling draws numbers in Transformers' own way: one prompt at a time.
-    together = 1 if decoding.do_sample and decoding.num_beams > 1 else batch_size
     waiting = {key: ids for key, ids in prompts.items() if key not in answers}
+    if not waiting:
+        return
     progress = tqdm(total=len(prompts), initial=len(answers), unit="poem", disable=None)
-    for batch in equal_length_batches(waiting, together):
-        rows = generate(model, tokenizer, [prompts[key] for key in batch], decoding, seed)
-        for key, ids in zip(batch, rows, strict=True):
+
+    def finish(ended: Iterator[tuple[int, list[int]]]) -> None:
+        for key, ids in ended:
             answers[key] = tokenizer.decode(ids, skip_special_tokens=True)
-        progress.update(len(batch))
+            progress.update()
+
+    task = model, tokenizer, waiting, decoding, seed, batch_size, on_token
+    try:
+        finish(answer_apart(*task) if decoding.num_beams > 1 else answer_together(*task))
+    except Unsuited as reason:
+        told("prompts of one length at a time, which is slower", reason)
+        finish(answer_apart(*task))
     progress.close()
+
+
+class Unsuited(Exception):
+    """Why a model cannot answer prompts of several lengths together."""
+
+
+@torch.inference_mode()
+def answer_together(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: dict[int, list[int]],
+    decoding: Decoding,
+    seed: int,
+    batch_size: int,
+    on_token: OnToken | None,
+) -> Iterator[tuple[int, list[int]]]:
+    """The keys and new token ids of prompts of any lengths, as they end.
+
+    Raises Unsuited before the first of them.
+    """
+    ends, draw = set(end_tokens(model, tokenizer)), Draw(decoding)
+    waiting = sorted(prompts, key=lambda key: (-len(prompts[key]), prompts[key]))
+    batch_size = min(batch_size, len(waiting))
+    keys: list[int] = []
+    written: dict[int, list[int]] = {}
+    numbers: dict[int, torch.Tensor] = {}
+    rows: Rows | Slots | None = None
+    while waiting or keys:
+        if waiting and len(keys) <= REFILLED * batch_size:
+            new = [waiting.pop() for _ in range(min(batch_size - len(keys), len(waiting)))]
+            texts = [prompts[key] for key in new]
+            if rows is None:
+                rows = first_rows(model, decoding, list(prompts.values()), texts)
+            else:
+                rows.add(texts)
+            for key in new:
+                written[key] = []
+                numbers[key] = uniform_numbers(prompts[key], seed, decoding.max_new_tokens)
+            keys += new
+        assert rows
+        drawn = draw(*rows.step(), torch.stack([numbers[key][len(written[key])] for key in keys]))
+        rows.write(drawn)
+        kept = []
+        for row, (key, token) in enumerate(zip(keys, drawn.tolist(), strict=True)):
+            written[key].append(token)
+            if on_token:
+                on_token(key, token)
+            if token in ends or len(written[key]) == decoding.max_new_tokens:
+                yield key, written.pop(key)
+            else:
+                kept.append(row)
+        if len(kept) < len(keys):
+            rows.keep(kept)
+            keys = [keys[row] for row in kept]
+
+
+def first_rows(
+    model: PreTrainedModel, decoding: Decoding, prompts: list[list[int]], texts: list[list[int]]
+) -> Rows | Slots:
+    """Rows of some prompts, with as much room for the others. Raises Unsuited if the scores of the
+    first and the last are not those that the model gives each alone, in its own attention.
+    """
+    rows: Rows | Slots
+    try:
+        if model.device.type == "cpu":
+            rows = Rows(model, decoding)
+        else:
+            rows = Slots(model, decoding, prompts, len(texts))
+        rows.add(texts)
+        found = rows.scores().float()
+    except (torch.OutOfMemoryError, UserError):
+        raise
+    except Exception as error:  # a model that knows nothing of it may raise anything
+        raise Unsuited(str(error) or type(error).__name__) from None
+    for ids, scores in ((texts[0], found[0]), (texts[-1], found[-1])):
+        logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
+        expected = logits[0, -1].float()
+        apart = (scores - expected).square().mean().sqrt() / expected.std()
+        if apart > TOLERANCE[model.dtype]:
+            raise Unsuited(f"the scores differ by {apart.item():.2g} of their spread")
+    return rows
+
+
+@torch.inference_mode()
+def answer_apart(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: dict[int, list[int]],
+    decoding: Decoding,
+    seed: int,
+    batch_size: int,
+    on_token: OnToken | None,
+) -> Iterator[tuple[int, list[int]]]:
+    """The same as `answer_together` by Transformers' generation, prompts of one length at a time.
+
+    Sampling with beams draws numbers in Transformers' own way: one prompt at a time.
+    """
+    beams = decoding.num_beams > 1
+    for batch in equal_lengths(prompts, 1 if beams and decoding.do_sample else batch_size):
+        found = generate(model, tokenizer, [prompts[key] for key in batch], decoding, seed)
+        for key, ids in zip(batch, found, strict=True):
+            if on_token and not beams:
+                for token in ids:
+                    on_token(key, token)
+            yield key, ids
+
+
+def equal_lengths(prompts: dict[int, list[int]], batch_size: int) -> Iterator[list[int]]:
+    """Keys of up to `batch_size` prompts with equally many tokens."""
+    order = sorted(prompts, key=lambda key: (len(prompts[key]), prompts[key]))
+    start = 0
+    while start < len(order):
+        length = len(prompts[order[start]])
+        batch = [key for key in order[start : start + batch_size] if len(prompts[key]) == length]
+        yield batch
+        start += len(batch)
 
 
 @torch.inference_mode()
@@ -61,13 +197,10 @@ def generate(
     """New token ids for prompts of equal length, as Transformers decodes them."""
     device = model.device
     processors = LogitsProcessorList()
-    own_streams = decoding.do_sample and decoding.num_beams == 1
-    if decoding.no_repeat_ngram_size > 0:
-        processors.append(NoRepeat(decoding.no_repeat_ngram_size))
-    if own_streams:
-        processors.append(OwnStreams(prompts, decoding, seed))
     sampling = {}
-    if decoding.do_sample and not own_streams:
+    if decoding.num_beams == 1:
+        processors.append(OwnStreams(prompts, decoding, seed))
+    elif decoding.do_sample:
         torch.manual_seed(int(uniform_numbers(prompts[0], seed, 1).item() * 2**53))
         sampling = {
             "do_sample": True,
@@ -78,6 +211,7 @@ def generate(
     config = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,
         num_beams=decoding.num_beams,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size if decoding.num_beams > 1 else 0,
         eos_token_id=end_tokens(model, tokenizer),
         pad_token_id=tokenizer.eos_token_id,
         **sampling,
@@ -88,7 +222,6 @@ def generate(
         attention_mask=torch.ones_like(ids),
         generation_config=config,
         logits_processor=processors,
-        past_key_values=roomy_cache(model) if decoding.num_beams == 1 else None,
     )
     return output[:, ids.shape[1] :].tolist()
 

@@ -1,8 +1,14 @@
-"""Choose the next token: every prompt draws from a random stream of its own."""
+"""Choose the next token: every prompt draws from a random stream of its own.
+
+One uniform number per prompt and token, by inverting the distribution. Temperature, top-k and top-p
+are Transformers' own, in its order, applied to the `top_k` likeliest tokens only: sorting the whole
+vocabulary would take longer than the model.
+"""
 
 import hashlib
 
 import torch
+from torch.nn import functional
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -10,56 +16,94 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from verse.errors import UserError
 from verse.params import Decoding
 
 
-class OwnStreams(LogitsProcessor):
-    """Sample with one uniform number per prompt and step, by inverting the distribution.
+def candidates(
+    scores: torch.Tensor, history: torch.Tensor, lengths: torch.Tensor, decoding: Decoding
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens that may come next, likeliest first: their scores and ids, both (R, k).
 
-    Temperature, top-k and top-p are Transformers' own, in its order, applied to the `top_k`
-    likeliest tokens only: sorting the whole vocabulary would take longer than the model.
-    Leaves the sampled token as the only possible one, so that greedy search takes it.
+    scores: (R, vocabulary). history: (R, W), each row's tokens from the left; lengths: (R,), how
+    many of them there are. One candidate only where nothing is drawn.
     """
+    scores = scores.float()
+    if decoding.no_repeat_ngram_size > 0:
+        scores = forbid_repeats(scores, history, lengths, decoding.no_repeat_ngram_size)
+    if not decoding.do_sample:
+        best = scores.argmax(-1, keepdim=True)
+        return scores.gather(1, best), best
+    count = min(decoding.top_k or scores.shape[1], scores.shape[1])
+    likeliest, tokens = scores.topk(count)
+    return likeliest, tokens
 
-    def __init__(self, prompts: list[list[int]], decoding: Decoding, seed: int):
-        self.numbers = torch.stack(
-            [uniform_numbers(ids, seed, decoding.max_new_tokens) for ids in prompts]
-        )
-        self.prompt_length = len(prompts[0])
-        self.top_k = decoding.top_k
-        self.warpers = LogitsProcessorList([TemperatureLogitsWarper(decoding.temperature)])
+
+def forbid_repeats(
+    scores: torch.Tensor, history: torch.Tensor, lengths: torch.Tensor, size: int
+) -> torch.Tensor:
+    """`scores` with -inf for every token that would end an n-gram which the row already has.
+
+    The same as Transformers' NoRepeatNGramLogitsProcessor, which loops over rows in Python; here
+    no shape depends on a value.
+    """
+    if history.shape[1] < size:
+        return scores
+    vocabulary = scores.shape[1]
+    ngrams = history.unfold(1, size, 1)  # (R, places, size)
+    last = lengths[:, None] + torch.arange(1 - size, 0, device=history.device)
+    begun = history.gather(1, last.clamp(min=0))
+    ends = torch.arange(size, history.shape[1] + 1, device=history.device)
+    repeats = (ngrams[:, :, :-1] == begun[:, None]).all(-1) & (ends <= lengths[:, None])
+    banned = torch.where(repeats, ngrams[:, :, -1], vocabulary)  # or a column of no token
+    return functional.pad(scores, (0, 1)).scatter(1, banned, -torch.inf)[:, :vocabulary]
+
+
+class Draw:
+    """Draws a token for each row. Raises UserError where the model's scores are no numbers."""
+
+    def __init__(self, decoding: Decoding):
+        self.sample = decoding.do_sample
+        self.warpers = LogitsProcessorList([TemperatureLogitsWarper(decoding.temperature or 1.0)])
         if decoding.top_p < 1:
             self.warpers.append(TopPLogitsWarper(decoding.top_p))
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        step = input_ids.shape[1] - self.prompt_length
-        count = min(self.top_k or scores.shape[1], scores.shape[1])
-        likeliest, tokens = (part.cpu() for part in scores.topk(count))  # CUDA sums in any order
-        cumulative = torch.softmax(self.warpers(input_ids, likeliest).double(), -1).cumsum(-1)
-        numbers = self.numbers[:, step : step + 1] * cumulative[:, -1:]
-        drawn = tokens.gather(1, torch.searchsorted(cumulative, numbers, right=True))
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn.to(scores.device), 0.0)
+    def __call__(
+        self, likeliest: torch.Tensor, tokens: torch.Tensor, numbers: torch.Tensor
+    ) -> torch.Tensor:
+        """likeliest, tokens: (R, k), as `candidates` gives them. numbers: (R,). All on the CPU."""
+        if not likeliest[:, 0].isfinite().all():
+            raise UserError(
+                "the model's scores are not finite numbers: its weights are broken, or too large "
+                "for model.dtype: take another model or set model.dtype to float32"
+            )
+        if not self.sample:
+            return tokens[:, 0]
+        warped = self.warpers(tokens, likeliest).double()
+        cumulative = torch.softmax(warped, -1).cumsum(-1)
+        places = torch.searchsorted(cumulative, numbers[:, None] * cumulative[:, -1:], right=True)
+        return tokens.gather(1, places)[:, 0]
 
 
-class NoRepeat(LogitsProcessor):
-    """Forbid every token that would end an n-gram which the row already has.
+class OwnStreams(LogitsProcessor):
+    """The same within Transformers' own generation, for prompts of equal length.
 
-    The same as Transformers' NoRepeatNGramLogitsProcessor, which loops over rows in Python.
+    Leaves the drawn token as the only possible one, so that greedy search takes it.
     """
 
-    def __init__(self, size: int):
-        self.size = size
+    def __init__(self, prompts: list[list[int]], decoding: Decoding, seed: int):
+        self.decoding, self.draw = decoding, Draw(decoding)
+        steps = decoding.max_new_tokens
+        self.numbers = torch.stack([uniform_numbers(ids, seed, steps) for ids in prompts])
+        self.prompt_length = len(prompts[0])
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if input_ids.shape[1] < self.size:
-            return scores
-        ngrams = input_ids.unfold(1, self.size, 1)  # (rows, places, size)
-        begun = input_ids[:, input_ids.shape[1] + 1 - self.size :]
-        repeats = (ngrams[:, :, :-1] == begun[:, None]).all(-1)
-        rows, places = repeats.nonzero(as_tuple=True)
-        scores = scores.clone()
-        scores[rows, ngrams[rows, places, -1]] = -torch.inf
-        return scores
+        step = input_ids.shape[1] - self.prompt_length
+        lengths = torch.full_like(input_ids[:, 0], input_ids.shape[1])
+        likeliest, tokens = candidates(scores, input_ids, lengths, self.decoding)
+        drawn = self.draw(likeliest.cpu(), tokens.cpu(), self.numbers[:, step])
+        chosen = drawn[:, None].to(scores.device)
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
 def uniform_numbers(prompt: list[int], seed: int, steps: int) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Tokenizers, and the token ids of prompts and completions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -51,6 +52,19 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     while ids and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]
     return ids
+
+
+def common_prefix(texts: Sequence[list[int]]) -> list[int]:
+    """The longest beginning that all texts share, leaving each a token of its own."""
+    if not texts:
+        return []
+    first, last = min(texts), max(texts)
+    length = max(min(map(len, texts)) - 1, 0)
+    for index in range(length):
+        if first[index] != last[index]:
+            length = index
+            break
+    return first[:length]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Example:

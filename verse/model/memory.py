@@ -19,9 +19,9 @@ from verse.model.loading import linear_layers
 
 GIB = 2**30
 PASS_TOKENS = 1024  # of a pass that uses a GPU well; a way that has no room for them comes last
-ANSWER_TOKENS = 256  # of a prompt and its answer
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits and its share of the scales
 OVERHEAD = 0.9 * GIB  # of kernels, of recorded passes and of what the allocator cannot use
+READING = 0.6 * GIB  # of prompts, a few thousand tokens at a time
 HELD = {1.0: 1.0, 0.75: 0.59, 0.5: 0.44, 0.0: 0.0}
 """By PyTorch's activation memory budget, the share of a layer's activations that its partitioner
 holds: counted on a compiled layer of Mistral with adapters. At 0.75 no matrix product of the
@@ -104,16 +104,15 @@ def ways_to_train(model: Sizes, poems: int, tokens: Callable[[int], float]) -> l
     )
 
 
-def ways_to_generate(model: Sizes, prompts: int) -> list[Way]:
-    """Ways to answer up to so many prompts at once."""
+def ways_to_generate(model: Sizes, prompts: int, tokens: int) -> list[Way]:
+    """Ways to answer up to so many prompts at once. tokens: of a prompt's own and its answer."""
+    row = tokens * model.cached + model.vocabulary * 12  # scores in two precisions, and a copy
     return ladder(
         ((True, 1.0), (False, 1.0)) if model.four_bit < model.plain else ((True, 1.0),),
         prompts,
-        lambda together: together * ANSWER_TOKENS,
+        lambda together: together * tokens,
         lambda expanded, _, together: (
-            (model.plain if expanded else model.four_bit)
-            + together * ANSWER_TOKENS * model.cached
-            + GIB
+            (model.plain if expanded else model.four_bit) + together * row + OVERHEAD + READING
         ),
     )
 

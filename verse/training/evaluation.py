@@ -6,10 +6,10 @@ import torch
 from transformers import PreTrainedModel
 
 from verse.model.encoding import Example
-from verse.training.graphs import Graph, warm_up
+from verse.model.graphs import Graph, told, warm_up
 from verse.training.loss import summed_loss
 from verse.training.packing import Batch, lay_out, shape_of
-from verse.training.passes import Plan, parts, told, uncompiled
+from verse.training.passes import Plan, parts, uncompiled
 
 
 class Evaluation:
@@ -23,14 +23,15 @@ class Evaluation:
         model: PreTrainedModel,
         plan: Plan,
         examples: list[Example],
-        beside: Graph | None = None,
+        beside: Graph[torch.Tensor] | None = None,
     ):
         self.model, self.plan, self.examples = model, plan, examples
         self.device = next(model.parameters()).device
-        passes = [[e for _, e in part] for part in parts(list(enumerate(examples)), plan)]
+        by_length = sorted(examples, key=lambda example: example.length)
+        passes = [[e for _, e in part] for part in parts(list(enumerate(by_length)), plan)]
         self.shape = shape_of(passes, plan.prefix)
         self.batches = [lay_out(part, plan.prefix, self.shape).to(self.device) for part in passes]
-        self.graph: Graph | None = None
+        self.graph: Graph[torch.Tensor] | None = None
         if self.device.type == "cuda":
             self.record(beside)
 
@@ -50,7 +51,7 @@ class Evaluation:
             return summed_loss(self.model, batch, self.shape, self.plan.dtype, shared=shared)
 
     @torch.no_grad()
-    def record(self, beside: Graph | None) -> None:
+    def record(self, beside: Graph[torch.Tensor] | None) -> None:
         self.model.eval()
         inputs = [tensor.clone() for tensor in vars(self.batches[0]).values()]
         warm_up(self.compute, inputs)

@@ -43,12 +43,23 @@ class Task:
         return math.ceil(len(self.examples) / self.settings.batch_size) * self.settings.epochs
 
     def batches(self) -> Iterator[list[Example]]:
-        """The poems of each step, reshuffled every epoch; an epoch's last may be fewer."""
+        """The poems of each step, dealt anew every epoch, each step's from short to long.
+
+        Shuffled, sorted by length and cut into bands of as many poems as there are steps; every
+        step takes one of each band, so that all steps are about equally long and few places of a
+        pass stay empty. Where the poems don't come out even, some steps have one fewer.
+        """
+        steps = self.steps // self.settings.epochs
         for epoch in range(self.settings.epochs):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            order = torch.randperm(len(self.examples), generator=generator).tolist()
-            for start in range(0, len(order), self.settings.batch_size):
-                yield [self.examples[i] for i in order[start : start + self.settings.batch_size]]
+
+            def shuffled(poems: list[Example], using: torch.Generator = generator) -> list[Example]:
+                return [poems[i] for i in torch.randperm(len(poems), generator=using).tolist()]
+
+            poems = sorted(shuffled(self.examples), key=lambda poem: poem.length)
+            bands = [shuffled(poems[i : i + steps]) for i in range(0, len(poems), steps)]
+            for step in range(steps):
+                yield [band[step] for band in bands if step < len(band)]
 
 
 @dataclass
@@ -85,9 +96,9 @@ def run(
 ) -> Curves:
     settings, device = task.settings, next(model.parameters()).device
     chief = distributed.rank() == 0
-    weights = list(trained(model).values())
+    weights = joined(list(trained(model).values()))
     optimizer = torch.optim.AdamW(
-        weights,
+        [weights],
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         fused=device.type == "cuda",
@@ -96,7 +107,6 @@ def run(
     curves = Curves([], [])
     start = checkpoints.restore(model, optimizer, scaler, curves)
 
-    gradients(weights)
     steps = [own_share(step) for step in task.batches()]
     short = False
     try:
@@ -110,7 +120,7 @@ def run(
     laid_out = next(layouts, None)
     watch.restart()  # all is compiled and recorded
     progress = tqdm(total=task.steps, initial=start, unit="step", disable=None if chief else True)
-    unread: list[tuple[int, torch.Tensor]] = []
+    unread: list[tuple[int, Reading]] = []
 
     def validate(step: int) -> None:
         known = curves.validation and curves.validation[-1]["step"] == step
@@ -122,8 +132,8 @@ def run(
     def read_losses() -> None:
         """Wait for the GPU, which is why the loss of a step is read when the next one runs."""
         while unread:
-            step, mean_loss = unread.pop(0)
-            loss = mean_loss.item()
+            step, reading = unread.pop(0)
+            loss = reading.value()
             check_finite(loss, step, plan.dtype)
             curves.train.append({"step": step, "loss": round(loss, 4)})
             progress.set_postfix(loss=f"{loss:.3f}")
@@ -147,7 +157,8 @@ def run(
                 checkpoints.wait()
             distributed.wait_for_all()
             raise torch.OutOfMemoryError
-        distributed.add_up([*gradients(weights), mean_loss])
+        assert weights.grad is not None
+        distributed.add_up([weights.grad, mean_loss])
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         scaler.step(optimizer)
@@ -155,7 +166,7 @@ def run(
         optimizer.zero_grad(set_to_none=False)
         laid_out = next(layouts, None)
         read_losses()
-        unread.append((step + 1, mean_loss))
+        unread.append((step + 1, Reading(mean_loss)))
         if chief and checkpoints.due(step + 1) and step + 1 < task.steps:
             read_losses()
             checkpoints.save(step + 1, model, optimizer, scaler, curves)
@@ -163,6 +174,24 @@ def run(
     progress.close()
     validate(task.steps)
     return curves
+
+
+class Reading:
+    """A number on its way from the GPU: whoever reads it waits for it, and not for what the GPU was
+    given to do after it."""
+
+    def __init__(self, number: torch.Tensor):
+        self.number, self.arrived = number, None
+        if number.is_cuda:
+            self.number = torch.empty((), dtype=number.dtype, pin_memory=True)
+            self.number.copy_(number, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def value(self) -> float:
+        if self.arrived:
+            self.arrived.synchronize()
+        return self.number.item()
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
@@ -184,12 +213,19 @@ def own_share(batch: list[Example]) -> list[tuple[int, Example]]:
     return list(enumerate(batch))[distributed.rank() :: distributed.size()]
 
 
-def gradients(weights: list[nn.Parameter]) -> list[torch.Tensor]:
-    """The weights' gradients; zeros where there is none yet."""
-    for weight in weights:
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-    return [weight.grad for weight in weights if weight.grad is not None]
+def joined(weights: list[nn.Parameter]) -> nn.Parameter:
+    """All weights as one, which holds their values and gradients from here on.
+
+    What is done to every weight after a pass (clipping, AdamW, adding up over processes) is a few
+    kernels then and not a few for each of hundreds, which Python launches slower than they run.
+    """
+    sizes = [weight.numel() for weight in weights]
+    whole = nn.Parameter(torch.cat([weight.detach().flatten() for weight in weights]))
+    whole.grad = torch.zeros_like(whole)
+    values, gradients = whole.detach().split(sizes), whole.grad.split(sizes)
+    for weight, value, gradient in zip(weights, values, gradients, strict=True):
+        weight.data, weight.grad = value.view_as(weight), gradient.view_as(weight)
+    return whole
 
 
 def add_gradients(

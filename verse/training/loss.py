@@ -1,12 +1,12 @@
 """The loss of a pass: cross entropy on completions, behind a prefix that all poems share."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from verse.model.attention import attention, no_mask
 from verse.training.attention import SHARED_PREFIX
 from verse.training.packing import IGNORED, Batch, Shape
 
@@ -28,16 +28,9 @@ def summed_loss(
     return functional.cross_entropy(logits, batch.labels, ignore_index=IGNORED, reduction="sum")
 
 
-@contextmanager
-def behind_prefix(model: PreTrainedModel) -> Iterator[None]:
+def behind_prefix(model: PreTrainedModel) -> AbstractContextManager[None]:
     """Let the model's attention be that of poems behind one prefix, in backward passes too."""
-    config = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = SHARED_PREFIX
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    return attention(model, SHARED_PREFIX)
 
 
 def one_row(model: PreTrainedModel, batch: Batch, shape: Shape) -> torch.Tensor:
@@ -45,8 +38,7 @@ def one_row(model: PreTrainedModel, batch: Batch, shape: Shape) -> torch.Tensor:
     output = model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
-        # Of four dimensions, so that Transformers makes no mask of its own.
-        attention_mask=torch.ones(1, 1, 1, 1, device=batch.input_ids.device),
+        attention_mask=no_mask(batch.input_ids.device),
         use_cache=False,
         logits_to_keep=batch.predicting,
         there=batch.there,

@@ -12,10 +12,9 @@ from itertools import count
 
 import torch
 
-from verse.model.encoding import Example
+from verse.model.encoding import Example, common_prefix
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
-SPREAD = 1.25  # of the fullest pass to the mean one
 PLACES = 1 << 12  # numbers of places that a poem has for itself: see Batch.places
 
 
@@ -54,14 +53,8 @@ class Batch:
 
 
 def shared_prefix(examples: list[Example]) -> list[int]:
-    """The longest common prefix of all prompts' ids, leaving each prompt a token of its own."""
-    first, last = min(e.prompt for e in examples), max(e.prompt for e in examples)
-    length = max(min(len(e.prompt) for e in examples) - 1, 0)
-    for index in range(length):
-        if first[index] != last[index]:
-            length = index
-            break
-    return first[:length]
+    """What all prompts begin with."""
+    return common_prefix([example.prompt for example in examples])
 
 
 def shape_of(passes: list[list[Example]], prefix: list[int], multiple: int = 8) -> Shape:
@@ -84,11 +77,15 @@ def shape_of(passes: list[list[Example]], prefix: list[int], multiple: int = 8) 
 
 
 def tokens_of_a_pass(examples: list[Example]) -> Callable[[int], float]:
-    """About how many tokens a pass of so many poems has, padding included."""
+    """About how many tokens a pass of so many poems has, padding included.
+
+    Poems are dealt out by length (`loop.Task.batches`, `passes.parts`): two passes differ by at
+    most as much as the longest poem and the shortest.
+    """
     prefix = len(shared_prefix(examples))
     own = [example.length - prefix for example in examples]
-    mean = sum(own) / len(own)
-    return lambda poems: prefix + max(max(own), SPREAD * mean * poems)
+    mean, most, least = sum(own) / len(own), max(own), min(own)
+    return lambda poems: prefix + min(most * poems, mean * poems + most - least)
 
 
 def lay_out(

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from verse.files import cache_dir
 from verse.model.dropout import masks_of
 from verse.model.encoding import Example
+from verse.model.graphs import Graph, told, warm_up
 from verse.model.memory import Way
-from verse.training.graphs import Graph, warm_up
 from verse.training.loss import as_rows, shares_prefix, summed_loss
 from verse.training.packing import Batch, lay_out, shape_of, shared_prefix
 
@@ -65,9 +65,13 @@ def choose_plan(
 
 
 def parts(poems: Sequence[tuple[int, Example]], plan: Plan) -> Iterator[list[tuple[int, Example]]]:
-    """The passes of a step: its numbered poems, `plan.poems` at a time."""
-    for start in range(0, len(poems), plan.poems):
-        yield list(poems[start : start + plan.poems])
+    """The passes of a step, at most `plan.poems` of its numbered poems each.
+
+    The poems come sorted by length; dealt out in turn, they make passes of about one length.
+    """
+    count = -(-len(poems) // plan.poems)
+    for number in range(count):
+        yield list(poems[number::count])
 
 
 class Passes:
@@ -80,7 +84,7 @@ class Passes:
         every = [[e for _, e in part] for step in steps for part in parts(step, plan)]
         self.shape = shape_of(every, plan.prefix) if every else None
         self.masks = masks_of(model)
-        self.graph: Graph | None = None
+        self.graph: Graph[torch.Tensor] | None = None
         if self.shape is None:
             return
         if self.masks:
@@ -167,11 +171,6 @@ class Passes:
         if self.plan.kept < 1:
             recompute(self.model)
         warm_up(self.compute, inputs)
-
-
-def told(what: str, error: Exception) -> None:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    print(f"{what}: {reason}", flush=True)
 
 
 def recompute(model: PreTrainedModel) -> None:

@@ -1,0 +1,162 @@
+"""Prompts and their answers on a CPU, of all lengths at once, each the same in whatever company.
+
+The linear layers take the rows together (in tiles, see `verse.generation.tiles`). Attention takes
+rows of one length together, so that nothing is padded. Prompts are read in blocks that begin at
+fixed places, and rows that begin alike share the blocks: what a row meets depends on its own
+tokens only.
+"""
+
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from verse.generation.attention import ROWS
+from verse.generation.sampling import candidates
+from verse.model.attention import attention, no_mask
+from verse.params import Decoding
+
+BLOCK = 16  # tokens of a prompt that are read at once
+ROOM = 32  # tokens more than a group has, at first
+
+
+class Group:
+    """Rows of one length, with their keys and values: by layer, (2, N, K, places, D)."""
+
+    def __init__(self, size: int, length: int = 0):
+        self.size, self.length = size, length
+        self.held: dict[int, torch.Tensor] = {}
+
+    def extend(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Add (N, K, Q, D) to what a layer holds; all of it, (2, N, K, length + Q, D)."""
+        end = self.length + key.shape[2]
+        held = self.held.get(layer)
+        if held is None or held.shape[3] < end:
+            shape = (2, *key.shape[:2], end + max(ROOM, self.length), key.shape[3])
+            room = key.new_empty(shape)
+            if held is not None:
+                room[:, :, :, : self.length] = held[:, :, :, : self.length]
+            self.held[layer] = held = room
+        held[0, :, :, self.length : end] = key
+        held[1, :, :, self.length : end] = value
+        return held[:, :, :, :end]
+
+    def select(self, rows: list[int]) -> "Group":
+        """Some of the rows, or one several times."""
+        chosen = Group(len(rows), self.length)
+        index = torch.tensor(rows, dtype=torch.long)
+        chosen.held = {layer: held[:, index] for layer, held in self.held.items()}
+        return chosen
+
+
+class Rows:
+    """What a model has seen of the prompts and answers that are being written."""
+
+    def __init__(self, model: PreTrainedModel, decoding: Decoding):
+        self.model, self.decoding = model, decoding
+        self.groups: list[Group] = []
+        self.history = torch.zeros(0, 0, dtype=torch.long)  # a row's tokens from the left
+        self.lengths = torch.zeros(0, dtype=torch.long)
+
+    def add(self, prompts: list[list[int]]) -> None:
+        """Read prompts, all but the last token of each; they become the last rows."""
+        for _, alike in groupby(prompts, len):
+            self.groups.append(self.read([tuple(prompt[:-1]) for prompt in alike]))
+        self.lengths = torch.cat([self.lengths, torch.tensor([len(ids) for ids in prompts])])
+        places = int(self.lengths.max()) + self.decoding.max_new_tokens
+        self.history = functional.pad(self.history, (0, places - self.history.shape[1]))
+        added = [torch.tensor(ids + [0] * (places - len(ids))) for ids in prompts]
+        self.history = torch.cat([self.history, torch.stack(added)])
+
+    def read(self, texts: list[tuple[int, ...]]) -> Group:
+        group = Group(1)
+        known: dict[tuple[int, ...], int] = {(): 0}
+        for start in range(0, len(texts[0]), BLOCK):
+            heads = list(dict.fromkeys(text[: start + BLOCK] for text in texts))
+            group = group.select([known[head[:start]] for head in heads])
+            self.forward([group], torch.tensor([head[start:] for head in heads]), predict=False)
+            group.length = len(heads[0])
+            known = {head: row for row, head in enumerate(heads)}
+        return group.select([known[text] for text in texts])
+
+    def forward(self, groups: list[Group], ids: torch.Tensor, *, predict: bool) -> Any:
+        """Let the model see Q more tokens of each row; its scores (R, Q, vocabulary) if wanted."""
+        starts = torch.tensor([group.length for group in groups for _ in range(group.size)])
+        self.current = groups
+        with attention(self.model, ROWS):
+            return self.model(
+                input_ids=ids,
+                position_ids=starts[:, None] + torch.arange(ids.shape[1]),
+                attention_mask=no_mask(ids.device),
+                use_cache=False,
+                logits_to_keep=0 if predict else torch.zeros(0, dtype=torch.long),
+                seen=self,
+            ).logits
+
+    def scores(self) -> torch.Tensor:
+        """Those of the token that comes next in each row, (R, vocabulary)."""
+        last = self.history.gather(1, self.lengths[:, None] - 1)
+        return self.forward(self.groups, last, predict=True)[:, -1]
+
+    def step(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The `candidates` that come next in each row."""
+        return candidates(self.scores(), self.history, self.lengths, self.decoding)
+
+    def write(self, tokens: torch.Tensor) -> None:
+        """Add a token to each row."""
+        self.history.scatter_(1, self.lengths[:, None], tokens[:, None])
+        self.lengths += 1
+        for group in self.groups:
+            group.length += 1
+
+    def keep(self, rows: list[int]) -> None:
+        """Let go of all rows but these, which are in ascending order."""
+        self.history, self.lengths = self.history[rows], self.lengths[rows]
+        groups, start = [], 0
+        for group in self.groups:
+            inside = [row - start for row in rows if start <= row < start + group.size]
+            start += group.size
+            if inside:
+                groups.append(group if len(inside) == group.size else group.select(inside))
+        self.groups = groups
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        output = torch.empty_like(query)
+        start = 0
+        for group in self.current:
+            rows = slice(start, start + group.size)
+            seen = group.extend(layer, key[rows], value[rows])
+            output[rows] = self.attend_alike(query[rows], seen, scale, window)
+            start += group.size
+        return output
+
+    def attend_alike(
+        self, query: torch.Tensor, seen: torch.Tensor, scale: float, window: int | None
+    ) -> torch.Tensor:
+        """For rows of one length. seen: (2, N, K, L, D), of which the last are the query's own."""
+        count, heads, tokens, size = query.shape
+        keys, length = seen.shape[2:4]
+        mask = None
+        if tokens == 1:
+            seen = seen[..., max(0, length - (window or length)) :, :]
+        else:
+            places = torch.arange(length)
+            ahead = places[-tokens:, None] - places
+            mask = (ahead >= 0) & (ahead < (window or length))
+            mask = mask.repeat(heads // keys, 1)
+        # Queries of one group of heads have one key: they count as more queries.
+        grouped = query.reshape(count, keys, heads // keys * tokens, size)
+        found = functional.scaled_dot_product_attention(
+            grouped, seen[0], seen[1], mask, scale=scale
+        )
+        return found.reshape(query.shape)
