@@ -61,7 +61,7 @@ class Slots:
         taken = set(self.order)
         slots = [slot for slot in range(self.slots) if slot not in taken][: len(prompts)]
         start = len(self.prefix)
-        at_once = max(1, READ_AT_ONCE // max(map(len, prompts)))
+        at_once = max(1, READ_AT_ONCE // max(len(prompt) - start for prompt in prompts))
         with quickly():
             for first in range(0, len(prompts), at_once):
                 some = prompts[first : first + at_once]

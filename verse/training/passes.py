@@ -81,6 +81,11 @@ class Passes:
         """steps: this process's numbered poems of every step."""
         self.model, self.plan = model, plan
         self.device = next(model.parameters()).device
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        for weight in self.weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        self.sums = [weight.grad for weight in self.weights if weight.grad is not None]
         every = [[e for _, e in part] for step in steps for part in parts(step, plan)]
         self.shape = shape_of(every, plan.prefix) if every else None
         self.masks = masks_of(model)
@@ -134,7 +139,11 @@ class Passes:
             self.masks.draw(places, step)
         shared, dtype = self.plan.shared, self.plan.dtype
         loss = summed_loss(self.model, batch, self.shape, dtype, shared=shared)
-        (loss * factor).backward()
+        # Added to the sums all together: a kernel for each of hundreds would take its time.
+        gradients = torch.autograd.grad(
+            loss * factor, self.weights, allow_unused=True, materialize_grads=True
+        )
+        torch._foreach_add_(self.sums, gradients)
         return loss.detach()
 
     def record(self, step: list[tuple[int, Example]]) -> None:
