@@ -39,7 +39,8 @@ def main() -> None:
 def poems() -> str:
     """The first test poems, each contestant's lines in a column."""
     truths = read_jsonl("data/prepared/test.jsonl")
-    answers = {one.english: one.answers and read_jsonl(one.answers) for one in CONTESTANTS.values()}
+    shown = [one for one in CONTESTANTS.values() if not one.floor]
+    answers = {one.english: one.answers and read_jsonl(one.answers) for one in shown}
     blocks = []
     for number in SHOWN:
         truth = truths[number]
@@ -53,7 +54,7 @@ def poems() -> str:
 
 def table(scores: dict[str, dict[str, float]]) -> str:
     """The metrics in Markdown: a row a metric, a column a contestant."""
-    heads = [one.english if one.answers else "true poems" for one in CONTESTANTS.values()]
+    heads = [one.english for one in CONTESTANTS.values()]
     rows = [["", *heads], ["---"] * (len(heads) + 1)]
     for metric in METRICS:
         cells = [f"{values[metric.name]:.3f}" for values in scores.values()]
