@@ -117,8 +117,8 @@ class Analysis:
     """五絕, 七絕, 五律, 七律; 五排 or 七排 of ten lines or more (排律), 五言 or 七言 of six lines;
     None for anything else."""
     regulated: bool
-    """近體, else 古體: of four, eight, ten or more lines, rhymed on one group of level tone, with
-    few faults: see `regular`."""
+    """近體, else 古體: of four, eight, ten or more lines, rhymed on a level tone, with few
+    faults, among which an even line on a neighbouring group is one: see `regular`."""
     rhyme: bool
     """What `rhymes` says of the lines."""
     near_rhyme: bool
@@ -225,7 +225,7 @@ def analyse(lines: Sequence[str]) -> Analysis:
     shares = shares_kept(places)
     rest = shares_kept([one for one in places if one[0].line > 1])
     breaks = tuple(sorted(place for place, holds in places if not holds))
-    on_level = rhyme and group in LEVEL_GROUPS
+    on_level = (rhyme or near) and group in LEVEL_GROUPS
     return Analysis(
         form=form,
         regulated=on_level and len(lines) != 6 and regular(len(lines), breaks),
@@ -347,7 +347,7 @@ def counted_tones(lines: Sequence[str]) -> tuple[list[list[int]], tuple[int, ...
             and e & OBLIQUE
             and below
             and len(below[0]) == len(line)
-            and below[0][-3] == LEVEL
+            and below[0][-3] & LEVEL
             and below[0][-4] & LEVEL
             and below[0][-2] & OBLIQUE
         ):
