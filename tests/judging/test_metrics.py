@@ -54,6 +54,16 @@ def test_the_readme_has_the_figures_of_the_committed_scores():
                 assert float(half) == float(f"{values[f'{name}_ci95']:.3f}"), name
 
 
+def test_the_readme_has_the_gain_of_the_committed_scores():
+    rows = json.loads((ROOT / "metrics/gains.json").read_text("utf-8"))
+    (row,) = [row for row in rows if row["contestant"] == WATCHED]
+    (line,) = re.findall("^Gain of tuned over base, poem by poem: (.*)\\.$", README, re.MULTILINE)
+    told = re.findall(r"(\w+) ([+-][\d.]+) ± ([\d.]+)", line)
+    assert [name for name, _, _ in told] == INTERVALS
+    for name, value, half in told:
+        assert value == f"{row[name]:+.3f}" and half == f"{row[f'{name}_ci95']:.3f}", name
+
+
 def test_dvc_plots_a_file_for_each_contestant():
     plots = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["plots"]
     (lines,) = (plot["lines"] for plot in plots if "lines" in plot)
