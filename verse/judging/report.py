@@ -145,7 +145,8 @@ def choices(options: Iterable[tuple[str, str, list[bool]]]) -> list[tuple[str, s
 def form_of(row: Row) -> str:
     """The form of the true poem."""
     analysis = row["reference"].analysis
-    return analysis.form if analysis and analysis.form else OTHER
+    form = (analysis and analysis.form) or OTHER
+    return form if form in FORMS.values() else OTHER
 
 
 def faults(judged: Judged) -> list[str]:

@@ -34,7 +34,8 @@ LEAST_WORDS = 0.4
 LEAST_FIT = 0.5
 """Least fit of a whole poem: what chance has."""
 
-BLANK = "\0"  # in place of a character: no line has it
+BLANK = "\0"  # in place of a character; no verse has it
+LONGEST = 20  # characters of a line that can be near another; no verse is longer
 
 COLUMNS = ["poem", "written", *(metric.name for metric in METRICS if metric.name != "distinct2")]
 """Of metrics/poems.csv, where each metric is the mean of its column; `distinct2` is none."""
@@ -157,9 +158,6 @@ def blanked(line: str) -> Iterator[str]:
     if 1 < len(line) < LONGEST:
         for at in range(len(line)):
             yield line[:at] + BLANK + line[at + 1 :]
-
-
-LONGEST = 20  # characters of a line that can be near another; no verse is longer
 
 
 def tabulate(judged: Sequence[Judged], others: Rivals) -> pd.DataFrame:
