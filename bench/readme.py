@@ -2,16 +2,17 @@
 
     python -m bench.readme
 
-Replaces the poems at its top, the table of metrics and the line of losses; a test holds them to
-the committed metrics. Run it after `dvc repro` wherever results changed.
+Replaces the poems at its top, the table of metrics, the lines of gains and of losses; a test holds
+them to the committed metrics. Run it after `dvc repro` wherever results changed.
 """
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from verse.files import read_jsonl, write_text
-from verse.judging.contestants import CONTESTANTS
+from verse.judging.contestants import CONTESTANTS, WATCHED
 from verse.judging.metrics import METRICS
 from verse.judging.terminal import side_by_side
 
@@ -22,10 +23,12 @@ SHOWN = (0, 1, 2)  # test poems
 def main() -> None:
     scores = json.loads(Path("metrics/score.json").read_text("utf-8"))
     losses = json.loads(Path("metrics/train.json").read_text("utf-8"))
+    gains = json.loads(Path("metrics/gains.json").read_text("utf-8"))
     text = Path(README).read_text("utf-8")
     for pattern, new in {
         r"(?<=```\n)prompt .*?\n(?=```)": poems(),
         r"\| \| base \| tuned .*?\n(?=\n)": table(scores),
+        r"Gain of tuned over base.*?\n": gain(gains),
         r"Loss on the validation poems: .*?\n": (
             f"Loss on the validation poems: {losses['before']['loss_per_character']:.4f} nats a "
             f"character before training, {losses['after']['loss_per_character']:.4f} after.\n"
@@ -39,7 +42,8 @@ def main() -> None:
 def poems() -> str:
     """The first test poems, each contestant's lines in a column."""
     truths = read_jsonl("data/prepared/test.jsonl")
-    answers = {one.english: one.answers and read_jsonl(one.answers) for one in CONTESTANTS.values()}
+    shown = [one for one in CONTESTANTS.values() if not one.floor]
+    answers = {one.english: one.answers and read_jsonl(one.answers) for one in shown}
     blocks = []
     for number in SHOWN:
         truth = truths[number]
@@ -53,7 +57,7 @@ def poems() -> str:
 
 def table(scores: dict[str, dict[str, float]]) -> str:
     """The metrics in Markdown: a row a metric, a column a contestant."""
-    heads = [one.english if one.answers else "true poems" for one in CONTESTANTS.values()]
+    heads = [one.english for one in CONTESTANTS.values()]
     rows = [["", *heads], ["---"] * (len(heads) + 1)]
     for metric in METRICS:
         cells = [f"{values[metric.name]:.3f}" for values in scores.values()]
@@ -65,6 +69,17 @@ def table(scores: dict[str, dict[str, float]]) -> str:
             ]
         rows.append([metric.name, *cells])
     return "".join("| " + " | ".join(row) + " |\n" for row in rows).replace("|  |", "| |")
+
+
+def gain(gains: list[dict[str, Any]]) -> str:
+    """What training gained, in a line."""
+    (row,) = [row for row in gains if row["contestant"] == WATCHED]
+    told = [
+        f"{name} {row[name]:+.3f} ± {row[f'{name}_ci95']:.3f}"
+        for name in row
+        if f"{name}_ci95" in row
+    ]
+    return f"Gain of tuned over base, poem by poem: {', '.join(told)}.\n"
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ import subprocess
 import sys
 import time
 
-from verse.judging.scoring import judge, summarise, tabulate
-from verse.poems.lines import lines_in
+from verse.judging.floors import another_rest, constant, random_characters
+from verse.judging.scoring import gain, judge, likenesses, summarise, tabulate
+from verse.judging.usage import rivals
+from verse.poems.lines import lines_in, split_lines
 from verse.poems.prosody import BOOK
 
 SIZES = ((300, 5_000), (50_000, 300_000))
@@ -38,22 +40,29 @@ def score(generated: int, training: int) -> None:
     tuned = [poem(draw, characters)[1] for _ in range(generated)]
     base = [answer * 2 + " and then\n" for answer in tuned]
 
+    poems = list(zip(couplets, truths, strict=True))
     start = time.perf_counter()
-    training_lines = lines_in(couplet + rest for couplet, rest in train)
+    training_lines = likenesses(lines_in(couplet + rest for couplet, rest in train))
+    others = rivals([[line for line, _ in split_lines(couplet)] for couplet, _ in train])
     read = time.perf_counter()
+    floors = [make(poems, train, 42) for make in (random_characters, constant, another_rest)]
+    made = time.perf_counter()
     groups = [
         [judge(*texts, training_lines) for texts in zip(couplets, answers, truths, strict=True)]
-        for answers in (base, tuned, truths)
+        for answers in (base, tuned, *floors, truths)
     ]
     judged = time.perf_counter()
-    for group in groups:
-        summarise(group, tabulate(group, truths), seed=42, resamples=RESAMPLES)
+    tables = [tabulate(group, others) for group in groups]
+    for group, table in zip(groups, tables, strict=True):
+        summarise(group, table, truths, seed=42, resamples=RESAMPLES)
+    gain(tables[1], tables[0], seed=42, resamples=RESAMPLES)
     done = time.perf_counter()
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"{generated:,} poems in three groups against {training:,}: {done - start:.2f} s "
-        f"(training lines {read - start:.2f}, judging {judged - read:.2f}, "
+        f"{generated:,} poems in six groups against {training:,}: {done - start:.2f} s "
+        f"(training lines {read - start:.2f}, floors {made - read:.2f}, "
+        f"judging {judged - made:.2f}, "
         f"metrics {done - judged:.2f}), peak {peak:.2f} GiB"
     )
 

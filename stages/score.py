@@ -2,8 +2,9 @@
 
     python -m stages.score
 
-Writes metrics/score.json, metrics/poems.csv with a row per poem and contestant, the data of two
-plots below metrics/plots and metrics/report.html; prints the metrics and three poems.
+Writes metrics/score.json, metrics/gains.json with what each contestant gains over the baseline,
+metrics/poems.csv with a row per poem and contestant, the data of two plots below metrics/plots and
+metrics/report.html; prints the metrics and three poems.
 """
 
 import re
@@ -27,45 +28,59 @@ def main() -> None:
 
     import pandas as pd
 
-    from verse.judging.contestants import CONTESTANTS
+    from verse.judging.contestants import BASELINE, CONTESTANTS
     from verse.judging.metrics import HEADLINES
     from verse.judging.report import render
-    from verse.judging.scoring import COLUMNS, judge, summarise, tabulate
-    from verse.judging.terminal import metrics_table, side_by_side
-    from verse.poems.lines import lines_in
+    from verse.judging.scoring import gain, judge, likenesses, summarise, tabulate
+    from verse.judging.terminal import gains_table, metrics_table, side_by_side
+    from verse.judging.usage import rivals
+    from verse.poems.lines import lines_in, split_lines
 
-    test = columns(TEST, "input", "output")
+    test = [(couplet, rest) for couplet, rest in columns(TEST, "input", "output")]
     if not test:
         raise UserError(f"{TEST}: no poems to score: raise prepare.test_poems")
     couplets, truths = zip(*test, strict=True)
+    training = [(couplet, rest) for couplet, rest in columns(TRAIN, "input", "output")]
     answers = {
-        name: answers_to(couplets, one.answers) if one.answers else list(truths)
+        name: answers_to(couplets, one.answers)
+        if one.answers
+        else one.floor(test, training, p.seed)
+        if one.floor
+        else list(truths)
         for name, one in CONTESTANTS.items()
     }
-    training_lines = lines_in(a + b for a, b in columns(TRAIN, "input", "output"))
+    training_lines = likenesses(lines_in(a + b for a, b in training))
+    others = rivals([[line for line, _ in split_lines(couplet)] for couplet, _ in training])
 
     judged = {
         name: [judge(*poem, training_lines) for poem in zip(couplets, texts, truths, strict=True)]
         for name, texts in answers.items()
     }
-    tables = {name: tabulate(poems, truths) for name, poems in judged.items()}
+    tables = {name: tabulate(poems, others) for name, poems in judged.items()}
+    draws = {"seed": p.seed, "resamples": p.score.bootstrap}
     metrics = {
-        name: summarise(poems, tables[name], seed=p.seed, resamples=p.score.bootstrap)
-        for name, poems in judged.items()
+        name: summarise(poems, tables[name], truths, **draws) for name, poems in judged.items()
+    }
+    gains = {
+        name: gain(tables[name], tables[BASELINE], **draws)
+        for name, one in CONTESTANTS.items()
+        if one.answers and name != BASELINE
     }
 
-    rows = [dict(zip(judged, row, strict=True)) for row in zip(*judged.values(), strict=True)]
-    poems = pd.concat([table[COLUMNS].assign(contestant=name) for name, table in tables.items()])
-    poems = poems[["contestant", *COLUMNS]].round({"tone": 4, "chrf": 4})
+    shown = {name: poems for name, poems in judged.items() if not CONTESTANTS[name].floor}
+    rows = [dict(zip(shown, row, strict=True)) for row in zip(*shown.values(), strict=True)]
+    poems = pd.concat(tables, names=["contestant"]).reset_index("contestant").round(4)
     with together():
         write_json("metrics/score.json", metrics)
+        write_json("metrics/gains.json", [{"contestant": n, **one} for n, one in gains.items()])
         write_text("metrics/poems.csv", poems.to_csv(index=False, lineterminator="\n"))
         write_text("metrics/plots/quality.csv", quality_plot(metrics, HEADLINES))
-        for name, ones in judged.items():
+        for name, ones in shown.items():
             write_text(f"metrics/plots/lines/{name}.csv", lines_plot(ones))
         write_text("metrics/report.html", render(rows, metrics))
 
     print(metrics_table(metrics))
+    print("\n" + gains_table(gains, BASELINE))
     for row in rows[:SHOWN]:
         texts = {CONTESTANTS[name].english: one.answer for name, one in row.items()}
         print("\n" + side_by_side({"prompt": row["reference"].couplet, **texts}))

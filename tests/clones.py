@@ -85,7 +85,7 @@ def clone(to: Path, **env: str) -> Clone:
     )
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file() and not name.startswith(
-            ("tests/", "bench/", "pretrain/", "rhymes/")
+            ("tests/", "bench/", "pretrain/", "rhymes/", "usage/")
         ):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, path / name)

@@ -22,12 +22,15 @@ from hypothesis import strategies as st
 
 from verse.judging import contestants
 from verse.judging.contestants import CONTESTANTS, Contestant
+from verse.judging.metrics import METRICS
 from verse.judging.report import FAULTS, LONG, RULES, render, visible
 from verse.judging.scoring import judge, summarise, tabulate
+from verse.judging.usage import rivals
 from verse.poems import prosody
 from verse.poems.lines import split_lines
 
 COUPLET, REST = "白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。"
+OTHERS = rivals([["春眠不覺曉", "處處聞啼鳥"]])
 TEST_POEMS = Path(__file__).parents[2] / "data/embedded/test.json"
 POEMS = json.loads(TEST_POEMS.read_text(encoding="utf-8"))
 ATTACK = (
@@ -95,7 +98,7 @@ def measure(rows):
     metrics = {}
     for name in rows[0]:
         judged = [one[name] for one in rows]
-        metrics[name] = summarise(judged, tabulate(judged, truths), seed=1, resamples=100)
+        metrics[name] = summarise(judged, tabulate(judged, OTHERS), truths, seed=1, resamples=100)
     return metrics
 
 
@@ -137,7 +140,7 @@ def test_a_contestant_more_is_an_entry_more(monkeypatch):
     assert heads == ["未調", "已調", "月之暗面", "原作"]
     assert html.count("Kimi &lt;b&gt;") == 4  # the table's head, its caption, two poems
     table = re.search("<tbody>(.*?)</tbody>", html, re.DOTALL)[1]
-    assert len(re.findall("<td>", table)) == len(re.findall("<circle", table)) == 9 * 4
+    assert len(re.findall("<td>", table)) == len(re.findall("<circle", table)) == len(METRICS) * 4
     assert list(contestants.CONTESTANTS)[-1] == "kimi", "the page's order is that of the answers"
 
 
@@ -167,7 +170,7 @@ def test_metrics_are_told_with_their_intervals_headline_first():
 
 
 def test_metrics_that_a_group_lacks_are_dashes():
-    html = render([], {"base": {}, "tuned": {"chrf": 12.5}, "reference": {"chrf": 100.0}})
+    html = render([], {"base": {}, "tuned": {"repeats": 12.5}, "reference": {"repeats": 100.0}})
     assert "<td>—</td><td>12.500</td><td>100.000</td>" in html
 
 
@@ -220,7 +223,7 @@ def test_broken_rules_are_marked_in_place(tuned, marks):
 
 
 def test_a_mark_stands_for_every_rule_and_the_legend_explains_it():
-    assert set(RULES) == set(prosody.RULES)
+    assert set(RULES) == set(prosody.FAULTS)
     legend = re.search("<dl>.*</dl>", render([], measure([row()])), re.DOTALL)[0]
     for mark in (*(f'data-rules="{mark}"' for mark in RULES.values()), 'data-seal="重"', "<em>"):
         assert mark in legend
@@ -247,7 +250,7 @@ def test_findings_are_told_below_each_answer():
     html = page(row(base=base, tuned=eight, training={"更上一層樓"}))
     found = [re.search(r"</(?:p|pre)><p>(.*)</p>", html)[1] for html in answers(html)]
     assert found[0] == "失格 · 雜字 · 重句 1 · 襲句 1"
-    assert found[1].startswith("五律 · 古體 · 句數異 · 押十一尤 · 合律 0.")
+    assert found[1].startswith("五律 · 句數異 · 重韻 押十一尤 · 合律 0.")
     assert found[2] == "五絕 · 押十一尤 · 合律 1.00"
 
 

@@ -138,9 +138,9 @@ def test_old_style_poems(title):
 
 def test_a_poem_that_once_fails_to_adhere_is_still_regulated():
     found = analyse(HISTORIC_SITE.split())
-    assert found.breaks == (Break(2, 3, "adhesion"), Break(2, 5, "adhesion"))
-    assert found.shares["adhesion"] == pytest.approx(7 / 9)
-    assert found.tone == pytest.approx((3 + 7 / 9) / 4)
+    assert found.breaks == tuple(Break(2, beat, "adhesion") for beat in (1, 3, 5))
+    assert found.shares["adhesion"] == pytest.approx(6 / 9)
+    assert found.tone == pytest.approx((3 + 6 / 9) / 4)
     assert found.regulated
 
 
@@ -168,6 +168,121 @@ def test_an_oblique_rhyme_is_a_rhyme_but_not_regulated():
     assert found.rhyme_group == "九屑"
     assert Break(1, 4, "level_rhyme") in found.breaks
     assert found.shares["level_rhyme"] == 0.25  # only the first line's oblique end is as it should
+
+
+# What an expert sees
+
+
+def test_the_anthology_s_sections_agree():
+    """Of every poem that is regulated, or not, by its section of the Three Hundred Tang Poems."""
+    rows = [
+        line.split("\t")
+        for line in Path(__file__).with_name("three_hundred.tsv").read_text("utf-8").splitlines()
+        if not line.startswith("#")
+    ]
+    agree = {True: [], False: []}
+    for section, _, _, text in rows:
+        wanted = section[-2:] != "古詩"
+        agree[wanted].append(analyse(text.split()).regulated == wanted)
+    assert len(agree[True]) > 150 and len(agree[False]) > 25
+    assert mean(agree[True] + agree[False]) >= 0.95
+    assert mean(agree[True]) >= 0.95 and mean(agree[False]) >= 0.9
+
+
+YELLOW_CRANE = (  # 黃鶴樓: "its first half is in the manner of old verse" (詩詞格律)
+    "昔人已乘黃鶴去 此地空餘黃鶴樓 黃鶴一去不復返 白雲千載空悠悠 "
+    "晴川歷歷漢陽樹 芳草萋萋鸚鵡洲 日暮鄉關何處是 煙波江上使人愁"
+)
+
+
+def test_the_yellow_crane_tower_is_not_regulated():
+    found = analyse(YELLOW_CRANE.split())
+    assert found.form == "七律" and found.rhyme and not found.regulated
+    assert Break(3, 4, "level_tail") in found.breaks
+    assert {place.line for place in found.breaks if place.rule == "alternation"} == {2}
+
+
+@pytest.mark.parametrize(
+    ("text", "mended"),
+    [
+        ("岐王宅裏尋常見 崔九堂前幾度聞 正是江南好風景 落花時節又逢君", (2,)),  # 平平仄平仄
+        ("離離原上草 一歲一枯榮 野火燒不盡 春風吹又生", (2,)),  # by the next line
+        ("人事有代謝 往來成古今 江山留勝跡 我輩復登臨", (0,)),
+        ("向晚意不適 驅車登古原 夕陽無限好 只是近黃昏", (0,)),
+        ("白日依山盡 黃河入海流 欲窮千里目 更上一層樓", ()),
+    ],
+)
+def test_mended_lines(text, mended):
+    found = analyse(text.split())
+    assert found.mended == mended
+    assert not [place for place in found.breaks if place.line in mended and place.position == 3]
+
+
+def test_what_no_next_line_mends_is_broken():
+    found = analyse("離離原上草 一歲一枯榮 野火燒不盡 春風又又生".split())
+    assert found.mended == () and Break(2, 3, "alternation") in found.breaks
+
+
+def test_one_level_tone_alone_and_its_mending():
+    poem = "我宿五松下 寂寥無所歡 田家秋作苦 鄰女夜舂寒"  # 宿五松山下荀媼家
+    assert not [place for place in analyse(poem.split()).breaks if place.rule == "lone_level"]
+    alone = poem.replace("寂寥無所歡", "寂寥不所歡")
+    assert Break(1, 0, "lone_level") in analyse(alone.split()).breaks
+
+
+def test_three_level_tones_at_the_end_are_a_fault_and_three_oblique_ones_are_told():
+    found = analyse(of_tones("仄仄平平仄 平平平平平 平平仄仄仄 仄仄仄平平"))
+    assert Break(1, 2, "level_tail") in found.breaks
+    assert found.oblique_tails == (2,)
+    assert not [place for place in found.breaks if place.line == 2 and place.position == 2]
+
+
+def test_neighbouring_groups_are_told_apart_from_no_rhyme():
+    for pair in ("真文", "寒刪", "支微", "語麌", "屑月", "東冬", "元先", "元文"):
+        found = analyse(["甲", pair[0], "乙", pair[1]])
+        assert found.near_rhyme and not found.rhyme, pair
+    for pair in ("東陽", "文先", "歌麻", "侵覃", "支虞", "東董"):
+        found = analyse(["甲", pair[0], "乙", pair[1]])
+        assert not found.near_rhyme and not found.rhyme, pair
+
+
+def test_the_first_line_may_rhyme_on_a_neighbour():
+    """清明: 紛 is in 十二文, 魂 and 村 in 十三元."""
+    text = "清明時節雨紛紛 路上行人欲斷魂 借問酒家何處有 牧童遙指杏花村"
+    found = analyse(text.split())
+    assert found.rhyme and found.regulated and found.rhyme_group == "十三元" and found.breaks == ()
+
+
+def test_a_quatrain_that_turns_at_its_waist_is_regulated():
+    """渭城曲 and 滁州西澗 fail to adhere (折腰體)."""
+    for text in (
+        "渭城朝雨浥輕塵 客舍青青柳色新 勸君更盡一杯酒 西出陽關無故人",
+        "獨憐幽草澗邊生 上有黃鸝深樹鳴 春潮帶雨晚來急 野渡無人舟自橫",
+    ):
+        found = analyse(text.split())
+        assert found.regulated and {place.rule for place in found.breaks} == {"adhesion"}
+
+
+def test_a_reading_that_verse_hardly_has_keeps_no_rule():
+    assert prosody.tone_bits("不") == prosody.OBLIQUE and len(readings("不")) > 1
+    assert prosody.tone_bits("看") == prosody.LEVEL | prosody.OBLIQUE
+    for character, bit in prosody.USUAL.items():
+        tones = {r.tone == "平" for r in readings(character)}
+        assert tones == {True, False} and bit in (prosody.LEVEL, prosody.OBLIQUE)
+
+
+def test_ten_lines_are_in_form():
+    *_, text = REGULATED["春望"]
+    found = analyse([*text.split(), "國破山河在", "城春草木森"])
+    assert found.form == "五排" and found.rhyme and found.tone > 0.9
+    assert analyse(text.split()[:6]).form == "五言" and not analyse(text.split()[:6]).regulated
+
+
+def test_the_tone_of_the_rest_takes_no_merit_from_the_couplet():
+    *_, text = REGULATED["春望"]
+    lines = text.split()
+    broken = analyse(["國破山水在", "春城草木深", *lines[2:]])
+    assert broken.tone < 1 and broken.rest_tone > broken.tone
 
 
 # Each rule, broken alone
@@ -222,7 +337,7 @@ def test_even_lines_that_share_no_group_have_no_rhyme():
 def test_an_oblique_rhyme_is_old_style_however_well_the_rest_is_kept():
     found = analyse(of_tones("仄仄平平仄 平平仄仄仄 平平平仄仄 仄仄仄平仄"))
     assert found.rhyme
-    assert found.tone == pytest.approx((3 + 0.5) / 4) and found.tone > prosody.REGULATED_TONE
+    assert found.tone == pytest.approx((3 + 0.5) / 4)
     assert not found.regulated
 
 
@@ -283,7 +398,7 @@ def test_one_couplet_has_nothing_to_rhyme_with():
         ["白日依山盡", "黃河入海流", "欲窮千里目", "更上一層a"],
         ["白日依山盡", "黃河入海流", "欲窮千里目", "更上一層\x00"],
         ["白" * 10_000] * 4,
-        ["白日依山盡"] * 10_000,
+        ["白日依山盡"] * 9_999,
     ],
 )
 def test_out_of_form(lines):
@@ -319,11 +434,12 @@ def test_any_lines_are_judged_consistently(lines):
     assert 0 <= found.tone <= 1
     assert found.rhyme == rhymes(lines)
     assert not found.rhyme or found.rhyme_group
-    assert not found.regulated or (found.rhyme and found.tone >= prosody.REGULATED_TONE)
+    assert not found.regulated or (found.rhyme and not found.near_rhyme)
     assert (found.form is None) == (found.shares == {})
     assert list(found.breaks) == sorted(set(found.breaks))
     for line, position, rule in found.breaks:
-        assert lines[line][position] and found.shares[rule] < 1
+        assert lines[line][position] and rule in prosody.FAULTS
+        assert found.shares[rule if rule in found.shares else "alternation"] < 1
     for line, position in found.rhyming:
         assert found.rhyme_group in {r.group for r in readings(lines[line][position])}
 
@@ -389,7 +505,7 @@ def test_tang_poems_rhyme_and_keep_the_rules(tang_poems):
     found = [analyse(poem) for poem in tang_poems]
     assert mean(a.form is not None for a in found) > 0.99
     assert mean(a.rhyme for a in found) == pytest.approx(0.949, abs=0.002)
-    assert mean(a.tone for a in found) == pytest.approx(0.942, abs=0.002)
+    assert mean(a.tone for a in found) == pytest.approx(0.940, abs=0.002)
     assert mean(a.regulated for a in found) == pytest.approx(0.832, abs=0.005)
 
 

@@ -11,6 +11,7 @@ from stages import score
 from verse.errors import UserError
 from verse.files import write_jsonl
 from verse.judging.contestants import CONTESTANTS, Contestant
+from verse.judging.metrics import HEADLINES
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,8 +22,16 @@ TEST = [
 ]
 BASE = ["\x1b[2J" + "山" * 10_000, ""]
 TUNED = ["欲窮千里目，更上一層樓。", "感時花濺淚，恨別鳥驚心。"]
+SHOWN = ("base", "tuned", "reference")
 OUTPUTS = (
-    *("score.json", "poems.csv", "plots/quality.csv", "plots/lines/tuned.csv", "report.html"),
+    *(
+        "score.json",
+        "gains.json",
+        "poems.csv",
+        "plots/quality.csv",
+        "plots/lines/tuned.csv",
+        "report.html",
+    ),
 )
 
 
@@ -47,23 +56,39 @@ def write_answers(group, answers, couplets=None):
 def test_metrics(project):
     score.main()
     metrics = json.loads(Path("metrics/score.json").read_text(encoding="utf-8"))
-    assert list(metrics) == ["base", "tuned", "reference"]
-    base, tuned, reference = metrics.values()
+    assert list(metrics) == list(CONTESTANTS)
+    base, tuned, reference = (metrics[name] for name in SHOWN)
     assert base["poems"] == tuned["poems"] == reference["poems"] == 2
     assert (base["form"], tuned["form"], reference["form"]) == (0, 1, 1)
-    assert (base["lines"], base["clean"], base["novel"]) == (0, 0.5, 1)
+    assert (base["lines"], base["clean"], base["novel"]) == (0, 0.5, 0)
     assert (tuned["rhyme"], tuned["novel"]) == (0.5, 0.5)  # 枝 and 心; its lines are the training's
-    assert (reference["rhyme"], reference["novel"], reference["chrf"]) == (1, 1, 1)
+    assert (reference["rhyme"], reference["novel"], reference["distinct2"]) == (1, 1, 1)
+
+
+def test_floors_stand_beside_what_models_write(project):
+    score.main()
+    metrics = json.loads(Path("metrics/score.json").read_text(encoding="utf-8"))
+    assert metrics["random"]["form"] == metrics["random"]["lines"] == 1
+    assert metrics["random"]["words"] < metrics["reference"]["words"]
+    assert metrics["constant"]["novel"] == 0 and metrics["constant"]["shared"] == 1
+    assert metrics["another"]["form"] == 1 and metrics["another"]["rhyme"] == 0
+
+
+def test_the_gain_over_the_baseline(project):
+    score.main()
+    (tuned,) = json.loads(Path("metrics/gains.json").read_text(encoding="utf-8"))
+    assert tuned["contestant"] == "tuned" and tuned["form"] == 1 and 0 < tuned["form_ci95"] < 1
 
 
 def test_a_row_a_poem_and_contestant(project):
     score.main()
     rows = rows_of("metrics/poems.csv")
     assert [(row["contestant"], row["poem"]) for row in rows] == [
-        (name, number) for name in ("base", "tuned", "reference") for number in "12"
+        (name, number) for name in CONTESTANTS for number in "12"
     ]
-    assert [row["form"] for row in rows] == list("001111")
-    assert [row["novel"] for row in rows if row["contestant"] == "tuned"] == ["2", "0"]
+    forms = [row["form"] for row in rows if row["contestant"] in SHOWN]
+    assert forms == list("001111")
+    assert [row["novel"] for row in rows if row["contestant"] == "tuned"] == ["1.0", "0.0"]
 
 
 def test_a_fourth_contestant_is_data_and_no_code(project, monkeypatch):
@@ -75,9 +100,15 @@ def test_a_fourth_contestant_is_data_and_no_code(project, monkeypatch):
     write_answers("kimi", [TEST[0][1], "不會。"])
     score.main()
     metrics = json.loads(Path("metrics/score.json").read_text("utf-8"))
-    assert list(metrics) == ["base", "tuned", "kimi", "reference"]
-    assert (metrics["kimi"]["form"], metrics["kimi"]["chrf"]) == (0.5, pytest.approx(0.7, abs=0.3))
-    assert len(rows_of("metrics/poems.csv")) == 8
+    assert list(metrics) == [
+        *(n for n in CONTESTANTS if n not in ("kimi", "reference")),
+        "kimi",
+        "reference",
+    ]
+    assert metrics["kimi"]["form"] == 0.5
+    assert len(rows_of("metrics/poems.csv")) == 2 * len(CONTESTANTS)
+    gains = json.loads(Path("metrics/gains.json").read_text("utf-8"))
+    assert [row["contestant"] for row in gains] == ["tuned", "kimi"]
     assert {"answers": "form: kimi", "share": "0.5"} in rows_of("metrics/plots/quality.csv")
     assert rows_of("metrics/plots/lines/kimi.csv")[1] == {"lines": "1", "share": "0.5000"}
     assert "月之暗面" in Path("metrics/report.html").read_text("utf-8")
@@ -85,15 +116,15 @@ def test_a_fourth_contestant_is_data_and_no_code(project, monkeypatch):
 
 def test_plots(project):
     score.main()
-    assert rows_of("metrics/plots/quality.csv")[:4] == [
-        {"answers": "form: base", "share": "0.0"},
-        {"answers": "form: tuned", "share": "1.0"},
-        {"answers": "form: reference", "share": "1.0"},
-        {"answers": "rhyme: base", "share": "0.0"},
+    quality = rows_of("metrics/plots/quality.csv")
+    assert [row["answers"] for row in quality] == [
+        f"{key}: {name}" for key in HEADLINES for name in CONTESTANTS
     ]
+    assert {"answers": "form: base", "share": "0.0"} in quality
+    assert {"answers": "form: tuned", "share": "1.0"} in quality
     lines = {
         group: [row["share"] for row in rows_of(f"metrics/plots/lines/{group}.csv")]
-        for group in ("base", "tuned", "reference")
+        for group in SHOWN
     }
     assert lines["base"] == ["0.5000", "0.5000", *["0.0000"] * 8]
     assert lines["tuned"] == lines["reference"] == [*["0.0000"] * 2, "1.0000", *["0.0000"] * 7]

@@ -16,32 +16,71 @@ class Metric:
 
 METRICS = (
     Metric(
+        "whole",
+        "全篇",
+        "in form, as long as the true one, rhymed, in tone, its own, attested, fit for its couplet",
+        interval=True,
+        headline=True,
+    ),
+    Metric(
         "form",
         "合格",
-        "whole answers in form: 2 or 6 further lines of the couplet's length, no more",
+        "whole answers in form: 2 or 6 further lines, or the true number, of the couplet's length",
         interval=True,
         headline=True,
     ),
     Metric("lines", "句數", "answers with as many lines as the true poem", interval=True),
     Metric("clean", "潔淨", "answers of Chinese characters and poem punctuation alone"),
-    Metric("echo", "重句", "lines that repeat an earlier line; lower is better"),
-    Metric("novel", "新句", "lines that stand in no training poem"),
     Metric(
         "rhyme",
         "押韻",
-        "poems whose even lines share one Pingshui rhyme group",
+        "even lines rhyme, the couplet's included, and no rhyme word stands twice",
         interval=True,
         headline=True,
     ),
     Metric(
         "tone",
         "合律",
-        "mean share of the regulated-verse tone rules kept",
+        "mean share of the regulated-verse tone rules kept after the couplet",
         interval=True,
         headline=True,
     ),
-    Metric("distinct2", "詞彙", "distinct character bigrams over all bigrams"),
-    Metric("chrf", "相似", "character n-gram F-score against the true rest", interval=True),
+    Metric(
+        "fit",
+        "應題",
+        "other couplets that explain the answer worse than its own does; chance is 0.5",
+        interval=True,
+        headline=True,
+    ),
+    Metric(
+        "words",
+        "成詞",
+        "neighbouring characters attested in other Tang verse; better near the true poems",
+        interval=True,
+    ),
+    Metric(
+        "novel",
+        "新句",
+        "lines that no training poem has, up to a character",
+    ),
+    Metric(
+        "echo",
+        "重句",
+        "lines that repeat an earlier one, up to a character; lower is better",
+    ),
+    Metric(
+        "shared",
+        "雷同",
+        "lines that another answer has too, up to a character; lower is better",
+        interval=True,
+    ),
+    Metric(
+        "repeats",
+        "重字",
+        "characters that stand in the answer already; better near the true poems",
+        interval=True,
+    ),
+    Metric("distinct2", "詞彙", "distinct character bigrams in the answers' first two lines"),
 )
 """In the order of metrics/score.json."""
 

@@ -25,11 +25,18 @@ from verse.judging.contestants import CONTESTANTS, WATCHED
 from verse.judging.metrics import METRICS
 from verse.judging.scoring import Judged
 from verse.poems.lines import FORMS, split_lines
-from verse.poems.prosody import LEVEL_GROUPS, Analysis, Break, line_tones
+from verse.poems.prosody import LEVEL_GROUPS, Analysis, Break, counted_tones
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
-RULES = {"alternation": "替", "opposition": "對", "adhesion": "黏", "level_rhyme": "韻"}
+RULES = {
+    "alternation": "替",
+    "opposition": "對",
+    "adhesion": "黏",
+    "level_rhyme": "韻",
+    "level_tail": "尾",
+    "lone_level": "孤",
+}
 
 TONES = ("無考", "平", "仄", "平仄")  # by the tone bits of a character; 無考: not in the rhyme book
 
@@ -138,7 +145,8 @@ def choices(options: Iterable[tuple[str, str, list[bool]]]) -> list[tuple[str, s
 def form_of(row: Row) -> str:
     """The form of the true poem."""
     analysis = row["reference"].analysis
-    return analysis.form if analysis and analysis.form else OTHER
+    form = (analysis and analysis.form) or OTHER
+    return form if form in FORMS.values() else OTHER
 
 
 def faults(judged: Judged) -> list[str]:
@@ -198,7 +206,12 @@ def findings(judged: Judged) -> Iterator[str]:
             yield "古體"
     if not judged.lines:
         yield "句數異"
-    yield f"押{analysis.rhyme_group}" if judged.rhyme and analysis else "失韻"
+    if judged.rhyme and analysis:
+        yield f"押{analysis.rhyme_group}"
+    elif analysis and analysis.rhyme:
+        yield f"重韻 押{analysis.rhyme_group}"
+    else:
+        yield "鄰韻" if analysis and analysis.near_rhyme else "失韻"
     yield f"合律 {judged.tone:.2f}"
 
 
@@ -229,6 +242,10 @@ def note(place: Break, lines: Sequence[str], group: str | None) -> str:
     if rule == "level_rhyme":
         wanted = f"押{group if group in LEVEL_GROUPS else '平聲'}韻" if number % 2 else "為仄聲"
         return f"失韻：{here}應{wanted}"
+    if rule == "level_tail":
+        return "三平尾：句末三字皆平"
+    if rule == "lone_level":
+        return "孤平：除韻腳外，五字中惟一平聲"
     if rule == "alternation":
         return f"失替：{here}應異於本句{toned(lines, number, position - 2)}"
     name, wanted = ("失對", "異於") if rule == "opposition" else ("失黏", "同於")
@@ -237,5 +254,5 @@ def note(place: Break, lines: Sequence[str], group: str | None) -> str:
 
 def toned(lines: Sequence[str], number: int, position: int) -> str:
     """A character of a poem with the tone it counts as."""
-    bits = line_tones(lines[number], opens=number % 2 == 0)[position]
+    bits = counted_tones(lines)[0][number][position]
     return f"「{lines[number][position]}」{TONES[bits]}"

@@ -8,15 +8,30 @@ from verse.poems.lines import split_lines
 
 def metrics_table(metrics: dict[str, dict[str, int | float]]) -> str:
     """The metrics for a terminal: a row a metric, a column a contestant, ± as ci95."""
-    rows = [" " * 10 + "".join(f"{group:<16}" for group in metrics)]
-    rows.append(f"{'poems':<10}" + "".join(f"{group['poems']:<16}" for group in metrics.values()))
+    rows = [" " * 10 + "".join(f"{group:<11}" for group in metrics)]
+    rows.append(f"{'poems':<10}" + "".join(f"{group['poems']:<11}" for group in metrics.values()))
     for metric in METRICS:
         row = f"{metric.name:<10}"
         for group in metrics.values():
-            noise = f" ±{group[f'{metric.name}_ci95']:.3f}" if metric.interval else ""
-            row += f"{f'{group[metric.name]:.3f}{noise}':<16}"
+            half = group.get(f"{metric.name}_ci95")
+            noise = "" if half is None else f"±{half:.3f}".replace("0.", ".", 1)
+            row += f"{group[metric.name]:.3f}{noise}".ljust(11)
         rows.append(row)
     return "\n".join(row.rstrip() for row in rows)
+
+
+def gains_table(gains: dict[str, dict[str, float]], baseline: str) -> str:
+    """What contestants gain over the baseline, in a line each."""
+    rows = []
+    for name, values in gains.items():
+        told = [
+            f"{metric} {value:+.3f} ±{values[f'{metric}_ci95']:.3f}"
+            for metric, value in values.items()
+            if f"{metric}_ci95" in values
+        ]
+        rows.append(f"{name} over {baseline}, poem by poem:")
+        rows += ["  " + "   ".join(told[start : start + 3]) for start in range(0, len(told), 3)]
+    return "\n".join(rows)
 
 
 def side_by_side(texts: dict[str, str], width: int = 18, height: int = 8) -> str:

@@ -13,15 +13,27 @@ adhesion is called the alike-rule):
 - level_rhyme: even lines end on one rhyme group of level tone, odd lines on an oblique tone;
   the first line may end on the rhyme instead.
 
-One licence is granted, since the poets use it as freely as what it stands for: an odd line that
-ends 平平仄平仄 counts as 平平平仄仄 (特定的一種平仄格式 in Wang Li's 王力 詩詞格律).
+Two more faults lie within a line and count among alternation's places (Wang Li 王力, 詩詞格律,
+chapter 2, sections 3 to 5, on whose account all that follows goes too): three level tones at the
+end (三平尾, `level_tail`), and 仄平仄仄平, where the rhyme leaves one level tone alone (孤平,
+`lone_level`).
 
-A character with several readings keeps a rule if any of them does. One that the book does not
-know has no reading, and keeps none.
+What the poets themselves count as mended (拗救) is kept:
+- an odd line that ends 平平仄平仄 counts as 平平平仄仄 (the special pattern 特定的一種平仄格式);
+- 仄平平仄平 is no 孤平 (the line mends itself);
+- an odd line whose last but one should be level and is not, as in 仄仄平仄仄 or 仄仄仄仄仄, if the
+  third from the end of the next line is level in its place: 野火燒不盡，春風吹又生.
+Three oblique tones at the end (三仄尾) are told, and no fault.
+
+A character with several readings keeps a rule if any of them does, but for those that regulated
+verse reads in one tone in 19 of 20 places or more (tones.tsv): 不 is oblique, whatever the book
+says of 不 as 否. One that the book does not know has no reading, and keeps none. Two groups of one
+class of NEIGHBOURS rhyme in old style (鄰韻, 通押), and may in the first line of a regulated poem
+(孤雁入群), which is told apart from rhyme and from none.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -32,11 +44,6 @@ from verse.poems.lines import FORMS, IDEOGRAPHS
 
 RULES = ("alternation", "opposition", "adhesion", "level_rhyme")
 
-REGULATED_TONE = 0.85
-"""Least tone score of regulated verse. A poem that keeps three rules whole and none of the fourth
-scores 0.75 and is old style; 詠懷古跡 (搖落深知宋玉悲…), where one couplet of the four fails to
-adhere at two places, scores 0.94 and is regulated."""
-
 LEVEL, OBLIQUE = 1, 2  # bits: a character with readings of both kinds has both
 
 
@@ -45,6 +52,52 @@ class Reading(NamedTuple):
     """平, 上, 去 or 入."""
     group: str
     """Name of the rhyme group, such as 一東: its number within its part of the book, its head."""
+
+
+FAULTS = (*RULES, "level_tail", "lone_level")
+"""What a Break may say; the last two are places of alternation."""
+
+NEIGHBOURS = [
+    frozenset(groups.split())
+    for groups in (
+        "一東 二冬",
+        "三江 七陽",
+        "四支 五微 八齊",
+        "六魚 七虞",
+        "九佳 十灰",
+        "十一真 十二文 十三元",
+        "十三元 十四寒 十五刪 一先",
+        "二蕭 三肴 四豪",
+        "八庚 九青 十蒸",
+        "十三覃 十四鹽 十五咸",
+        "一董 二腫",
+        "四紙 五尾 八薺",
+        "六語 七麌",
+        "九蟹 十賄",
+        "十一軫 十二吻 十三阮",
+        "十三阮 十四旱 十五潸 十六銑",
+        "十七篠 十八巧 十九皓",
+        "二十三梗 二十四迥",
+        "二十七感 二十八琰 二十九豏",
+        "一送 二宋",
+        "四寘 五未 八霽",
+        "六御 七遇",
+        "九泰 十卦 十一隊",
+        "十二震 十三問 十四願",
+        "十四願 十五翰 十六諫 十七霰",
+        "十八嘯 十九效 二十號",
+        "二十四敬 二十五徑",
+        "二十八勘 二十九豔 三十陷",
+        "一屋 二沃",
+        "三覺 十藥",
+        "四質 五物",
+        "六月 七曷 八黠 九屑",
+        "十一陌 十二錫 十三職",
+        "十五合 十六葉 十七洽",
+    )
+]
+"""Groups that rhyme with one another in old style: Wang Li, 漢語詩律學, section 5, whose class of
+真文元寒刪先 is parted where 元 is; the other three tones go by the level one."""
 
 
 class Break(NamedTuple):
@@ -61,11 +114,15 @@ class Break(NamedTuple):
 @dataclass(frozen=True)
 class Analysis:
     form: str | None
-    """五絕, 七絕, 五律 or 七律; None for anything else."""
+    """五絕, 七絕, 五律, 七律; 五排 or 七排 of ten lines or more (排律), 五言 or 七言 of six lines;
+    None for anything else."""
     regulated: bool
-    """近體: in form, rhymed on a level tone, tone score of REGULATED_TONE or more. Else 古體."""
+    """近體, else 古體: of four, eight, ten or more lines, rhymed on a level tone, with few
+    faults, among which an even line on a neighbouring group is one: see `regular`."""
     rhyme: bool
     """What `rhymes` says of the lines."""
+    near_rhyme: bool
+    """The even lines end on groups that are neighbours, and share none."""
     rhyme_group: str | None
     """The group that most even lines end on, two at least; a level one before an oblique one."""
     rhyming: tuple[tuple[int, int], ...]
@@ -74,8 +131,14 @@ class Analysis:
     """Rule -> share of the places it applies to where it is kept, 0..1; empty out of form."""
     tone: float
     """Mean of the four shares, 0..1; 0 out of form."""
+    rest_tone: float
+    """The same of the places after the first couplet alone."""
     breaks: tuple[Break, ...]
     """Every place where a rule is broken, in reading order; empty out of form."""
+    mended: tuple[int, ...]
+    """Lines, from 0, that an expert counts as mended (拗救)."""
+    oblique_tails: tuple[int, ...]
+    """Lines, from 0, that end on three oblique tones (三仄尾)."""
 
 
 def read_book(path: Path) -> dict[Reading, str]:
@@ -103,7 +166,15 @@ def by_character(book: dict[Reading, str]) -> dict[str, frozenset[Reading]]:
     return index
 
 
+def read_tones(path: Path) -> dict[str, int]:
+    """Character -> the one tone that verse reads it in, LEVEL or OBLIQUE."""
+    lines = [line for line in path.read_text("utf-8").splitlines() if not line.startswith("#")]
+    rows = dict(line.split("\t") for line in lines)
+    return {c: bit for name, bit in (("平", LEVEL), ("仄", OBLIQUE)) for c in rows[name]}
+
+
 BOOK = read_book(Path(__file__).with_name("pingshui.tsv"))
+USUAL = read_tones(Path(__file__).with_name("tones.tsv"))
 READINGS = by_character(BOOK)
 LEVEL_GROUPS = frozenset(reading.group for reading in BOOK if reading.tone == "平")
 
@@ -123,41 +194,93 @@ def rhymes(lines: Sequence[str]) -> bool:
     return len(finals) > 1 and bool(frozenset.intersection(*finals))
 
 
+def near_rhymes(lines: Sequence[str]) -> bool:
+    """Whether the even lines, two or more, end on groups of one class of NEIGHBOURS (鄰韻)."""
+    finals = [final_groups(line) for line in lines[1::2]]
+    return len(finals) > 1 and any(all(one & near for one in finals) for near in NEIGHBOURS)
+
+
 def analyse(lines: Sequence[str]) -> Analysis:
     """Judge a poem, given as lines of 5 or 7 characters without punctuation.
 
-    Takes any strings, however many and however long. Out of form (not 4 or 8 lines, lines of
-    unequal length, or of other than 5 or 7 characters, or a character that is no ideograph)
-    there is no tone to judge, only rhyme: the form is None, the tone 0, no breaks are told.
+    Takes any strings, however many and however long. Out of form (fewer than 4 lines or an odd
+    number, lines of unequal length, or of other than 5 or 7 characters, or a character that is no
+    ideograph) there is no tone to judge, only rhyme: the form is None, the tone 0, no breaks are
+    told.
     """
     form = form_of(lines)
     group = rhyme_group(lines)
     rhyme = rhymes(lines)
+    near = not rhyme and near_rhymes(lines)
     rhyming = tuple(
         (number, len(line) - 1)
         for number, line in enumerate(lines)
         if (number == 0 or number % 2) and group in final_groups(line)
     )
     if form is None:
-        return Analysis(None, False, rhyme, group, rhyming, {}, 0.0, ())
+        return Analysis(None, False, rhyme, near, group, rhyming, {}, 0.0, 0.0, (), (), ())
 
-    places = rule_places(lines, group if group in LEVEL_GROUPS else None)
+    tones, mended = counted_tones(lines)
+    places = rule_places(lines, tones, group if group in LEVEL_GROUPS else None)
+    shares = shares_kept(places)
+    rest = shares_kept([one for one in places if one[0].line > 1])
+    breaks = tuple(sorted(place for place, holds in places if not holds))
+    on_level = (rhyme or near) and group in LEVEL_GROUPS
+    return Analysis(
+        form=form,
+        regulated=on_level and len(lines) != 6 and regular(len(lines), breaks),
+        rhyme=rhyme,
+        near_rhyme=near,
+        rhyme_group=group,
+        rhyming=rhyming,
+        shares=shares,
+        tone=sum(shares.values()) / len(RULES),
+        rest_tone=sum(rest.values()) / len(RULES),
+        breaks=breaks,
+        mended=mended,
+        oblique_tails=tuple(
+            number for number, bits in enumerate(tones) if all(b == OBLIQUE for b in bits[-3:])
+        ),
+    )
+
+
+def regular(lines: int, breaks: Iterable[Break]) -> bool:
+    """Whether a poem of so many lines with these breaks is regulated verse.
+
+    Adhesion and opposition are seen by the second character, as experts do; a line is at fault
+    once, however often it breaks alternation. One fault in four lines is borne, but in eight lines
+    one alone that is no adhesion: failing to adhere (失黏, 折腰) is the poets' commonest licence.
+    """
+    faults = set()
+    for line, position, rule in breaks:
+        if rule == "level_rhyme" or (rule in ("opposition", "adhesion") and position == 1):
+            faults.add((line, rule))
+        elif rule not in ("opposition", "adhesion"):
+            faults.add((line, "alternation"))
+    others = sum(rule != "adhesion" for _, rule in faults)
+    return len(faults) <= lines // 4 and others <= max(1, lines // 8)
+
+
+def shares_kept(places: Sequence[tuple[Break, bool]]) -> dict[str, float]:
+    """Of each rule the share of the places where it is kept."""
     kept, applies = Counter[str](), Counter[str]()
     for place, holds in places:
-        applies[place.rule] += 1
-        kept[place.rule] += holds
-    shares = {rule: kept[rule] / applies[rule] for rule in RULES}
-    tone = sum(shares.values()) / len(RULES)
-    regulated = rhyme and group in LEVEL_GROUPS and tone >= REGULATED_TONE
-    breaks = tuple(sorted(place for place, holds in places if not holds))
-    return Analysis(form, regulated, rhyme, group, rhyming, shares, tone, breaks)
+        rule = place.rule if place.rule in RULES else "alternation"
+        applies[rule] += 1
+        kept[rule] += holds
+    return {rule: kept[rule] / applies[rule] for rule in RULES}
 
 
 def form_of(lines: Sequence[str]) -> str | None:
-    if len({len(line) for line in lines}) != 1:
+    length = len(lines[0]) if lines else 0
+    if length not in LENGTHS or len({len(line) for line in lines}) != 1:
         return None
-    form = FORMS.get((len(lines), len(lines[0])))
-    return form if form and IDEOGRAPHS.fullmatch("".join(lines)) else None
+    if len(lines) < 4 or len(lines) % 2 or not IDEOGRAPHS.fullmatch("".join(lines)):
+        return None
+    return FORMS.get((len(lines), length), LENGTHS[length] + ("言" if len(lines) == 6 else "排"))
+
+
+LENGTHS = {5: "五", 7: "七"}
 
 
 def final_groups(line: str) -> frozenset[str]:
@@ -172,15 +295,22 @@ def rhyme_group(lines: Sequence[str]) -> str | None:
     return group if counts[group] > 1 else None
 
 
-def rule_places(lines: Sequence[str], level_group: str | None) -> list[tuple[Break, bool]]:
+def rule_places(
+    lines: Sequence[str], tones: Sequence[Sequence[int]], level_group: str | None
+) -> list[tuple[Break, bool]]:
     """Every place where a rule applies to a poem in form, and whether it is kept there."""
-    tones = [line_tones(line, opens=number % 2 == 0) for number, line in enumerate(lines)]
-    beats = range(1, len(lines[0]) - 1, 2)  # the 2nd, 4th and 6th characters
+    length = len(lines[0])
+    beats = range(1, length - 1, 2)  # the 2nd, 4th and 6th characters
     places = []
     for number, bits in enumerate(tones):
         for earlier, later in pairwise(beats):
             holds = differ(bits[earlier], bits[later])
             places.append((Break(number, later, "alternation"), holds))
+        level_tail = all(bit == LEVEL for bit in bits[-3:])
+        places.append((Break(number, length - 3, "level_tail"), not level_tail))
+        if bits[-1] & LEVEL and number % 2:
+            alone = [bits[-5] == OBLIQUE, bits[-4] == LEVEL, *(b == OBLIQUE for b in bits[-3:-1])]
+            places.append((Break(number, length - 5, "lone_level"), not all(alone)))
     for number, (above, below) in enumerate(pairwise(tones), 1):
         rule, agrees = ("opposition", differ) if number % 2 else ("adhesion", agree)
         for beat in beats:
@@ -188,23 +318,50 @@ def rule_places(lines: Sequence[str], level_group: str | None) -> list[tuple[Bre
     for number, line in enumerate(lines):
         on_rhyme = level_group in final_groups(line)
         oblique = bool(tones[number][-1] & OBLIQUE)
+        if number == 0 and level_group:  # on the rhyme itself or on a neighbour (孤雁入群)
+            near = [groups for groups in NEIGHBOURS if level_group in groups]
+            on_rhyme |= any(final_groups(line) & groups for groups in near)
         holds = on_rhyme if number % 2 else oblique or (number == 0 and on_rhyme)
-        places.append((Break(number, len(line) - 1, "level_rhyme"), holds))
+        places.append((Break(number, length - 1, "level_rhyme"), holds))
     return places
 
 
-def line_tones(line: str, opens: bool) -> list[int]:
-    """The tone bits of each character, with the licence for lines that open a couplet."""
-    tones = [tone_bits(character) for character in line]
-    a, b, c, d, e = tones[-5:]
-    if opens and a & LEVEL and b & LEVEL and c & OBLIQUE and d == LEVEL and e & OBLIQUE:
-        tones[-2] = OBLIQUE
-    return tones
+def counted_tones(lines: Sequence[str]) -> tuple[list[list[int]], tuple[int, ...]]:
+    """For each line the tone bits that its characters count as, and the lines that are mended.
+
+    Takes lines of any length.
+    """
+    tones = [[tone_bits(character) for character in line] for line in lines]
+    mended = []
+    for number in range(0, len(tones), 2):
+        line, below = tones[number], tones[number + 1 : number + 2]
+        if len(line) < 5:
+            continue
+        a, b, c, d, e = line[-5:]
+        if a & LEVEL and b & LEVEL and c & OBLIQUE and d == LEVEL and e & OBLIQUE:
+            line[-2] = OBLIQUE
+            mended.append(number)
+        elif (
+            b == OBLIQUE
+            and d == OBLIQUE
+            and e & OBLIQUE
+            and below
+            and len(below[0]) == len(line)
+            and below[0][-3] & LEVEL
+            and below[0][-4] & LEVEL
+            and below[0][-2] & OBLIQUE
+        ):
+            line[-2] = LEVEL
+            mended.append(number)
+    return tones, tuple(mended)
 
 
 @cache
 def tone_bits(character: str) -> int:
-    return sum({LEVEL if r.tone == "平" else OBLIQUE for r in readings(character)})
+    """LEVEL, OBLIQUE, both or, for a character that the book does not know, 0."""
+    return USUAL.get(character) or sum(
+        {LEVEL if r.tone == "平" else OBLIQUE for r in readings(character)}
+    )
 
 
 def differ(a: int, b: int) -> bool:
