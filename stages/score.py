@@ -2,8 +2,9 @@
 
     python -m stages.score
 
-Writes metrics/score.json, metrics/poems.csv with a row per poem and contestant, the data of two
-plots below metrics/plots and metrics/report.html; prints the metrics and three poems.
+Writes metrics/score.json and, apart from it, metrics/intervals.json with the half-widths of the
+scores' intervals; metrics/poems.csv with a row per poem and contestant, the data of two plots below
+metrics/plots and metrics/report.html; prints the metrics and three poems.
 """
 
 import re
@@ -28,7 +29,7 @@ def main() -> None:
     import pandas as pd
 
     from verse.judging.contestants import CONTESTANTS
-    from verse.judging.metrics import HEADLINES
+    from verse.judging.metrics import HEADLINES, apart
     from verse.judging.report import render
     from verse.judging.scoring import COLUMNS, judge, summarise, tabulate
     from verse.judging.terminal import metrics_table, side_by_side
@@ -57,8 +58,10 @@ def main() -> None:
     rows = [dict(zip(judged, row, strict=True)) for row in zip(*judged.values(), strict=True)]
     poems = pd.concat([table[COLUMNS].assign(contestant=name) for name, table in tables.items()])
     poems = poems[["contestant", *COLUMNS]].round({"tone": 4, "chrf": 4})
+    scores, intervals = apart(metrics)
     with together():
-        write_json("metrics/score.json", metrics)
+        write_json("metrics/score.json", scores)
+        write_json("metrics/intervals.json", intervals)
         write_text("metrics/poems.csv", poems.to_csv(index=False, lineterminator="\n"))
         write_text("metrics/plots/quality.csv", quality_plot(metrics, HEADLINES))
         for name, ones in judged.items():

@@ -7,11 +7,12 @@ from pathlib import Path
 import yaml
 
 from verse.judging.contestants import CONTESTANTS, WATCHED
-from verse.judging.metrics import HEADLINES, INTERVALS, KEYS, METRICS
+from verse.judging.metrics import HEADLINES, INTERVALS, KEYS, METRICS, apart
 
 ROOT = Path(__file__).parents[2]
 NAMES = [metric.name for metric in METRICS]
 SCORES = json.loads((ROOT / "metrics/score.json").read_text("utf-8"))
+HALVES = json.loads((ROOT / "metrics/intervals.json").read_text("utf-8"))
 README = (ROOT / "README.md").read_text("utf-8")
 
 
@@ -35,7 +36,20 @@ def test_each_metric_is_declared_once():
 
 def test_the_committed_scores_have_these_keys():
     assert list(SCORES) == list(CONTESTANTS) and WATCHED in SCORES
-    assert all(list(values) == KEYS for values in SCORES.values())
+    assert all(list(values) == ["poems", *NAMES] for values in SCORES.values())
+
+
+def test_intervals_stand_apart_from_the_scores():
+    assert list(HALVES) == list(CONTESTANTS)
+    assert all(list(values) == INTERVALS for values in HALVES.values())
+    whole = {name: dict.fromkeys(KEYS, 0.5) for name in CONTESTANTS}
+    scores, halves = apart(whole)
+    assert {name: list(values) for name, values in scores.items()} == {
+        name: list(values) for name, values in SCORES.items()
+    }
+    assert {name: list(values) for name, values in halves.items()} == {
+        name: list(values) for name, values in HALVES.items()
+    }
 
 
 def test_the_readme_says_what_each_metric_is():
@@ -49,11 +63,11 @@ def test_the_readme_has_the_figures_of_the_committed_scores():
     ]
     assert [row[0] for row in rows] == NAMES
     for name, *cells in rows:
-        for cell, values in zip(cells, SCORES.values(), strict=True):
+        for cell, (group, values) in zip(cells, SCORES.items(), strict=True):
             mean, half = re.fullmatch(r"([\d.]+)(?: ± ([\d.]+))?", cell).groups()
             assert float(mean) == float(f"{values[name]:.3f}"), name
             if half:
-                assert float(half) == float(f"{values[f'{name}_ci95']:.3f}"), name
+                assert float(half) == float(f"{HALVES[group][name]:.3f}"), name
 
 
 def test_dvc_plots_a_file_for_each_contestant():

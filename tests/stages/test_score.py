@@ -11,6 +11,7 @@ from stages import score
 from verse.errors import UserError
 from verse.files import write_jsonl
 from verse.judging.contestants import CONTESTANTS, Contestant
+from verse.judging.metrics import INTERVALS
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +23,8 @@ TEST = [
 BASE = ["\x1b[2J" + "山" * 10_000, ""]
 TUNED = ["欲窮千里目，更上一層樓。", "感時花濺淚，恨別鳥驚心。"]
 OUTPUTS = (
-    *("score.json", "poems.csv", "plots/quality.csv", "plots/lines/tuned.csv", "report.html"),
+    *("score.json", "intervals.json", "poems.csv", "plots/quality.csv", "plots/lines/tuned.csv"),
+    "report.html",
 )
 
 
@@ -54,6 +56,18 @@ def test_metrics(project):
     assert (base["lines"], base["clean"], base["novel"]) == (0, 0.5, 1)
     assert (tuned["rhyme"], tuned["novel"]) == (0.5, 0.5)  # 枝 and 心; its lines are the training's
     assert (reference["rhyme"], reference["novel"], reference["chrf"]) == (1, 1, 1)
+
+
+def test_intervals_have_a_file_of_their_own(project):
+    score.main()
+    scores, halves = (
+        json.loads(Path("metrics", name).read_text("utf-8"))
+        for name in ("score.json", "intervals.json")
+    )
+    assert list(halves) == list(scores)
+    assert list(halves["tuned"]) == INTERVALS
+    assert not [key for key in scores["tuned"] if key.endswith("_ci95")]
+    assert halves["tuned"]["rhyme"] == 0.5  # of two poems one rhymes: resampled 0 to 1
 
 
 def test_a_row_a_poem_and_contestant(project):

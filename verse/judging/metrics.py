@@ -1,6 +1,10 @@
 """The metrics: each declared once. score.json, tables, plots and report follow from this list."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+CI95 = "_ci95"
 
 
 @dataclass(frozen=True)
@@ -9,7 +13,7 @@ class Metric:
     label: str
     meaning: str
     interval: bool = False
-    """Told with the half-width of its 95% confidence interval, `<name>_ci95`."""
+    """Told with the half-width of its 95% confidence interval."""
     headline: bool = False
     """Told first, and plotted."""
 
@@ -51,4 +55,17 @@ KEYS = [
     "poems",
     *(key for m in METRICS for key in ([m.name, f"{m.name}_ci95"] if m.interval else [m.name])),
 ]
-"""Of a contestant in metrics/score.json; `poems` is how many were judged."""
+"""Of a contestant in what `summarise` finds; `poems` is how many were judged."""
+
+
+def apart(metrics: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metrics of all contestants as scores and as half-widths of intervals, without `_ci95`.
+
+    Apart, so that `dvc metrics diff` and `dvc exp show` list scores alone.
+    """
+    scores, intervals = {}, {}
+    for name, values in metrics.items():
+        halves = {key: half for key, half in values.items() if key.endswith(CI95)}
+        scores[name] = {key: score for key, score in values.items() if key not in halves}
+        intervals[name] = {key.removesuffix(CI95): half for key, half in halves.items()}
+    return scores, intervals
