@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 CI95 = "_ci95"
 
@@ -16,6 +16,10 @@ class Metric:
     """Told with the half-width of its 95% confidence interval."""
     headline: bool = False
     """Told first, and plotted."""
+    per: str = ""
+    """The column of poems.csv whose sum its own is a share of; the poems without one."""
+    axis: Literal["", "x", "y"] = ""
+    """Of the picture that compares experiments: diversity on x, a panel for each quality on y."""
 
 
 METRICS = (
@@ -25,17 +29,19 @@ METRICS = (
         "whole answers in form: 2 or 6 further lines of the couplet's length, no more",
         interval=True,
         headline=True,
+        axis="y",
     ),
     Metric("lines", "句數", "answers with as many lines as the true poem", interval=True),
     Metric("clean", "潔淨", "answers of Chinese characters and poem punctuation alone"),
-    Metric("echo", "重句", "lines that repeat an earlier line; lower is better"),
-    Metric("novel", "新句", "lines that stand in no training poem"),
+    Metric("echo", "重句", "lines that repeat an earlier line; lower is better", per="written"),
+    Metric("novel", "新句", "lines that stand in no training poem", per="written"),
     Metric(
         "rhyme",
         "押韻",
         "poems whose even lines share one Pingshui rhyme group",
         interval=True,
         headline=True,
+        axis="y",
     ),
     Metric(
         "tone",
@@ -44,7 +50,7 @@ METRICS = (
         interval=True,
         headline=True,
     ),
-    Metric("distinct2", "詞彙", "distinct character bigrams over all bigrams"),
+    Metric("distinct2", "詞彙", "distinct character bigrams over all bigrams", axis="x"),
     Metric("chrf", "相似", "character n-gram F-score against the true rest", interval=True),
 )
 """In the order of metrics/score.json."""

@@ -1,0 +1,429 @@
+"""Compare experiments: scores with intervals, paired differences to a baseline, a picture.
+
+Takes all experiments made from the present commit, or those that are named. Writes table.md,
+table.csv, tradeoff.svg and tradeoff.png into one folder, and prints what one decides by.
+"""
+
+import argparse
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from verse.app.plots import draw
+from verse.errors import UserError
+from verse.files import write_text
+from verse.judging.contestants import WATCHED
+from verse.judging.metrics import METRICS, Metric
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TEST = "data/prepared/test.jsonl"
+RESAMPLES = 10_000
+FINISHED = ("Success", None)
+MARKS = {1: " ▲", -1: " ▼", 0: ""}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What git keeps of an experiment, of the contestant that is watched."""
+
+    name: str
+    parameters: dict[str, Any]
+    """By dotted name, without those of the machine."""
+    scores: dict[str, float]
+    halves: dict[str, float]
+    """Half-widths of the scores' own 95% intervals."""
+    poems: "pd.DataFrame"
+    """A row a test poem, in their order."""
+    true: dict[str, float]
+    """The scores of the true poems."""
+    test: str
+    """A hash of the test poems."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much a score is higher than the baseline's, with its 95% interval if it has one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval lies above or below zero, else 0."""
+        if self.low is None or self.high is None:
+            return 0
+        return (self.low > 0) - (self.high < 0)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiments", nargs="*", help="names or revisions; all without any")
+    parser.add_argument("--baseline", help="what to compare with; the commit without it")
+    parser.add_argument("--to", default="comparison", help="folder to write; %(default)s")
+
+
+def main(options: argparse.Namespace) -> None:
+    found = collect(options.experiments, options.baseline)
+    baseline = found[0]
+    differences = {one.name: compare(one, baseline) for one in found[1:]}
+    table = tabulate(found, differences)
+    folder = Path(options.to)
+    write_text(folder / "table.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "table.md", markdown(found, differences))
+    draw(tradeoff(found), folder / "tradeoff")
+    headlines = [metric for metric in METRICS if metric.headline]
+    print(scores_table(found, differences, headlines))
+    print(f"▲ ▼ really higher or lower than {baseline.name}, over the same poems")
+    print(f"{folder}: table.md table.csv tradeoff.svg tradeoff.png")
+
+
+# What there is
+
+
+def collect(names: Sequence[str], baseline: str | None) -> list[Experiment]:
+    """The experiments to compare, the baseline first.
+
+    Raises UserError for a name that is none, and where there is nothing to compare.
+    """
+    listed = experiments()
+    first = baseline or next(iter(listed), "HEAD")
+    wanted = [first, *(name for name in names or listed if name != first)]
+    found = [read(name, listed.get(name, name)) for name in wanted]
+    if len(found) == 1:
+        raise UserError("there is no experiment to compare: dvc exp run -S decoding.top_p=0.5")
+    return found
+
+
+def experiments() -> dict[str, str]:
+    """The present commit and the finished experiments made from it: revisions by name."""
+    import dvc.api
+    from dvc.exceptions import DvcException
+
+    try:
+        rows = dvc.api.exp_show()
+    except DvcException as error:
+        raise UserError(f"dvc exp show: {error}") from None
+    return {
+        row["Experiment"] or row["rev"]: row["rev"]
+        for row in rows
+        if row["rev"] != "workspace" and row.get("State") in FINISHED
+    }
+
+
+def read(name: str, revision: str) -> Experiment:
+    """An experiment from git. Raises UserError if it is unknown or has no scores."""
+    import pandas as pd
+
+    def file(path: str) -> str:
+        shown = subprocess.run(
+            ["git", "show", "--end-of-options", f"{revision}:./{path}"], capture_output=True
+        )
+        if shown.returncode:
+            raise UserError(
+                f"{name}: no such experiment, or it holds no {path}: see dvc exp list; "
+                "a commit needs the results of its own dvc repro"
+            )
+        return shown.stdout.decode("utf-8")
+
+    (parameters,) = pd.json_normalize(yaml.safe_load(file("params.yaml"))).to_dict("records")
+    scores = json.loads(file("metrics/score.json"))
+    poems = pd.read_csv(StringIO(file("metrics/poems.csv")))
+    deps = yaml.safe_load(file("dvc.lock"))["stages"]["score"]["deps"]
+    return Experiment(
+        name=name,
+        parameters={str(k): v for k, v in parameters.items() if str(k)[:8] != "machine."},
+        scores=scores[WATCHED],
+        halves=json.loads(file("metrics/intervals.json"))[WATCHED],
+        poems=poems[poems["contestant"] == WATCHED].reset_index(drop=True),
+        true=scores["reference"],
+        test=next(dep["md5"] for dep in deps if dep["path"] == TEST),
+    )
+
+
+# Differences
+
+
+def compare(one: Experiment, baseline: Experiment) -> dict[str, Difference]:
+    """For each metric that both have, by how much `one` is higher.
+
+    The interval is paired: both are scored on the same resamples of the test poems, so what is
+    hard or easy about a poem falls out. It is the 95% percentile interval of a bootstrap
+    (B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). There is
+    none where the test poems differ, and for a score that is no mean of what poems.csv has a row
+    of, such as one of all answers together.
+    """
+    import numpy as np
+
+    from verse.judging.scoring import resampled
+
+    both = [m for m in METRICS if m.name in one.scores and m.name in baseline.scores]
+    found = {m.name: Difference(one.scores[m.name] - baseline.scores[m.name]) for m in both}
+    if one.test != baseline.test:
+        return found
+    paired = [m for m in both if all(adds_up(m, each) for each in (one, baseline))]
+    columns = [part for m in paired for each in (one, baseline) for part in parts(m, each)]
+    if not columns:
+        return found
+    sums = np.array(list(resampled(np.array(columns).T, seed=0, resamples=RESAMPLES)))
+    for number, metric in enumerate(paired):
+        ours, whole, theirs, base = sums[:, 4 * number : 4 * number + 4].T
+        drawn = ours / np.maximum(whole, 1) - theirs / np.maximum(base, 1)
+        low, high = np.quantile(drawn, (0.025, 0.975))
+        found[metric.name] = Difference(found[metric.name].value, float(low), float(high))
+    return found
+
+
+def parts(metric: Metric, one: Experiment) -> list[Any]:
+    """A metric's column of poems.csv and what it is a share of, both a number a poem."""
+    whole = one.poems[metric.per] if metric.per else one.poems[metric.name] * 0 + 1
+    return [one.poems[metric.name].to_numpy(float), whole.to_numpy(float)]
+
+
+def adds_up(metric: Metric, one: Experiment) -> bool:
+    """Whether the rows of poems.csv make up the score, but for rounding."""
+    if not {metric.name, metric.per or metric.name} <= set(one.poems.columns):
+        return False
+    part, whole = (column.sum() for column in parts(metric, one))
+    return bool(abs(part / max(whole, 1) - one.scores[metric.name]) < 5e-4)
+
+
+# Tables
+
+
+def varied(found: Sequence[Experiment]) -> dict[str, str]:
+    """The parameters that differ between experiments: short names by dotted ones."""
+    names = dict.fromkeys(name for one in found for name in one.parameters)
+    differ = [n for n in names if len({repr(one.parameters.get(n)) for one in found}) > 1]
+    last = [name.rpartition(".")[2] for name in differ]
+    return {n: s if last.count(s) == 1 else n for n, s in zip(differ, last, strict=True)}
+
+
+def tabulate(
+    found: Sequence[Experiment], differences: Mapping[str, Mapping[str, Difference]]
+) -> "pd.DataFrame":
+    """All figures, a row an experiment: what table.csv holds.
+
+    Columns: `experiment`; each parameter that differs; for each metric its score, `_ci95` (half of
+    its own interval), `_difference` to the baseline, `_low` and `_high` (the paired interval).
+    """
+    import pandas as pd
+
+    rows = []
+    for one in found:
+        row = {"experiment": one.name} | {n: one.parameters.get(n) for n in varied(found)}
+        for metric in METRICS:
+            difference = differences.get(one.name, {}).get(metric.name)
+            row[metric.name] = one.scores.get(metric.name)
+            if metric.interval:
+                row[f"{metric.name}_ci95"] = one.halves.get(metric.name)
+            if difference:
+                row[f"{metric.name}_difference"] = round(difference.value, 4)
+            if difference and difference.low is not None and difference.high is not None:
+                row[f"{metric.name}_low"] = round(difference.low, 4)
+                row[f"{metric.name}_high"] = round(difference.high, 4)
+        rows.append(row)
+    order = dict.fromkeys(key for row in reversed(rows) for key in row)
+    return pd.DataFrame(rows, columns=list(order))
+
+
+def markdown(
+    found: Sequence[Experiment], differences: Mapping[str, Mapping[str, Difference]]
+) -> str:
+    baseline = found[0].name
+    return (
+        f"{scores_table(found, differences, METRICS)}\n"
+        f"± half of the score's own 95% interval. ▲ ▼ really higher or lower than {baseline}: the "
+        "paired interval below leaves zero out.\n\n"
+        f"{differences_table(found, differences)}\n"
+        f"By how much higher than {baseline}, with the 95% interval of the paired difference over "
+        "the same test poems; none where a score is not made of one figure a poem.\n"
+    )
+
+
+def scores_table(
+    found: Sequence[Experiment],
+    differences: Mapping[str, Mapping[str, Difference]],
+    metrics: Sequence[Metric],
+) -> str:
+    """Markdown: a row an experiment, with the parameters that differ and its scores."""
+
+    def cell(one: Experiment, metric: Metric) -> str:
+        if metric.name not in one.scores:
+            return ""
+        half = one.halves.get(metric.name)
+        difference = differences.get(one.name, {}).get(metric.name)
+        mark = MARKS[difference.sign] if difference else ""
+        return f"{one.scores[metric.name]:.3f}" + (f" ± {half:.3f}" if half else "") + mark
+
+    parameters = varied(found)
+    head = ["experiment", *parameters.values(), *(metric.name for metric in metrics)]
+    rows = [
+        [
+            one.name,
+            *(shown(one.parameters.get(name)) for name in parameters),
+            *(cell(one, metric) for metric in metrics),
+        ]
+        for one in found
+    ]
+    return aligned([head, *rows])
+
+
+def differences_table(
+    found: Sequence[Experiment], differences: Mapping[str, Mapping[str, Difference]]
+) -> str:
+    """Markdown: a row an experiment, a column a metric; bold where the difference is real."""
+
+    def cell(difference: Difference | None) -> str:
+        if difference is None:
+            return ""
+        value = f"{difference.value:+.3f}"
+        if difference.low is None or difference.high is None:
+            return value
+        value = f"**{value}**" if difference.sign else value
+        return f"{value} ({difference.low:+.3f} … {difference.high:+.3f})"
+
+    head = ["experiment", *(metric.name for metric in METRICS)]
+    rows = [
+        [one.name, *(cell(differences[one.name].get(metric.name)) for metric in METRICS)]
+        for one in found[1:]
+    ]
+    return aligned([head, *rows])
+
+
+def shown(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns stand below each other in a terminal too."""
+    rows = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    lines = [" | ".join(map(str.ljust, row, widths)) for row in rows]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+# The picture
+
+
+def tradeoff(found: Sequence[Experiment]) -> dict[str, Any]:
+    """A Vega-Lite chart: a panel for each metric of quality against that of diversity.
+
+    A point an experiment, with the intervals of both; where one or two parameters differ, points
+    are labelled by the first and joined along it, in a colour for each value of the second.
+    """
+    parameters = varied(found)
+    by = list(parameters) if 1 <= len(parameters) <= 2 else []
+    (x,) = [metric for metric in METRICS if metric.axis == "x"]
+    panels = [metric for metric in METRICS if metric.axis == "y"]
+    points = []
+    for one in found:
+        labels = [shown(one.parameters.get(name)) for name in by]
+        points.append(
+            {
+                "label": labels[0] if labels else one.name,
+                "line": labels[1] if len(labels) > 1 else "experiments",
+                "order": one.parameters.get(by[0]) if by else 0,
+                **figures(one.scores, one.halves, [x, *panels]),
+            }
+        )
+    truth = {"label": "true poems", **figures(found[0].true, {}, [x, *panels])}
+    colour = {
+        "field": "line",
+        "type": "nominal",
+        "title": parameters[by[1]] if len(by) > 1 else None,
+        "legend": {"orient": "bottom"} if len(by) > 1 else None,
+        "scale": {"scheme": "viridis" if len(by) > 1 else "category10"},
+    }
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "background": "white",
+        "title": {
+            "text": " and ".join(m.name for m in panels) + f" against {x.name}",
+            "subtitle": f"labels: {parameters[by[0]]}" if by else "labels: experiments",
+        },
+        "hconcat": [panel(points, truth, x, y, colour, joined=bool(by)) for y in panels],
+    }
+
+
+def figures(
+    scores: Mapping[str, float], halves: Mapping[str, float], metrics: Sequence[Metric]
+) -> dict[str, float]:
+    """For each metric its value and the ends of its interval."""
+    found: dict[str, float] = {}
+    for name in (metric.name for metric in metrics if metric.name in scores):
+        value, half = scores[name], halves.get(name, 0)
+        found |= {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
+    return found
+
+
+def panel(
+    points: list[dict[str, Any]],
+    truth: dict[str, Any],
+    x: Metric,
+    y: Metric,
+    colour: dict[str, Any],
+    joined: bool,
+) -> dict[str, Any]:
+    """One chart: quality upward, diversity to the right."""
+
+    def axis(metric: Metric) -> dict[str, Any]:
+        return {
+            "field": metric.name,
+            "type": "quantitative",
+            "title": metric.name,
+            "scale": {"zero": False, "nice": True},
+        }
+
+    place = {"x": axis(x), "y": axis(y)}
+    layers: list[dict[str, Any]] = [
+        {
+            "mark": {"type": "rule", "opacity": 0.35},
+            "encoding": {
+                "x": place["x"],
+                "y": axis(y) | {"field": f"{y.name}_low"},
+                "y2": {"field": f"{y.name}_high"},
+                "color": colour,
+            },
+        },
+        {
+            "mark": {"type": "rule", "opacity": 0.35},
+            "encoding": {
+                "x": axis(x) | {"field": f"{x.name}_low"},
+                "x2": {"field": f"{x.name}_high"},
+                "y": place["y"],
+                "color": colour,
+            },
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 60},
+            "encoding": {**place, "color": colour},
+        },
+        {
+            "mark": {"type": "text", "align": "left", "dx": 7, "dy": -5},
+            "encoding": {**place, "text": {"field": "label"}},
+        },
+        {
+            "data": {"values": [truth]},
+            "mark": {"type": "point", "shape": "diamond", "size": 80, "color": "#b03a2e"},
+            "encoding": place,
+        },
+        {
+            "data": {"values": [truth]},
+            "mark": {"type": "text", "align": "right", "dx": -8, "color": "#b03a2e"},
+            "encoding": {**place, "text": {"field": "label"}},
+        },
+    ]
+    if joined:
+        order = {"field": "order", "type": "quantitative"}
+        line = {"mark": {"type": "line", "opacity": 0.6}}
+        layers.insert(0, line | {"encoding": {**place, "color": colour, "order": order}})
+    return {"width": 420, "height": 380, "data": {"values": points}, "layer": layers}
