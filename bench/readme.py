@@ -21,7 +21,8 @@ SHOWN = (0, 1, 2)  # test poems
 
 def main() -> None:
     scores = json.loads(Path("metrics/score.json").read_text("utf-8"))
-    halves = json.loads(Path("metrics/intervals.json").read_text("utf-8"))
+    intervals = json.loads(Path("metrics/intervals.json").read_text("utf-8"))
+    halves = {row["contestant"]: row for row in intervals}
     losses = json.loads(Path("metrics/train.json").read_text("utf-8"))
     text = Path(README).read_text("utf-8")
     for pattern, new in {

@@ -5,11 +5,8 @@ table.csv, tradeoff.svg and tradeoff.png into one folder, and prints what one de
 """
 
 import argparse
-import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +20,7 @@ from verse.judging.metrics import METRICS, Metric
 
 if TYPE_CHECKING:
     import pandas as pd
+    from dvc.api import DVCFileSystem
 
 TEST = "data/prepared/test.jsonl"
 RESAMPLES = 10_000
@@ -119,33 +117,41 @@ def experiments() -> dict[str, str]:
 
 
 def read(name: str, revision: str) -> Experiment:
-    """An experiment from git. Raises UserError if it is unknown or has no scores."""
+    """An experiment from git and DVC. Raises UserError if it is unknown or has no results."""
     import pandas as pd
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc.scm import RevError
 
-    def file(path: str) -> str:
-        shown = subprocess.run(
-            ["git", "show", "--end-of-options", f"{revision}:./{path}"], capture_output=True
-        )
-        if shown.returncode:
-            raise UserError(
-                f"{name}: no such experiment, or it holds no {path}: see dvc exp list; "
-                "a commit needs the results of its own dvc repro"
-            )
-        return shown.stdout.decode("utf-8")
-
-    (parameters,) = pd.json_normalize(yaml.safe_load(file("params.yaml"))).to_dict("records")
-    scores = json.loads(file("metrics/score.json"))
-    poems = pd.read_csv(StringIO(file("metrics/poems.csv")))
-    deps = yaml.safe_load(file("dvc.lock"))["stages"]["score"]["deps"]
+    try:
+        files = DVCFileSystem(rev=revision)
+        (parameters,) = pd.json_normalize(load(files, "params.yaml")).to_dict("records")
+        scores = load(files, "metrics/score.json")
+        halves = {row.pop("contestant"): row for row in load(files, "metrics/intervals.json")}
+        deps = load(files, "dvc.lock")["stages"]["score"]["deps"]
+        with files.open("metrics/poems.csv") as file:
+            poems = pd.read_csv(file)
+    except RevError:
+        raise UserError(f"{name}: no such experiment: see dvc exp list") from None
+    except (DvcException, OSError, KeyError) as error:
+        raise UserError(
+            f"{name}: not all of its results are here ({error}): dvc repro and commit, or dvc pull"
+        ) from None
     return Experiment(
         name=name,
         parameters={str(k): v for k, v in parameters.items() if str(k)[:8] != "machine."},
         scores=scores[WATCHED],
-        halves=json.loads(file("metrics/intervals.json"))[WATCHED],
+        halves=halves[WATCHED],
         poems=poems[poems["contestant"] == WATCHED].reset_index(drop=True),
         true=scores["reference"],
         test=next(dep["md5"] for dep in deps if dep["path"] == TEST),
     )
+
+
+def load(files: "DVCFileSystem", path: str) -> Any:
+    """What a YAML or JSON file of a revision holds."""
+    with files.open(path) as file:
+        return yaml.safe_load(file)
 
 
 # Differences

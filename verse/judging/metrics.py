@@ -64,14 +64,18 @@ KEYS = [
 """Of a contestant in what `summarise` finds; `poems` is how many were judged."""
 
 
-def apart(metrics: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The metrics of all contestants as scores and as half-widths of intervals, without `_ci95`.
+def apart(
+    metrics: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """The metrics of all contestants as scores by contestant, and as half-widths of intervals.
 
-    Apart, so that `dvc metrics diff` and `dvc exp show` list scores alone.
+    The half-widths, without `_ci95`, are rows with a `contestant`: a list, since DVC would show
+    what stands in a mapping among the scores.
     """
-    scores, intervals = {}, {}
+    scores, intervals = {}, []
     for name, values in metrics.items():
         halves = {key: half for key, half in values.items() if key.endswith(CI95)}
         scores[name] = {key: score for key, score in values.items() if key not in halves}
-        intervals[name] = {key.removesuffix(CI95): half for key, half in halves.items()}
+        row = {key.removesuffix(CI95): half for key, half in halves.items()}
+        intervals.append({"contestant": name, **row})
     return scores, intervals
