@@ -144,3 +144,8 @@ def stages_run(output: str) -> list[str]:
 
 def stages_skipped(output: str) -> list[str]:
     return re.findall(r"^Stage '(\w+)' didn't change, skipping$", output, re.MULTILINE)
+
+
+def stages_cached(output: str) -> list[str]:
+    """The stages whose outputs came from the run cache."""
+    return re.findall(r"^Stage '(\w+)' is cached - skipping run", output, re.MULTILINE)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import yaml
-from clones import clone, clone_again, stages_run, stages_skipped
+from clones import Clone, clone, clone_again, stages_cached, stages_run, stages_skipped
 
 STAGES = ["fetch", "prepare", "train", "baseline", "generate", "score"]
 
@@ -54,6 +54,12 @@ def outputs(copy):
     places = ("data/raw", "data/prepared", "data/generated", "models/adapter", "metrics")
     files = (path for place in places for path in (copy.path / place).rglob("*"))
     return {str(p.relative_to(copy.path)): p.read_bytes() for p in files if p.is_file()}
+
+
+def same(ones, others):
+    """Whether outputs are the same, but for clock times."""
+    clock = "metrics/speed.json"
+    return {**ones, clock: b""} == {**others, clock: b""}
 
 
 def test_one_command_runs_everything(first):
@@ -179,11 +185,92 @@ def test_a_parameter_is_no_command(first, tmp_path):
 
 def test_an_experiment_reruns_what_depends_on_it(first):
     copy, _, _ = first
-    output = copy.dvc("exp", "run", "-S", "decoding.top_p=0.5")
+    output = copy.dvc("exp", "run", "--name", "freer", "-S", "decoding.top_p=0.5")
     assert (stages_run(output), stages_skipped(output)) == (STAGES[3:], STAGES[:3])
-    diff = copy.dvc("metrics", "diff")
-    assert re.search(r"metrics/speed\.json +generate\.seconds +[\d.]+ +[\d.]+", diff)
-    assert "tuned.form" in copy.dvc("metrics", "diff", "--all")
+
+
+def test_a_difference_shows_scores_alone(first):
+    copy, _, _ = first
+    for options in ((), ("--all",)):
+        diff = copy.dvc("metrics", "diff", *options)
+        assert set(re.findall(r"^metrics/\w+\.json", diff, re.MULTILINE)) <= {
+            "metrics/score.json",
+            "metrics/train.json",
+        }
+        assert "seconds" not in diff and "ci95" not in diff
+    assert "tuned.form" in diff
+
+
+def test_the_way_back_computes_nothing(first):
+    copy, _, lock = first
+    output = copy.dvc("exp", "run", "-S", "decoding.top_p=0.3")
+    assert (stages_run(output), stages_cached(output)) == ([], STAGES[3:])
+    assert copy.lock() == lock
+    before = outputs(copy)
+
+    other = copy.dvc("exp", "run", "--name", "seven", "-S", "seed=7")
+    assert stages_run(other) == STAGES[1:]
+    output = copy.dvc("exp", "run", "-S", "seed=42")
+    assert (stages_run(output), stages_cached(output)) == ([], STAGES[1:])
+    assert copy.lock() == lock
+    assert same(outputs(copy), before)
+
+
+def test_an_experiment_is_applied_without_running(first):
+    copy, _, lock = first
+    before = outputs(copy)
+    copy.dvc("exp", "apply", "seven")
+    assert copy.lock() != lock
+    assert "up to date" in copy.dvc("status")
+    assert stages_run(copy.dvc("repro")) == []
+    copy.run("git", "checkout", "--", ".")
+    copy.dvc("checkout")
+    assert copy.lock() == lock
+    assert same(outputs(copy), before)
+
+
+def test_a_stage_that_fails_loses_nothing(first):
+    """DVC has removed its outputs by then: the one line says how they come back, and they do."""
+    copy, _, lock = first
+    before = outputs(copy)
+    copy.set(train__learning_rate=-1)
+    output = copy.dvc("repro", status=255)
+    (line,) = (line for line in output.splitlines() if line.startswith("train: "))
+    assert "train.learning_rate" in line and line.endswith("run dvc repro, or dvc checkout")
+    assert not (copy.path / "models/adapter").exists()
+    copy.dvc("checkout")
+    assert (copy.path / "models/adapter").is_dir()
+    copy.run("git", "checkout", "--", "params.yaml")
+    output = copy.dvc("repro")
+    assert (stages_run(output), stages_cached(output)) == ([], ["train"])
+    assert copy.lock() == lock
+    assert same(outputs(copy), before)
+
+
+def test_a_collaborator_pulls_an_experiment(first, tmp_path):
+    """Through git and a DVC remote: with its model, and with nothing computed."""
+    copy, _, _ = first
+    copy.run("git", "init", "--quiet", "--bare", tmp_path / "git")
+    copy.run("git", "remote", "add", "hub", tmp_path / "git")
+    copy.dvc("remote", "add", "--default", "shelf", tmp_path / "shelf")
+    copy.commit()
+    copy.run("git", "push", "--quiet", "hub", "main")
+    copy.dvc("push", "--run-cache")
+    copy.dvc("exp", "run", "--name", "shared", "-S", "decoding.top_p=0.5")
+    copy.dvc("exp", "push", "hub", "shared")
+    there = outputs(copy)
+
+    other = clone_again(Clone(tmp_path / "git", copy.env), tmp_path / "elsewhere")
+    other.dvc("exp", "pull", "origin", "shared")
+    other.dvc("exp", "apply", "shared")
+    assert same(outputs(other), there)
+    output = other.dvc("repro")
+    assert stages_run(output) == ["fetch"]  # for its link to the source, which no cache holds
+    assert same(outputs(other), there)
+    other.dvc("pull", "--run-cache")
+    assert stages_run(other.dvc("exp", "run", "-S", "decoding.top_p=0.3")) == []
+    copy.run("git", "checkout", "--", ".")
+    copy.dvc("checkout")
 
 
 def test_a_clean_clone_writes_the_same_bytes(first, tmp_path):
