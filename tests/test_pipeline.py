@@ -179,8 +179,9 @@ def test_a_parameter_is_no_command(first, tmp_path):
     assert len(lines) == 1 and lines[0].startswith("train: model.name 'x; touch ")
     assert "Traceback" not in output
     assert list(tmp_path.iterdir()) == []
-    assert (copy.lock(), outputs(copy)) == (lock, before)
     copy.run("git", "checkout", "--", ".")
+    assert stages_run(copy.dvc("repro")) == []
+    assert (copy.lock(), outputs(copy)) == (lock, before)
 
 
 def test_an_experiment_reruns_what_depends_on_it(first):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TEST = "data/prepared/test.jsonl"
 RESAMPLES = 10_000
+ALL = -1
 FINISHED = ("Success", None)
 MARKS = {1: " ▲", -1: " ▼", 0: ""}
 
@@ -79,7 +80,7 @@ def main(options: argparse.Namespace) -> None:
     draw(tradeoff(found), folder / "tradeoff")
     headlines = [metric for metric in METRICS if metric.headline]
     print(scores_table(found, differences, headlines))
-    print(f"▲ ▼ really higher or lower than {baseline.name}, over the same poems")
+    print(f"▲ ▼ higher or lower than {baseline.name} beyond chance, on the same test poems")
     print(f"{folder}: table.md table.csv tradeoff.svg tradeoff.png")
 
 
@@ -92,21 +93,30 @@ def collect(names: Sequence[str], baseline: str | None) -> list[Experiment]:
     Raises UserError for a name that is none, and where there is nothing to compare.
     """
     listed = experiments()
+    if set(names) - listed.keys():
+        listed |= experiments(commits=ALL)
     first = baseline or next(iter(listed), "HEAD")
-    wanted = [first, *(name for name in names or listed if name != first)]
-    found = [read(name, listed.get(name, name)) for name in wanted]
-    if len(found) == 1:
-        raise UserError("there is no experiment to compare: dvc exp run -S decoding.top_p=0.5")
-    return found
+    wanted = [name for name in dict.fromkeys(names or listed) if name != first]
+    if not wanted:
+        raise UserError("there is no experiment to compare: try dvc exp run -S decoding.top_p=0.5")
+    found = [read(name, listed.get(name, name)) for name in (first, *wanted)]
+    by = varied(found)
+    return [found[0], *sorted(found[1:], key=lambda one: [rank(one.parameters.get(n)) for n in by])]
 
 
-def experiments() -> dict[str, str]:
-    """The present commit and the finished experiments made from it: revisions by name."""
+def rank(value: Any) -> tuple[bool, float, str]:
+    """What parameters of any type are sorted by: numbers first."""
+    number = isinstance(value, int | float)
+    return not number, float(value) if number else 0.0, str(value)
+
+
+def experiments(commits: int = 1) -> dict[str, str]:
+    """Revisions by name: the last commits, the newest first, and the experiments made from each."""
     import dvc.api
     from dvc.exceptions import DvcException
 
     try:
-        rows = dvc.api.exp_show()
+        rows = dvc.api.exp_show(num=commits)
     except DvcException as error:
         raise UserError(f"dvc exp show: {error}") from None
     return {
@@ -198,7 +208,7 @@ def adds_up(metric: Metric, one: Experiment) -> bool:
     if not {metric.name, metric.per or metric.name} <= set(one.poems.columns):
         return False
     part, whole = (column.sum() for column in parts(metric, one))
-    return bool(abs(part / max(whole, 1) - one.scores[metric.name]) < 5e-4)
+    return bool(abs(part / max(whole, 1) - one.scores[metric.name]) < 1.5e-4)
 
 
 # Tables
@@ -246,8 +256,8 @@ def markdown(
     baseline = found[0].name
     return (
         f"{scores_table(found, differences, METRICS)}\n"
-        f"± half of the score's own 95% interval. ▲ ▼ really higher or lower than {baseline}: the "
-        "paired interval below leaves zero out.\n\n"
+        "± half of the score's own 95% interval. ▲ ▼ beyond chance higher or lower than "
+        f"{baseline}: the paired interval below leaves zero out.\n\n"
         f"{differences_table(found, differences)}\n"
         f"By how much higher than {baseline}, with the 95% interval of the paired difference over "
         "the same test poems; none where a score is not made of one figure a poem.\n"
@@ -285,7 +295,7 @@ def scores_table(
 def differences_table(
     found: Sequence[Experiment], differences: Mapping[str, Mapping[str, Difference]]
 ) -> str:
-    """Markdown: a row an experiment, a column a metric; bold where the difference is real."""
+    """Markdown: a row an experiment, a column a metric; bold where zero lies outside."""
 
     def cell(difference: Difference | None) -> str:
         if difference is None:
@@ -347,7 +357,7 @@ def tradeoff(found: Sequence[Experiment]) -> dict[str, Any]:
         "type": "nominal",
         "title": parameters[by[1]] if len(by) > 1 else None,
         "legend": {"orient": "bottom"} if len(by) > 1 else None,
-        "scale": {"scheme": "viridis" if len(by) > 1 else "category10"},
+        "scale": {"scheme": "tableau10"},
     }
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
@@ -367,7 +377,8 @@ def figures(
     found: dict[str, float] = {}
     for name in (metric.name for metric in metrics if metric.name in scores):
         value, half = scores[name], halves.get(name, 0)
-        found |= {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
+        low, high = max(value - half, 0.0), min(value + half, 1.0)
+        found |= {name: value, f"{name}_low": low, f"{name}_high": high}
     return found
 
 
@@ -386,7 +397,7 @@ def panel(
             "field": metric.name,
             "type": "quantitative",
             "title": metric.name,
-            "scale": {"zero": False, "nice": True},
+            "scale": {"zero": False, "padding": 14},
         }
 
     place = {"x": axis(x), "y": axis(y)}

@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     charts = dvc_charts(options.revisions)
     if not charts:
-        raise UserError("there is nothing to plot: run dvc repro first")
+        raise UserError("there is nothing to plot here: run dvc repro first, or dvc pull")
     for name, chart in charts.items():
         draw(chart, Path(options.to) / name)
     files = [f"{name}.{kind}" for name in charts for kind in ("svg", "png")]
@@ -39,7 +39,7 @@ def dvc_charts(revisions: Sequence[str]) -> dict[str, dict[str, Any]]:
     )
     if done.returncode:
         raise UserError(f"dvc plots: {done.stderr.strip().removeprefix('ERROR: ')}")
-    plots = json.loads(done.stdout)["data"]
+    plots = json.loads(done.stdout).get("data", {})
     return {name: charts[0]["content"] for name, charts in sorted(plots.items()) if charts}
 
 
