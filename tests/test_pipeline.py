@@ -251,7 +251,7 @@ def test_a_stage_that_fails_loses_nothing(first):
 def test_a_collaborator_pulls_an_experiment(first, tmp_path):
     """Through git and a DVC remote: with its model, and with nothing computed."""
     copy, _, _ = first
-    copy.run("git", "init", "--quiet", "--bare", tmp_path / "git")
+    copy.run("git", "init", "--quiet", "--bare", "--initial-branch=main", tmp_path / "git")
     copy.run("git", "remote", "add", "hub", tmp_path / "git")
     copy.dvc("remote", "add", "--default", "shelf", tmp_path / "shelf")
     copy.commit()
