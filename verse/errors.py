@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-KEPT = "; to have the last results back, put params.yaml back and run dvc repro, or dvc checkout"
+KEPT = "; the last results are safe: dvc checkout and git checkout metrics bring them back"
 
 
 class UserError(Exception):
