@@ -270,10 +270,26 @@ def test_a_collaborator_pulls_an_experiment(first, tmp_path):
     output = other.dvc("repro")
     assert stages_run(output) == ["fetch"]  # for its link to the source, which no cache holds
     assert outputs(other) == there
-    other.dvc("pull", "--run-cache")
-    assert stages_run(other.dvc("exp", "run", "-S", "decoding.top_p=0.3")) == []
+
+    # By parameters too; what git keeps of score is made anew, since no remote has it.
+    output = other.dvc("exp", "run", "--pull", "-S", "decoding.top_p=0.3")
+    assert (stages_run(output), stages_cached(output)) == (["score"], ["baseline", "generate"])
     copy.run("git", "checkout", "--", ".")
     copy.dvc("checkout")
+    assert outputs(other) == outputs(copy)
+
+
+def test_what_is_no_experiment_any_more_is_collected_and_no_training(first):
+    copy, _, lock = first
+    before = outputs(copy)
+    copy.dvc("exp", "apply", "seven")
+    copy.dvc("gc", "--workspace", "--all-experiments", "--all-commits", "--force")
+    copy.dvc("exp", "run", "-S", "seed=42")
+    output = copy.dvc("exp", "run", "-S", "seed=7")
+    assert (stages_run(output), stages_cached(output)) == (["score"], STAGES[1:5])
+    copy.run("git", "checkout", "--", ".")
+    copy.dvc("checkout")
+    assert (copy.lock(), outputs(copy)) == (lock, before)
 
 
 def test_a_clean_clone_writes_the_same_bytes(first, tmp_path):
