@@ -3,9 +3,9 @@
     python -m stages.train
 
 Reads data/prepared/{train,validation}.jsonl and the base model. Writes models/adapter (PEFT's
-own format, with the losses), metrics/train.json and the loss curves under metrics/plots. A killed training
-goes on from its last checkpoint, which lives in the user's cache. Where there are several
-GPUs, the stage runs once on each of them.
+own format and the losses), metrics/train.json and the loss curves under metrics/plots. A killed
+training goes on from its last checkpoint, which lives in the user's cache. Where there are
+several GPUs, the stage runs once on each of them.
 """
 
 import math
