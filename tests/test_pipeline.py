@@ -2,10 +2,13 @@
 
 import json
 import re
+import shutil
 
+import pandas as pd
 import pytest
 import yaml
 from clones import (
+    BIN,
     Clone,
     clone,
     clone_again,
@@ -225,6 +228,30 @@ def test_an_experiment_is_applied_without_running(first):
     copy.dvc("checkout")
     assert copy.lock() == lock
     assert outputs(copy) == before
+
+
+def test_experiments_at_a_glance(first):
+    copy, _, _ = first
+    table = copy.run(BIN / "verse", "show", env={"COLUMNS": "120"})
+    assert all(word in table for word in ("[freer]", "[seven]", "after.loss", "seed", "top_p"))
+    assert "tuned." in table and "machine" not in table and "…" not in table
+    assert max(map(len, table.splitlines())) <= 120
+
+    copy.run(BIN / "verse", "compare", "seven", "freer", "--to", "figures")
+    files = {file.name: file for file in (copy.path / "figures").iterdir()}
+    assert sorted(files) == ["table.csv", "table.md", "tradeoff.png", "tradeoff.svg"]
+    rows = pd.read_csv(files["table.csv"])
+    assert list(rows["experiment"]) == ["main", "seven", "freer"]
+    assert list(rows["seed"]) == [42, 7, 42] and list(rows["decoding.top_p"]) == [0.3, 0.3, 0.5]
+    assert [name for name in rows if name.endswith("_low")]  # paired: the same test poems
+
+    refused = copy.run(BIN / "verse", "compare", "nosuch", status=1)
+    assert refused == "verse compare: nosuch: no such experiment: see dvc exp list\n"
+
+    copy.run(BIN / "verse", "plots", "main", "freer", "--to", "figures")
+    drawn = (copy.path / "figures" / "loss.svg").read_text("utf-8")
+    assert "optimizer step" in drawn and "freer" in drawn
+    shutil.rmtree(copy.path / "figures")
 
 
 def test_a_stage_that_fails_loses_nothing(first):
