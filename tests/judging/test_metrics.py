@@ -33,6 +33,8 @@ def test_each_metric_is_declared_once():
     assert len(set(NAMES)) == len(NAMES)
     assert all(metric.meaning and metric.label for metric in METRICS)
     assert set(HEADLINES) <= set(INTERVALS)
+    axes = [metric.axis for metric in METRICS]
+    assert axes.count("x") == 1 and axes.count("y") >= 1
 
 
 def test_the_committed_scores_have_these_keys():

@@ -338,6 +338,7 @@ def tradeoff(found: Sequence[Experiment]) -> dict[str, Any]:
     """
     parameters = varied(found)
     by = list(parameters) if 1 <= len(parameters) <= 2 else []
+    labelled = parameters[by[0]] if by else "experiments"
     (x,) = [metric for metric in METRICS if metric.axis == "x"]
     panels = [metric for metric in METRICS if metric.axis == "y"]
     points = []
@@ -348,6 +349,7 @@ def tradeoff(found: Sequence[Experiment]) -> dict[str, Any]:
                 "label": labels[0] if labels else one.name,
                 "line": labels[1] if len(labels) > 1 else "experiments",
                 "order": one.parameters.get(by[0]) if by else 0,
+                "baseline": one is found[0],
                 **figures(one.scores, one.halves, [x, *panels]),
             }
         )
@@ -364,7 +366,7 @@ def tradeoff(found: Sequence[Experiment]) -> dict[str, Any]:
         "background": "white",
         "title": {
             "text": " and ".join(m.name for m in panels) + f" against {x.name}",
-            "subtitle": f"labels: {parameters[by[0]]}" if by else "labels: experiments",
+            "subtitle": f"labels: {labelled}; ring: {found[0].name}",
         },
         "hconcat": [panel(points, truth, x, y, colour, joined=bool(by)) for y in panels],
     }
@@ -423,6 +425,11 @@ def panel(
         {
             "mark": {"type": "point", "filled": True, "size": 60},
             "encoding": {**place, "color": colour},
+        },
+        {
+            "transform": [{"filter": "datum.baseline"}],
+            "mark": {"type": "point", "size": 180, "color": "black"},
+            "encoding": place,
         },
         {
             "mark": {"type": "text", "align": "left", "dx": 7, "dy": -5},
