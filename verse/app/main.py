@@ -23,7 +23,11 @@ def main() -> None:
         summary = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(name, help=summary, description=module.__doc__)
         module.add_options(command)
-    options = parser.parse_args()
+    options, others = parser.parse_known_args()
+    if "for_dvc" in options:
+        options.for_dvc = others
+    elif others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     errors.run(lambda: COMMANDS[options.command].main(options), f"verse {options.command}")
 
 

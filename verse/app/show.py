@@ -12,15 +12,15 @@ from verse.judging.contestants import WATCHED
 from verse.judging.metrics import HEADLINES
 from verse.params import Params
 
-OPTIONS = ["--only-changed", "--hide-workspace", "--no-pager", "--precision", "3"]
+OPTIONS = ["--only-changed", "--hide-workspace", "--no-pager"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="of dvc exp show")
+    parser.set_defaults(for_dvc=[])  # whatever else is on the command line
 
 
 def main(options: argparse.Namespace) -> None:
-    sys.exit(subprocess.run(command(*options.options)).returncode)
+    sys.exit(subprocess.run(command(*options.for_dvc)).returncode)
 
 
 def command(*options: str) -> list[str]:
