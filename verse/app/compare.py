@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from verse.app.plots import draw
+from verse.app.tradeoff import chart
 from verse.errors import UserError
 from verse.files import write_text
 from verse.judging.contestants import WATCHED
@@ -331,16 +332,15 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def tradeoff(found: Sequence[Experiment]) -> dict[str, Any]:
-    """A Vega-Lite chart: a panel for each metric of quality against that of diversity.
+    """The chart of the experiments, and of the true poems.
 
-    A point an experiment, with the intervals of both; where one or two parameters differ, points
-    are labelled by the first and joined along it, in a colour for each value of the second.
+    Where one or two parameters differ, points are labelled by the first and joined along it, in a
+    colour for each value of the second; else labelled by the experiments' names.
     """
     parameters = varied(found)
     by = list(parameters) if 1 <= len(parameters) <= 2 else []
-    labelled = parameters[by[0]] if by else "experiments"
-    (x,) = [metric for metric in METRICS if metric.axis == "x"]
-    panels = [metric for metric in METRICS if metric.axis == "y"]
+    (x,) = [metric.name for metric in METRICS if metric.axis == "x"]
+    qualities = [metric.name for metric in METRICS if metric.axis == "y"]
     points = []
     for one in found:
         labels = [shown(one.parameters.get(name)) for name in by]
@@ -348,106 +348,25 @@ def tradeoff(found: Sequence[Experiment]) -> dict[str, Any]:
             {
                 "label": labels[0] if labels else one.name,
                 "line": labels[1] if len(labels) > 1 else "experiments",
-                "order": one.parameters.get(by[0]) if by else 0,
+                "order": one.parameters.get(by[0]) if by else None,
                 "baseline": one is found[0],
-                **figures(one.scores, one.halves, [x, *panels]),
+                **figures(one.scores, one.halves, [x, *qualities]),
             }
         )
-    truth = {"label": "true poems", **figures(found[0].true, {}, [x, *panels])}
-    colour = {
-        "field": "line",
-        "type": "nominal",
-        "title": parameters[by[1]] if len(by) > 1 else None,
-        "legend": {"orient": "bottom"} if len(by) > 1 else None,
-        "scale": {"scheme": "tableau10"},
-    }
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "background": "white",
-        "title": {
-            "text": " and ".join(m.name for m in panels) + f" against {x.name}",
-            "subtitle": f"labels: {labelled}; ring: {found[0].name}",
-        },
-        "hconcat": [panel(points, truth, x, y, colour, joined=bool(by)) for y in panels],
-    }
+    truth = {"label": "true poems", **figures(found[0].true, {}, [x, *qualities])}
+    labelled = parameters[by[0]] if by else "experiments"
+    subtitle = f"labels: {labelled}; ring: {found[0].name}"
+    legend = parameters[by[1]] if len(by) > 1 else None
+    return chart(points, truth, x, qualities, subtitle, legend)
 
 
 def figures(
-    scores: Mapping[str, float], halves: Mapping[str, float], metrics: Sequence[Metric]
+    scores: Mapping[str, float], halves: Mapping[str, float], names: Sequence[str]
 ) -> dict[str, float]:
     """For each metric its value and the ends of its interval."""
     found: dict[str, float] = {}
-    for name in (metric.name for metric in metrics if metric.name in scores):
+    for name in (name for name in names if name in scores):
         value, half = scores[name], halves.get(name, 0)
         low, high = max(value - half, 0.0), min(value + half, 1.0)
         found |= {name: value, f"{name}_low": low, f"{name}_high": high}
     return found
-
-
-def panel(
-    points: list[dict[str, Any]],
-    truth: dict[str, Any],
-    x: Metric,
-    y: Metric,
-    colour: dict[str, Any],
-    joined: bool,
-) -> dict[str, Any]:
-    """One chart: quality upward, diversity to the right."""
-
-    def axis(metric: Metric) -> dict[str, Any]:
-        return {
-            "field": metric.name,
-            "type": "quantitative",
-            "title": metric.name,
-            "scale": {"zero": False, "padding": 14},
-        }
-
-    place = {"x": axis(x), "y": axis(y)}
-    layers: list[dict[str, Any]] = [
-        {
-            "mark": {"type": "rule", "opacity": 0.35},
-            "encoding": {
-                "x": place["x"],
-                "y": axis(y) | {"field": f"{y.name}_low"},
-                "y2": {"field": f"{y.name}_high"},
-                "color": colour,
-            },
-        },
-        {
-            "mark": {"type": "rule", "opacity": 0.35},
-            "encoding": {
-                "x": axis(x) | {"field": f"{x.name}_low"},
-                "x2": {"field": f"{x.name}_high"},
-                "y": place["y"],
-                "color": colour,
-            },
-        },
-        {
-            "mark": {"type": "point", "filled": True, "size": 60},
-            "encoding": {**place, "color": colour},
-        },
-        {
-            "transform": [{"filter": "datum.baseline"}],
-            "mark": {"type": "point", "size": 180, "color": "black"},
-            "encoding": place,
-        },
-        {
-            "mark": {"type": "text", "align": "left", "dx": 7, "dy": -5},
-            "encoding": {**place, "text": {"field": "label"}},
-        },
-        {
-            "data": {"values": [truth]},
-            "mark": {"type": "point", "shape": "diamond", "size": 80, "color": "#b03a2e"},
-            "encoding": place,
-        },
-        {
-            "data": {"values": [truth]},
-            "mark": {"type": "text", "align": "right", "dx": -8, "color": "#b03a2e"},
-            "encoding": {**place, "text": {"field": "label"}},
-        },
-    ]
-    if joined:
-        order = {"field": "order", "type": "quantitative"}
-        line = {"mark": {"type": "line", "opacity": 0.6}}
-        layers.insert(0, line | {"encoding": {**place, "color": colour, "order": order}})
-    return {"width": 420, "height": 380, "data": {"values": points}, "layer": layers}
