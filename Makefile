@@ -1,6 +1,7 @@
 # make repro   set up and run the whole experiment      make test    set up and run the tests
 # make lint    check style                              make audit   look for known vulnerabilities
 # make soak    the long tests: kills, broken inputs     make merge   write the merged model
+# make show    experiments that fit a terminal          make grid    twelve decodings compared
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,6 +19,18 @@ soak: .venv/development
 merge: .venv/runtime
 	verse merge
 
+show: .venv/runtime
+	verse show
+
+# Twelve decodings of one training, two at once, compared with the committed run. Threads that wait
+# take turns, since two experiments have more of them than there may be cores.
+grid: export OMP_WAIT_POLICY := PASSIVE
+grid: .venv/runtime
+	dvc repro
+	dvc exp run --queue --name grid -S 'decoding.temperature=0.1,0.4,0.7,1.0' -S 'decoding.top_p=0.3,0.6,0.9'
+	dvc exp run --run-all --jobs 2
+	verse compare $$(dvc exp list --name-only | grep '^grid-') --to docs/decoding
+
 lint: .venv/development
 	ruff check .
 	ruff format --check .
@@ -34,6 +47,7 @@ lock: .venv/development
 	pip-compile -q --upgrade --allow-unsafe --strip-extras --no-emit-find-links --no-emit-index-url -o requirements.txt requirements.in
 	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.txt
 	pip-compile -q --upgrade --strip-extras --no-emit-find-links --no-emit-index-url -o requirements-dev.txt requirements-dev.in
+	pip-compile -q --upgrade --strip-extras --no-emit-find-links --no-emit-index-url -o requirements-s3.txt requirements-s3.in
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …" >&2; exit 1; }
@@ -48,4 +62,4 @@ lock: .venv/development
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-.PHONY: repro test soak merge lint audit lock
+.PHONY: repro test soak merge show grid lint audit lock

@@ -22,12 +22,14 @@ SHOWN = (0, 1, 2)  # test poems
 
 def main() -> None:
     scores = json.loads(Path("metrics/score.json").read_text("utf-8"))
+    intervals = json.loads(Path("metrics/intervals.json").read_text("utf-8"))
+    halves = {row["contestant"]: row for row in intervals}
     losses = json.loads(Path("metrics/train.json").read_text("utf-8"))
     gains = json.loads(Path("metrics/gains.json").read_text("utf-8"))
     text = Path(README).read_text("utf-8")
     for pattern, new in {
         r"(?<=```\n)prompt .*?\n(?=```)": poems(),
-        r"\| \| base \| tuned .*?\n(?=\n)": table(scores),
+        r"\| \| base \| tuned .*?\n(?=\n)": table(scores, halves),
         r"Gain of tuned over base.*?\n": gain(gains),
         r"Loss on the validation poems: .*?\n": (
             f"Loss on the validation poems: {losses['before']['loss_per_character']:.4f} nats a "
@@ -55,17 +57,17 @@ def poems() -> str:
     return "\n".join(blocks)
 
 
-def table(scores: dict[str, dict[str, float]]) -> str:
-    """The metrics in Markdown: a row a metric, a column a contestant."""
+def table(scores: dict[str, dict[str, float]], halves: dict[str, dict[str, float]]) -> str:
+    """The metrics in Markdown: a row a metric, a column a contestant, ± as half an interval."""
     heads = [one.english for one in CONTESTANTS.values()]
     rows = [["", *heads], ["---"] * (len(heads) + 1)]
     for metric in METRICS:
         cells = [f"{values[metric.name]:.3f}" for values in scores.values()]
         if metric.interval:
-            halves = [values[f"{metric.name}_ci95"] for values in scores.values()]
+            noise = [halves[name][metric.name] for name in scores]
             cells = [
                 f"{cell} ± {half:.3f}" if half else cell
-                for cell, half in zip(cells, halves, strict=True)
+                for cell, half in zip(cells, noise, strict=True)
             ]
         rows.append([metric.name, *cells])
     return "".join("| " + " | ".join(row) + " |\n" for row in rows).replace("|  |", "| |")

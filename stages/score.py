@@ -2,7 +2,8 @@
 
     python -m stages.score
 
-Writes metrics/score.json, metrics/gains.json with what each contestant gains over the baseline,
+Writes metrics/score.json and, apart from it, metrics/intervals.json with the half-widths of the
+scores' intervals; metrics/gains.json with what each contestant gains over the baseline,
 metrics/poems.csv with a row per poem and contestant, the data of two plots below metrics/plots and
 metrics/report.html; prints the metrics and three poems.
 """
@@ -29,7 +30,7 @@ def main() -> None:
     import pandas as pd
 
     from verse.judging.contestants import BASELINE, CONTESTANTS
-    from verse.judging.metrics import HEADLINES
+    from verse.judging.metrics import HEADLINES, apart
     from verse.judging.report import render
     from verse.judging.scoring import gain, judge, likenesses, summarise, tabulate
     from verse.judging.terminal import gains_table, metrics_table, side_by_side
@@ -70,8 +71,10 @@ def main() -> None:
     shown = {name: poems for name, poems in judged.items() if not CONTESTANTS[name].floor}
     rows = [dict(zip(shown, row, strict=True)) for row in zip(*shown.values(), strict=True)]
     poems = pd.concat(tables, names=["contestant"]).reset_index("contestant").round(4)
+    scores, intervals = apart(metrics)
     with together():
-        write_json("metrics/score.json", metrics)
+        write_json("metrics/score.json", scores)
+        write_json("metrics/intervals.json", intervals)
         write_json("metrics/gains.json", [{"contestant": n, **one} for n, one in gains.items()])
         write_text("metrics/poems.csv", poems.to_csv(index=False, lineterminator="\n"))
         write_text("metrics/plots/quality.csv", quality_plot(metrics, HEADLINES))

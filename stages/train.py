@@ -3,9 +3,9 @@
     python -m stages.train
 
 Reads data/prepared/{train,validation}.jsonl and the base model. Writes models/adapter (PEFT's
-own format), metrics/train.json and the loss curves under metrics/plots. A killed training
-goes on from its last checkpoint, which lives in the user's cache. Where there are several
-GPUs, the stage runs once on each of them.
+own format and the losses), metrics/train.json and the loss curves under metrics/plots. A killed
+training goes on from its last checkpoint, which lives in the user's cache. Where there are
+several GPUs, the stage runs once on each of them.
 """
 
 import math
@@ -78,6 +78,9 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
         with replacing("models/adapter") as folder:
             card = adapters.model_card(p.model.name, p.model.revision, facts)
             adapters.save_adapter(model, folder, card)
+            # The same bytes as metrics/train.json, which git keeps: so DVC pushes them and `dvc gc`
+            # spares them, and its run cache can restore both.
+            write_json(folder / "train_results.json", metrics)
         for name, points in (("train", curves.train), ("validation", curves.validation)):
             rows = [f"{point['step']},{point['loss']}" for point in points]
             write_text(f"metrics/plots/{name}_loss.csv", "\n".join(["step,loss", *rows]) + "\n")

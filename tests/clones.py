@@ -137,6 +137,14 @@ def change(file: Path, values: dict) -> None:
     file.write_text(yaml.safe_dump(content, allow_unicode=True), "utf-8")
 
 
+def outputs(copy: Clone) -> dict[str, bytes]:
+    """Every file that the stages have written, and its bytes; clock times left out."""
+    places = ("data/raw", "data/prepared", "data/generated", "models/adapter", "metrics")
+    files = (path for place in places for path in (copy.path / place).rglob("*"))
+    found = {str(p.relative_to(copy.path)): p.read_bytes() for p in files if p.is_file()}
+    return {name: content for name, content in found.items() if name != "metrics/speed.json"}
+
+
 def stages_run(output: str) -> list[str]:
     """The stages that ran, from what DVC printed."""
     return re.findall(r"^Running stage '(\w+)':", output, re.MULTILINE)
@@ -144,3 +152,8 @@ def stages_run(output: str) -> list[str]:
 
 def stages_skipped(output: str) -> list[str]:
     return re.findall(r"^Stage '(\w+)' didn't change, skipping$", output, re.MULTILINE)
+
+
+def stages_cached(output: str) -> list[str]:
+    """The stages whose outputs came from the run cache."""
+    return re.findall(r"^Stage '(\w+)' is cached - skipping run", output, re.MULTILINE)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from verse.errors import ParameterError, UserError, explain, run
+from verse.errors import KEPT, ParameterError, UserError, explain, run
 from verse.files import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +84,33 @@ def test_out_of_memory_names_what_to_lower(error, stage, key, capsys, monkeypatc
     status, line = raised(error, capsys, monkeypatch, stage)
     assert status == 1
     assert line.startswith(f"{stage}: out of memory: ") and key in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "lock", "said"),
+    [
+        ("train", "stages:\n  train:\n    cmd: x\n", True),
+        ("train", "stages:\n  prepare:\n    cmd: train\n", False),
+        ("train", None, False),
+        (None, "stages:\n  train:\n    cmd: x\n", False),
+    ],
+)
+def test_dvc_is_told_to_bring_outputs_back_where_it_has_them(
+    stage, lock, said, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    if stage:
+        monkeypatch.setenv("DVC_STAGE", stage)
+    if lock:
+        Path("dvc.lock").write_text(lock, "utf-8")
+
+    def fail():
+        raise UserError("no poems")
+
+    with pytest.raises(SystemExit):
+        run(fail, "train")
+    assert capsys.readouterr().err == f"train: no poems{KEPT * said}\n"
 
 
 def test_torchs_own_allocator():

@@ -2,10 +2,23 @@
 
 import json
 import re
+import shutil
 
+import pandas as pd
 import pytest
 import yaml
-from clones import clone, clone_again, stages_run, stages_skipped
+from clones import (
+    BIN,
+    Clone,
+    clone,
+    clone_again,
+    outputs,
+    stages_cached,
+    stages_run,
+    stages_skipped,
+)
+
+from verse.errors import KEPT
 
 STAGES = ["fetch", "prepare", "train", "baseline", "generate", "score"]
 
@@ -47,13 +60,6 @@ def first(tmp_path_factory):
     output = copy.dvc("repro")
     copy.commit()
     return copy, output, copy.lock()
-
-
-def outputs(copy):
-    """Every file that the stages have written, and its bytes."""
-    places = ("data/raw", "data/prepared", "data/generated", "models/adapter", "metrics")
-    files = (path for place in places for path in (copy.path / place).rglob("*"))
-    return {str(p.relative_to(copy.path)): p.read_bytes() for p in files if p.is_file()}
 
 
 def test_one_command_runs_everything(first):
@@ -173,17 +179,144 @@ def test_a_parameter_is_no_command(first, tmp_path):
     assert len(lines) == 1 and lines[0].startswith("train: model.name 'x; touch ")
     assert "Traceback" not in output
     assert list(tmp_path.iterdir()) == []
-    assert (copy.lock(), outputs(copy)) == (lock, before)
     copy.run("git", "checkout", "--", ".")
+    assert stages_run(copy.dvc("repro")) == []
+    assert (copy.lock(), outputs(copy)) == (lock, before)
 
 
 def test_an_experiment_reruns_what_depends_on_it(first):
     copy, _, _ = first
-    output = copy.dvc("exp", "run", "-S", "decoding.top_p=0.5")
+    output = copy.dvc("exp", "run", "--name", "freer", "-S", "decoding.top_p=0.5")
     assert (stages_run(output), stages_skipped(output)) == (STAGES[3:], STAGES[:3])
-    diff = copy.dvc("metrics", "diff")
-    assert re.search(r"metrics/speed\.json +generate\.seconds +[\d.]+ +[\d.]+", diff)
-    assert "tuned.form" in copy.dvc("metrics", "diff", "--all")
+
+
+def test_a_difference_shows_scores_alone(first):
+    copy, _, _ = first
+    for options in ((), ("--all",)):
+        diff = copy.dvc("metrics", "diff", *options)
+        assert set(re.findall(r"^metrics/\w+\.json", diff, re.MULTILINE)) <= {
+            "metrics/score.json",
+            "metrics/train.json",
+        }
+        assert "seconds" not in diff and "ci95" not in diff
+    assert "tuned.form" in diff
+
+
+def test_the_way_back_computes_nothing(first):
+    copy, _, lock = first
+    output = copy.dvc("exp", "run", "-S", "decoding.top_p=0.3")
+    assert (stages_run(output), stages_cached(output)) == ([], STAGES[3:])
+    assert copy.lock() == lock
+    before = outputs(copy)
+
+    other = copy.dvc("exp", "run", "--name", "seven", "-S", "seed=7")
+    assert stages_run(other) == STAGES[1:]
+    output = copy.dvc("exp", "run", "-S", "seed=42")
+    assert (stages_run(output), stages_cached(output)) == ([], STAGES[1:])
+    assert copy.lock() == lock
+    assert outputs(copy) == before
+
+
+def test_an_experiment_is_applied_without_running(first):
+    copy, _, lock = first
+    before = outputs(copy)
+    copy.dvc("exp", "apply", "seven")
+    assert copy.lock() != lock
+    assert "up to date" in copy.dvc("status")
+    assert stages_run(copy.dvc("repro")) == []
+    copy.run("git", "checkout", "--", ".")
+    copy.dvc("checkout")
+    assert copy.lock() == lock
+    assert outputs(copy) == before
+
+
+def test_experiments_at_a_glance(first):
+    copy, _, _ = first
+    table = copy.run(BIN / "verse", "show", env={"COLUMNS": "120"})
+    assert all(word in table for word in ("[freer]", "[seven]", "after.loss", "seed", "top_p"))
+    assert "tuned." in table and "machine" not in table and "…" not in table
+    assert max(map(len, table.splitlines())) <= 120
+
+    copy.run(BIN / "verse", "compare", "seven", "freer", "--to", "figures")
+    files = {file.name: file for file in (copy.path / "figures").iterdir()}
+    assert sorted(files) == ["table.csv", "table.md", "tradeoff.png", "tradeoff.svg"]
+    rows = pd.read_csv(files["table.csv"])
+    assert list(rows["experiment"]) == ["main", "seven", "freer"]
+    assert list(rows["seed"]) == [42, 7, 42] and list(rows["decoding.top_p"]) == [0.3, 0.3, 0.5]
+    assert [name for name in rows if name.endswith("_low")]  # paired: the same test poems
+
+    refused = copy.run(BIN / "verse", "compare", "nosuch", status=1)
+    assert refused == "verse compare: nosuch: no such experiment: see dvc exp list\n"
+
+    copy.run(BIN / "verse", "plots", "main", "freer", "--to", "figures")
+    drawn = (copy.path / "figures" / "loss.svg").read_text("utf-8")
+    assert "optimizer step" in drawn and "freer" in drawn
+    shutil.rmtree(copy.path / "figures")
+
+
+def test_a_stage_that_fails_loses_nothing(first):
+    """DVC has removed its outputs by then: the one line says how they come back, and they do."""
+    copy, _, lock = first
+    before = outputs(copy)
+    copy.set(train__learning_rate=-1)
+    output = copy.dvc("repro", status=255)
+    (line,) = (line for line in output.splitlines() if line.startswith("train: "))
+    assert "train.learning_rate" in line and line.endswith(KEPT)
+    assert not (copy.path / "models/adapter").exists()
+    copy.run("git", "checkout", "--", "params.yaml")
+    output = copy.dvc("repro")
+    assert (stages_run(output), stages_cached(output)) == ([], ["train"])
+    assert copy.lock() == lock
+    assert outputs(copy) == before
+
+    copy.set(train__learning_rate=-1)
+    copy.dvc("repro", status=255)
+    copy.dvc("checkout")
+    copy.run("git", "checkout", "metrics")
+    assert outputs(copy) == before
+    copy.run("git", "checkout", "--", ".")
+
+
+def test_a_collaborator_pulls_an_experiment(first, tmp_path):
+    """Through git and a DVC remote: with its model, and with nothing computed."""
+    copy, _, _ = first
+    copy.run("git", "init", "--quiet", "--bare", "--initial-branch=main", tmp_path / "git")
+    copy.run("git", "remote", "add", "hub", tmp_path / "git")
+    copy.dvc("remote", "add", "--default", "shelf", tmp_path / "shelf")
+    copy.commit()
+    copy.run("git", "push", "--quiet", "hub", "main")
+    copy.dvc("push", "--run-cache")
+    copy.dvc("exp", "run", "--name", "shared", "-S", "decoding.top_p=0.5")
+    copy.dvc("exp", "push", "hub", "shared")
+    there = outputs(copy)
+
+    other = clone_again(Clone(tmp_path / "git", copy.env), tmp_path / "elsewhere")
+    other.dvc("exp", "pull", "origin", "shared")
+    other.dvc("exp", "apply", "shared")
+    assert outputs(other) == there
+    output = other.dvc("repro")
+    assert stages_run(output) == ["fetch"]  # for its link to the source, which no cache holds
+    assert outputs(other) == there
+
+    # By parameters too; what git keeps of score is made anew, since no remote has it.
+    output = other.dvc("exp", "run", "--pull", "-S", "decoding.top_p=0.3")
+    assert (stages_run(output), stages_cached(output)) == (["score"], ["baseline", "generate"])
+    copy.run("git", "checkout", "--", ".")
+    copy.dvc("checkout")
+    assert outputs(other) == outputs(copy)
+
+
+def test_what_is_no_experiment_any_more_is_collected_and_no_training(first):
+    copy, _, lock = first
+    before = outputs(copy)
+    copy.dvc("exp", "apply", "seven")
+    copy.dvc("gc", "--workspace", "--all-experiments", "--all-commits", "--force")
+    copy.dvc("exp", "run", "-S", "seed=42")
+    output = copy.dvc("exp", "run", "-S", "seed=7")
+    assert (stages_run(output), stages_cached(output)) == (["score"], STAGES[1:5])
+    copy.run("git", "checkout", "--", ".")
+    copy.dvc("checkout")
+    assert (copy.lock(), outputs(copy)) == (lock, before)
 
 
 def test_a_clean_clone_writes_the_same_bytes(first, tmp_path):

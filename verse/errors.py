@@ -12,6 +12,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+KEPT = "; the last results are safe: dvc checkout and git checkout metrics bring them back"
 
 
 class UserError(Exception):
@@ -94,10 +97,19 @@ def run(main: Callable[[], None], name: str = "") -> None:
         if explained is None:
             raise
         line, status = explained
-        print(f"{stage}: {printable(line)}", file=sys.stderr)
+        print(f"{stage}: {printable(line)}{kept()}", file=sys.stderr)
         sys.exit(status)
     finally:
         gc.freeze()
+
+
+def kept() -> str:
+    """What to add where DVC runs a stage once more: it removed outputs that its cache has."""
+    try:
+        lock = Path("dvc.lock").read_text("utf-8")
+    except (OSError, ValueError):
+        return ""
+    return KEPT if f"\n  {os.environ.get('DVC_STAGE')}:\n" in lock else ""
 
 
 def printable(line: str) -> str:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import yaml
 
-from verse.judging.contestants import BASELINE, CONTESTANTS, WATCHED
+from verse.judging.contestants import CONTESTANTS, WATCHED
 from verse.judging.metrics import HEADLINES, INTERVALS, KEYS, METRICS
 
 ROOT = Path(__file__).parents[2]
 NAMES = [metric.name for metric in METRICS]
 SCORES = json.loads((ROOT / "metrics/score.json").read_text("utf-8"))
+INTERVALS_FILE = json.loads((ROOT / "metrics/intervals.json").read_text("utf-8"))
+HALVES = {row["contestant"]: row for row in INTERVALS_FILE}
 README = (ROOT / "README.md").read_text("utf-8")
 
 
@@ -31,11 +33,24 @@ def test_each_metric_is_declared_once():
     assert len(set(NAMES)) == len(NAMES)
     assert all(metric.meaning and metric.label for metric in METRICS)
     assert set(HEADLINES) <= set(INTERVALS)
+    axes = [metric.axis for metric in METRICS]
+    assert axes.count("x") == 1 and axes.count("y") >= 1
 
 
 def test_the_committed_scores_have_these_keys():
-    assert list(SCORES) == list(CONTESTANTS) and {WATCHED, BASELINE} <= set(SCORES)
-    assert all(list(values) == KEYS for values in SCORES.values())
+    assert list(SCORES) == list(CONTESTANTS) and WATCHED in SCORES
+    assert all(list(values) == ["poems", *NAMES] for values in SCORES.values())
+
+
+def test_intervals_stand_apart_from_the_scores():
+    """In a list, since DVC shows what stands in a mapping."""
+    scores, halves = apart({name: dict.fromkeys(KEYS, 0.5) for name in CONTESTANTS})
+    assert {name: list(scores[name]) for name in scores} == {
+        name: ["poems", *NAMES] for name in CONTESTANTS
+    }
+    assert [list(row) for row in halves] == [["contestant", *INTERVALS]] * len(CONTESTANTS)
+    assert [list(row) for row in INTERVALS_FILE] == [list(row) for row in halves]
+    assert list(HALVES) == list(CONTESTANTS)
 
 
 def test_the_readme_says_what_each_metric_is():
@@ -47,11 +62,11 @@ def test_the_readme_has_the_figures_of_the_committed_scores():
     assert head[1:] == [one.english for one in CONTESTANTS.values()]
     assert [row[0] for row in rows] == NAMES
     for name, *cells in rows:
-        for cell, values in zip(cells, SCORES.values(), strict=True):
+        for cell, (group, values) in zip(cells, SCORES.items(), strict=True):
             mean, half = re.fullmatch(r"([\d.]+)(?: ± ([\d.]+))?", cell).groups()
             assert float(mean) == float(f"{values[name]:.3f}"), name
             if half:
-                assert float(half) == float(f"{values[f'{name}_ci95']:.3f}"), name
+                assert float(half) == float(f"{HALVES[group][name]:.3f}"), name
 
 
 def test_the_readme_has_the_gain_of_the_committed_scores():

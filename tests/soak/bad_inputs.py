@@ -22,6 +22,8 @@ import torch
 from clones import ROOT, change, clone
 from safetensors.torch import load_file, save_file
 
+from verse.errors import KEPT
+
 STAGES = {
     "fetch": ["stages.fetch"],
     "prepare": ["stages.prepare"],
@@ -43,6 +45,7 @@ def whole(tmp_path_factory):
     """A clone in which the pipeline has run."""
     copy = clone(tmp_path_factory.mktemp("bad"))
     copy.dvc("repro")
+    copy.commit()
     yield copy
     print(f"\n{TOTALS['bad inputs']} bad inputs, each one line, its exit status, nothing touched")
 
@@ -124,6 +127,34 @@ def test_a_parameter(work, key, value):
     began = time.perf_counter()
     refused(work, stage, "params.yaml: ", key, status=2)
     assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value"),
+    [
+        ("fetch", "data.source", "no/such.json"),
+        ("prepare", "prepare.max_train", 0),
+        ("train", "train.lora.r", -8),
+        ("baseline", "decoding.top_p", 0),
+        ("generate", "decoding.top_k", -1),
+        ("score", "score.bootstrap", 1),
+    ],
+)
+def test_what_dvc_removed_comes_back(whole, tmp_path, stage, key, value):
+    """DVC removes a stage's outputs before it runs: the one line says how to have them again."""
+    shutil.copytree(whole.path, tmp_path / "repository", symlinks=True)
+    copy = type(whole)(tmp_path / "repository", whole.env)
+    before = outputs(copy)
+    change(copy.path / "params.yaml", {key: value})
+    output = copy.dvc("repro", "--single-item", stage, status=255)
+    name = STAGES[stage][0].removeprefix("stages.")
+    (line,) = (line for line in output.splitlines() if line.startswith(f"{name}: "))
+    assert key in line and line.endswith(KEPT)
+    assert (outputs(copy) == before) == (stage == "fetch")
+    copy.dvc("checkout")
+    copy.run("git", "checkout", "--", "metrics")
+    assert outputs(copy) == before
+    TOTALS["bad inputs"] += 1
 
 
 @pytest.mark.parametrize("content", [b"", b"seed: [", b"\xff\xfe", b"seed: 2024-99-99", b"- 1\n"])

@@ -11,7 +11,7 @@ from stages import score
 from verse.errors import UserError
 from verse.files import write_jsonl
 from verse.judging.contestants import CONTESTANTS, Contestant
-from verse.judging.metrics import HEADLINES
+from verse.judging.metrics import HEADLINES, INTERVALS
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +26,7 @@ SHOWN = ("base", "tuned", "reference")
 OUTPUTS = (
     *(
         "score.json",
+        "intervals.json",
         "gains.json",
         "poems.csv",
         "plots/quality.csv",
@@ -78,6 +79,18 @@ def test_the_gain_over_the_baseline(project):
     score.main()
     (tuned,) = json.loads(Path("metrics/gains.json").read_text(encoding="utf-8"))
     assert tuned["contestant"] == "tuned" and tuned["form"] == 1 and 0 < tuned["form_ci95"] < 1
+
+
+def test_intervals_have_a_file_of_their_own(project):
+    score.main()
+    scores, halves = (
+        json.loads(Path("metrics", name).read_text("utf-8"))
+        for name in ("score.json", "intervals.json")
+    )
+    assert [row["contestant"] for row in halves] == list(scores)
+    assert all(list(row) == ["contestant", *INTERVALS] for row in halves)
+    assert not [key for key in scores["tuned"] if key.endswith("_ci95")]
+    assert halves[1]["rhyme"] == 0.5  # of two poems one rhymes: resampled 0 to 1
 
 
 def test_a_row_a_poem_and_contestant(project):

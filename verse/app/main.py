@@ -1,14 +1,17 @@
 """The command `verse`: what people run beside the pipeline.
 
-verse merge    write models/merged, the adapter merged into the full-precision model
+verse show       experiments in a table that fits a terminal
+verse compare    experiments with intervals, paired differences and a picture
+verse plots      the plots of dvc.yaml as SVG and PNG
+verse merge      write models/merged, the adapter merged into the full-precision model
 """
 
 import argparse
 
 from verse import errors
-from verse.app import merge
+from verse.app import compare, merge, plots, show
 
-COMMANDS = {"merge": merge}
+COMMANDS = {"show": show, "compare": compare, "plots": plots, "merge": merge}
 
 
 def main() -> None:
@@ -18,9 +21,14 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, module in COMMANDS.items():
         summary = (module.__doc__ or "").splitlines()[0]
-        commands.add_parser(name, help=summary, description=module.__doc__)
-    command = parser.parse_args().command
-    errors.run(COMMANDS[command].main, f"verse {command}")
+        command = commands.add_parser(name, help=summary, description=module.__doc__)
+        module.add_options(command)
+    options, others = parser.parse_known_args()
+    if "for_dvc" in options:
+        options.for_dvc = others
+    elif others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    errors.run(lambda: COMMANDS[options.command].main(options), f"verse {options.command}")
 
 
 if __name__ == "__main__":

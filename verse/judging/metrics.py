@@ -1,6 +1,10 @@
 """The metrics: each declared once. score.json, tables, plots and report follow from this list."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
+
+CI95 = "_ci95"
 
 
 @dataclass(frozen=True)
@@ -9,9 +13,11 @@ class Metric:
     label: str
     meaning: str
     interval: bool = False
-    """Told with the half-width of its 95% confidence interval, `<name>_ci95`."""
+    """Told with the half-width of its 95% confidence interval."""
     headline: bool = False
     """Told first, and plotted."""
+    axis: Literal["", "x", "y"] = ""
+    """Of the picture that compares experiments: diversity on x, a panel for each quality on y."""
 
 
 METRICS = (
@@ -21,6 +27,7 @@ METRICS = (
         "in form, as long as the true one, rhymed, in tone, its own, attested, fit for its couplet",
         interval=True,
         headline=True,
+        axis="y",
     ),
     Metric(
         "form",
@@ -28,6 +35,7 @@ METRICS = (
         "whole answers in form: 2 or 6 further lines, or the true number, of the couplet's length",
         interval=True,
         headline=True,
+        axis="y",
     ),
     Metric("lines", "句數", "answers with as many lines as the true poem", interval=True),
     Metric("clean", "潔淨", "answers of Chinese characters and poem punctuation alone"),
@@ -37,6 +45,7 @@ METRICS = (
         "even lines rhyme, the couplet's included, and no rhyme word stands twice",
         interval=True,
         headline=True,
+        axis="y",
     ),
     Metric(
         "tone",
@@ -80,7 +89,12 @@ METRICS = (
         "characters that stand in the answer already; better near the true poems",
         interval=True,
     ),
-    Metric("distinct2", "詞彙", "distinct character bigrams in the answers' first two lines"),
+    Metric(
+        "distinct2",
+        "詞彙",
+        "distinct character bigrams in the answers' first two lines",
+        axis="x",
+    ),
 )
 """In the order of metrics/score.json."""
 
@@ -90,4 +104,21 @@ KEYS = [
     "poems",
     *(key for m in METRICS for key in ([m.name, f"{m.name}_ci95"] if m.interval else [m.name])),
 ]
-"""Of a contestant in metrics/score.json; `poems` is how many were judged."""
+"""Of a contestant in what `summarise` finds; `poems` is how many were judged."""
+
+
+def apart(
+    metrics: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """The metrics of all contestants as scores by contestant, and as half-widths of intervals.
+
+    The half-widths, without `_ci95`, are rows with a `contestant`: a list, since DVC would show
+    what stands in a mapping among the scores.
+    """
+    scores, intervals = {}, []
+    for name, values in metrics.items():
+        halves = {key: half for key, half in values.items() if key.endswith(CI95)}
+        scores[name] = {key: score for key, score in values.items() if key not in halves}
+        row = {key.removesuffix(CI95): half for key, half in halves.items()}
+        intervals.append({"contestant": name, **row})
+    return scores, intervals
