@@ -2,12 +2,14 @@
 
     python -m stages.score
 
-Writes metrics/score.json, metrics/poems.csv with a row per poem and contestant, the data of two
-plots below metrics/plots and metrics/report.html; prints the metrics and three poems.
+Writes metrics/score.json, metrics/judge.json (what the marks say of who gave them),
+metrics/poems.csv with a row per poem and contestant, the data of two plots below metrics/plots and
+metrics/report.html; prints the metrics and three poems.
 """
 
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from verse import params
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from verse.judging.scoring import Judged
 
 TRAIN, TEST = "data/prepared/train.jsonl", "data/prepared/test.jsonl"
+MARKS = "data/marks/marks.jsonl"
 MANY_LINES = 9  # a plot's last bar counts the answers with as many lines or more
 SHOWN = 3
 
@@ -27,7 +30,8 @@ def main() -> None:
 
     import pandas as pd
 
-    from verse.judging.contestants import CONTESTANTS
+    from verse.judging import marks
+    from verse.judging.contestants import ASKED, contestants
     from verse.judging.metrics import HEADLINES
     from verse.judging.report import render
     from verse.judging.scoring import COLUMNS, judge, summarise, tabulate
@@ -38,9 +42,10 @@ def main() -> None:
     if not test:
         raise UserError(f"{TEST}: no poems to score: raise prepare.test_poems")
     couplets, truths = zip(*test, strict=True)
+    everyone = contestants(ASKED)
     answers = {
         name: answers_to(couplets, one.answers) if one.answers else list(truths)
-        for name, one in CONTESTANTS.items()
+        for name, one in everyone.items()
     }
     training_lines = lines_in(a + b for a, b in columns(TRAIN, "input", "output"))
 
@@ -54,20 +59,31 @@ def main() -> None:
         for name, poems in judged.items()
     }
 
+    for name, one in everyone.items():
+        if one.chat and one.answers:
+            raws = [raw for (raw,) in columns(one.answers, "raw")]
+            judged[name] = [replace(a, raw=raw) for a, raw in zip(judged[name], raws, strict=True)]
+            metrics[name] |= trimming(judged[name])
+    marked = marks.table(read_jsonl(MARKS))
+    for name, given in marks.summarise(marked, seed=p.seed, resamples=p.score.bootstrap).items():
+        if name in metrics:
+            metrics[name] |= given
+
     rows = [dict(zip(judged, row, strict=True)) for row in zip(*judged.values(), strict=True)]
     poems = pd.concat([table[COLUMNS].assign(contestant=name) for name, table in tables.items()])
     poems = poems[["contestant", *COLUMNS]].round({"tone": 4, "chrf": 4})
     with together():
         write_json("metrics/score.json", metrics)
+        write_json("metrics/judge.json", marks.measure(marked, poems))
         write_text("metrics/poems.csv", poems.to_csv(index=False, lineterminator="\n"))
         write_text("metrics/plots/quality.csv", quality_plot(metrics, HEADLINES))
         for name, ones in judged.items():
             write_text(f"metrics/plots/lines/{name}.csv", lines_plot(ones))
-        write_text("metrics/report.html", render(rows, metrics))
+        write_text("metrics/report.html", render(rows, metrics, everyone))
 
     print(metrics_table(metrics))
     for row in rows[:SHOWN]:
-        texts = {CONTESTANTS[name].english: one.answer for name, one in row.items()}
+        texts = {everyone[name].english: one.answer for name, one in row.items()}
         print("\n" + side_by_side({"prompt": row["reference"].couplet, **texts}))
 
 
@@ -97,6 +113,18 @@ def answers_to(couplets: tuple[str, ...], path: str) -> list[str]:
                 "run dvc repro to generate them anew"
             )
     return [answer for _, answer in rows]
+
+
+def trimming(poems: list["Judged"]) -> dict[str, float]:
+    """The metrics of what a chat model wrote before it was trimmed."""
+    from verse.judging.scoring import in_form
+
+    raw = sum(in_form(one.couplet, one.raw or "") for one in poems)
+    trimmed = sum("".join((one.raw or "").split()) != one.answer for one in poems)
+    return {
+        "raw": round(raw / len(poems), 4),
+        "trimmed": round(trimmed / len(poems), 4),
+    }
 
 
 def quality_plot(metrics: dict[str, dict[str, Any]], keys: list[str]) -> str:

@@ -1,6 +1,13 @@
 """Who answers: a list, through which scores, report, plots and tables go."""
 
+import json
 from dataclasses import dataclass
+
+from verse.errors import UserError
+from verse.files import read_text
+
+ASKED = "data/answers/contestants.json"
+"""The file that names the chat models that were asked."""
 
 
 @dataclass(frozen=True)
@@ -9,6 +16,8 @@ class Contestant:
     english: str
     answers: str | None
     """The file of the answers, rows of {"input", "answer"}; None for the true poems."""
+    chat: bool = False
+    """A chat model, whose rows also have `raw`: all that it wrote."""
 
 
 CONTESTANTS = {
@@ -17,6 +26,27 @@ CONTESTANTS = {
     "reference": Contestant("原作", "true", None),
 }
 """By the name that metrics/score.json has for them; the true poems come last."""
+
+
+def contestants(asked: str) -> dict[str, Contestant]:
+    """All contestants: CONTESTANTS and, before the true poems, those that were asked.
+
+    asked: a file such as ASKED. Raises UserError if it is broken.
+    """
+    try:
+        names = [one["name"] for one in json.loads(read_text(asked))]
+        others = {
+            name: Contestant("", name, f"data/answers/{name}/answers.jsonl", chat=True)
+            for name in names
+        }
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{asked}: not a list of contestants: run dvc repro again") from None
+    *own, true = CONTESTANTS.items()
+    return dict([*own, *others.items(), true])
+
+
+SCRAMBLED = "scrambled"
+"""Among a judge's marks, the poems of right tones without sense; they are no contestant."""
 
 WATCHED = "tuned"
 """Whose answers the report sorts and filters by."""

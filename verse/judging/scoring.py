@@ -58,6 +58,8 @@ class Judged:
     """Mean share of the tone rules kept, 0..1; 0 out of form."""
     analysis: Analysis | None
     """Prosody of the couplet and the answer; None out of form."""
+    raw: str | None = None
+    """All that a chat model wrote, where the answer is only what counts of it."""
 
 
 def in_form(couplet: str, answer: str) -> bool:

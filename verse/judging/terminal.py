@@ -2,19 +2,22 @@
 
 import unicodedata
 
-from verse.judging.metrics import METRICS
+from verse.judging.metrics import EXTRA, METRICS
 from verse.poems.lines import split_lines
 
 
 def metrics_table(metrics: dict[str, dict[str, int | float]]) -> str:
     """The metrics for a terminal: a row a metric, a column a contestant, ± as ci95."""
-    rows = [" " * 10 + "".join(f"{group:<16}" for group in metrics)]
-    rows.append(f"{'poems':<10}" + "".join(f"{group['poems']:<16}" for group in metrics.values()))
-    for metric in METRICS:
-        row = f"{metric.name:<10}"
-        for group in metrics.values():
-            noise = f" ±{group[f'{metric.name}_ci95']:.3f}" if metric.interval else ""
-            row += f"{f'{group[metric.name]:.3f}{noise}':<16}"
+    measured = [m for m in (*METRICS, *EXTRA) if any(m.name in one for one in metrics.values())]
+    wide = max(10, *(len(metric.name) + 1 for metric in measured))
+    rows = [" " * wide + "".join(f"{group:<15} " for group in metrics)]
+    rows.append("poems".ljust(wide) + "".join(f"{one['poems']:<16}" for one in metrics.values()))
+    for metric in measured:
+        row = metric.name.ljust(wide)
+        for one in metrics.values():
+            half = one.get(f"{metric.name}_ci95")
+            told = f"{one[metric.name]:.3f}" if metric.name in one else "-"
+            row += (told if half is None else f"{told} ±{half:.3f}").ljust(16)
         rows.append(row)
     return "\n".join(row.rstrip() for row in rows)
 

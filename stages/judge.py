@@ -1,0 +1,59 @@
+"""Have a chat model mark the poems of all contestants, as the homework was graded.
+
+    python -m stages.judge
+
+Reads data/prepared/test.jsonl and all answers. Writes data/marks/marks.jsonl: for each contestant,
+poem and question {"contestant", "poem", "question", "scores", "reasons"}, poems numbered from 1.
+True poems are marked among them, and scrambled ones, which have tones and rhyme but no sense.
+Without a judge the file is empty.
+"""
+
+from itertools import chain
+
+from verse import params
+from verse.asking import marks
+from verse.asking.store import Store
+from verse.errors import run
+from verse.files import cache_dir, read_jsonl, replacing, write_jsonl
+from verse.judging.contestants import ASKED, SCRAMBLED, contestants
+
+
+def main() -> None:
+    p = params.read()
+    poems = read_jsonl("data/prepared/test.jsonl")
+    couplets, truths = [poem["input"] for poem in poems], [poem["output"] for poem in poems]
+    answers = {
+        name: [row["answer"] for row in read_jsonl(one.answers)] if one.answers else truths
+        for name, one in contestants(ASKED).items()
+    }
+    rows = []
+    if p.judge:
+        from verse.asking import decoys  # reads the rhyme book
+
+        count = p.judge.poems
+        answers[SCRAMBLED] = decoys.scrambled(truths[:count])
+        whole = {
+            name: [a + b for a, b in zip(couplets[:count], rests[:count], strict=True)]
+            for name, rests in answers.items()
+        }
+        store = Store(cache_dir() / "answers.sqlite")
+        given = marks.grade(p.judge, chain.from_iterable(whole.values()), store, p.machine)
+        rows = [
+            {
+                "contestant": name,
+                "poem": number,
+                "question": question,
+                "scores": [mark["score"] for mark in of_one],
+                "reasons": [mark["reason"] for mark in of_one],
+            }
+            for name, ones in whole.items()
+            for number, poem in enumerate(ones, 1)
+            for question, of_one in given[poem].items()
+        ]
+        print(f"{len(rows)} times {marks.TIMES} marks by {p.judge.model}")
+    with replacing("data/marks") as folder:
+        write_jsonl(folder / "marks.jsonl", rows)
+
+
+if __name__ == "__main__":
+    run(main)
