@@ -200,7 +200,7 @@ class Machine(Section):
     timeout: Annotated[Real, Field(gt=0, le=3600)]
 
 
-TAKEN = ("base", "tuned", "reference")
+TAKEN = ("base", "tuned", "reference", "scrambled")
 """Names that a contestant of the user's cannot have."""
 
 
@@ -221,7 +221,7 @@ class Params(Section):
     def _each_a_name_of_its_own(cls, contestants: list[Contestant]) -> list[Contestant]:
         names = [*TAKEN, *(one.name.lower() for one in contestants)]
         if len(set(names)) < len(names):
-            raise ValueError(f"of different names, none of them {' or '.join(TAKEN)}")
+            raise ValueError(f"of different names, none of {', '.join(TAKEN)}")
         return contestants
 
 

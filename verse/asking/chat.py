@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import httpx2
     from openai.types.chat import ChatCompletion
 
-RETRIES = 5
+RETRIES = 7
 LONGEST_PAUSE = 120.0  # seconds; the client does not wait longer for a server that asks it to
 NO_KEY = "none"  # the client must have one
 FILTERED = ("content_filter", "content_policy_violation")

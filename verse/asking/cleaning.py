@@ -4,13 +4,13 @@ A chat model talks around a poem. The rule takes away what is not verse, and not
 bad verse: within the poem no line is dropped, and none is chosen over another. In this order:
 
 - thought: all up to the last </think>, and all from a <think> on that nothing closes;
-- markup: Markdown's marks; at the start of a line its number, its bullet or a label that ends on a
-  colon; quotation marks at either end of a line;
+- markup: Markdown's marks; a line's number or bullet; quotation marks at either end of a line;
 - around: what stands before and after the poem, which is the first run of verse. A line of verse
   holds Chinese characters and punctuation alone, no more than LONGEST characters between two marks,
   and ends on no colon. The first one, and one after an empty line, has a part as long as the
   couplet's lines (unless the whole answer has none). A title of that length that has no mark,
-  where all else ends on marks, is no part of the poem;
+  where all else ends on marks, is no part of the poem. A label that ends on a colon goes from the
+  poem's first line, and ends the poem before any other;
 - couplet: the given couplet, where the poem begins with it;
 - simplified: characters, where the poem has simplified ones and no traditional ones: OpenCC
   converts it;
@@ -32,7 +32,7 @@ LONGEST = 9
 """Characters between two marks beyond which a line is prose: verse has 5 or 7, a slip some more."""
 
 MARKDOWN = re.compile(r"[*_`#>~]|^[^\S\n]*(?:\d+[.)、]|[-•])", re.MULTILINE)
-LABEL = re.compile(rf"^[^\S\n]*([^{LOOSE_MARKS}\s]+)[：:](?=[^\S\n]*\S)", re.MULTILINE)
+LABEL = re.compile(rf"([^{LOOSE_MARKS}\s]+)[：:]")
 QUOTES = "「」『』“”‘’\"' \t\u3000"
 
 
@@ -49,7 +49,7 @@ def clean(couplet: str, text: str) -> Cleaned:
     length = len(given[0]) if given else 0
     steps: dict[str, Callable[[str], str]] = {
         "thought": without_thought,
-        "markup": lambda text: without_markup(text, length),
+        "markup": without_markup,
         "around": lambda text: first_run(text, length) or first_run(text, None),
         "couplet": lambda text: without_couplet(text, given),
         "simplified": traditional,
@@ -74,11 +74,8 @@ def without_thought(text: str) -> str:
     return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
-def without_markup(text: str, length: int) -> str:
-    """length: a label that has as many characters may be a line of the poem, and stays."""
-    bare = MARKDOWN.sub("", text)
-    bare = LABEL.sub(lambda label: label[0] if len(label[1]) == length else "", bare)
-    return "\n".join(line.strip(QUOTES) for line in bare.splitlines())
+def without_markup(text: str) -> str:
+    return "\n".join(line.strip(QUOTES) for line in MARKDOWN.sub("", text).splitlines())
 
 
 def first_run(text: str, length: int | None) -> str:
@@ -89,6 +86,11 @@ def first_run(text: str, length: int | None) -> str:
     run: list[str] = []
     apart = True  # from a run that this line could go on
     for line in map(str.strip, text.splitlines()):
+        label = LABEL.match(line)
+        if label and len(label[1]) != length:  # one as long may be a line of the poem
+            if run:
+                break
+            line = line[label.end() :].strip(QUOTES)
         if not line:
             apart = True
         elif is_verse(line) and not (apart and length and length not in parts(line)):
