@@ -11,7 +11,7 @@ Without a judge the file is empty.
 from itertools import chain
 
 from verse import params
-from verse.asking import marks
+from verse.asking import grader
 from verse.asking.store import Store
 from verse.errors import run
 from verse.files import cache_dir, read_jsonl, replacing, write_jsonl
@@ -37,7 +37,7 @@ def main() -> None:
             for name, rests in answers.items()
         }
         store = Store(cache_dir() / "answers.sqlite")
-        given = marks.grade(p.judge, chain.from_iterable(whole.values()), store, p.machine)
+        given = grader.grade(p.judge, chain.from_iterable(whole.values()), store, p.machine)
         rows = [
             {
                 "contestant": name,
@@ -50,7 +50,7 @@ def main() -> None:
             for number, poem in enumerate(ones, 1)
             for question, of_one in given[poem].items()
         ]
-        print(f"{len(rows)} times {marks.TIMES} marks by {p.judge.model}")
+        print(f"{len(rows)} times {grader.TIMES} marks by {p.judge.model}")
     with replacing("data/marks") as folder:
         write_jsonl(folder / "marks.jsonl", rows)
 

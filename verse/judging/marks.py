@@ -57,19 +57,21 @@ def measure(marks: pd.DataFrame, poems: pd.DataFrame) -> dict[str, Any]:
     if marks.empty:
         return {}
     both = marks.pivot_table("mean", ["contestant", "poem"], "question")
+    both = both.reindex(columns=["prosody", "fluency"])
     ruled = both.join(poems.set_index(["contestant", "poem"])[list(RULES)], how="inner")
     ranks = ruled.rank()
     agreement = {rule: ranks["prosody"].corr(ranks[rule].astype(float)) for rule in RULES}
     totals = both.sum(axis=1, min_count=2).drop(SCRAMBLED, errors="ignore").unstack("contestant")
     totals = totals.dropna()
     top = totals.eq(totals.max(axis=1), axis=0)
+    first = top["reference"] if "reference" in top else pd.Series(0.0, index=top.index)
     means = both.groupby("contestant").mean()
     return {
         "poems": len(totals),
         "agreement": {rule: round(r, 4) for rule, r in agreement.items() if not pd.isna(r)},
-        "true_first": round((top["reference"] / top.sum(axis=1)).sum() / max(len(top), 1), 4),
+        "true_first": round((first / top.sum(axis=1)).sum() / max(len(top), 1), 4),
         **{
-            str(name): {question: round(mean, 4) for question, mean in of_one.items()}
+            str(name): {question: round(mean, 4) for question, mean in of_one.dropna().items()}
             for name, of_one in means.iterrows()
             if name in (SCRAMBLED, "reference")
         },

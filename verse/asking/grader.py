@@ -91,10 +91,11 @@ class Grader:
         """
         tokens, said = [0, 0], ""
         while True:
-            number, way = self.way, WAYS[self.way]
+            number, sure = self.way, self.proven
+            way = WAYS[number]
             *before, last = messages
             worded = [*before, last | {"content": last["content"] + way.ending}]
-            for _ in range(TRIES if self.proven else FIRST_TRIES):
+            for _ in range(TRIES if sure else FIRST_TRIES):
                 try:
                     reply = await chat.reply(worded, **way.options)
                 except Refused as refused:
@@ -103,17 +104,19 @@ class Grader:
                 tokens = [a + b for a, b in zip(tokens, reply["tokens"], strict=True)]
                 said = reply["arguments"] or reply["text"]
                 if mark := read(said):
-                    self.proven = True
+                    self.way, self.proven = number, True
                     return {"score": mark[0], "reason": mark[1], "tokens": tokens}
-            if self.proven:
+            if sure:
                 return {"score": None, "reason": "", "tokens": tokens}
+            if self.proven or self.way > number:  # others have found out more meanwhile
+                continue
             if number + 1 == len(WAYS):
                 said = " ".join(said.split())[:100]
                 raise UserError(
                     f"judge: no mark can be read from its answers, such as {said!r}: "
                     "take another model"
                 )
-            self.way = max(self.way, number + 1)
+            self.way = number + 1
 
 
 def read(text: str) -> tuple[float, str] | None:
