@@ -7,7 +7,7 @@ import pytest
 import yaml
 from clones import clone, clone_again, stages_run, stages_skipped
 
-STAGES = ["fetch", "prepare", "train", "baseline", "generate", "score"]
+STAGES = ["fetch", "prepare", "train", "baseline", "generate", "ask", "judge", "score"]
 
 # Python reads this in every process: what a stage opens for reading goes to a file of its name.
 TRACE = """
