@@ -118,7 +118,7 @@ def test_another_contestant_asks_that_one_alone(project):
 def test_a_missing_key_is_told_before_anyone_is_asked(project):
     with Server(answers) as server:
         choose(contestants=[contestant(server), contestant(server, "b", key_env="NO_KEY")])
-        with pytest.raises(UserError, match="b: put the key into .* NO_KEY"):
+        with pytest.raises(UserError, match=r"b: put the key into .* NO_KEY"):
             ask.main()
         assert server.asked == []
     assert not Path("data/answers").exists()
