@@ -5,6 +5,7 @@ import re
 
 import pytest
 import yaml
+from chat_server import Server, completion
 from clones import clone, clone_again, stages_run, stages_skipped
 
 STAGES = ["fetch", "prepare", "train", "baseline", "generate", "ask", "judge", "score"]
@@ -195,6 +196,48 @@ def test_a_clean_clone_writes_the_same_bytes(first, tmp_path):
     other = clone_again(copy, tmp_path / "elsewhere", OMP_NUM_THREADS="2")
     assert stages_run(other.dvc("repro")) == STAGES
     assert other.lock() == lock
+
+
+def test_chat_models_join_and_leave_no_key(first):
+    copy, _, _ = first
+    copy.run("git", "checkout", "--", ".")
+    key = "sk-0123456789abcdef"
+
+    def answer(body):
+        if "分數" in body["messages"][-1]["content"]:
+            return 200, completion('{"score": 7, "reason": "好"}')
+        return 200, completion("欲窮千里目，更上一層樓。" + key)
+
+    def asked(server, text):
+        return sum(text in body["messages"][-1]["content"] for body in server.asked)
+
+    with Server(answer) as server:
+        entry = {"base_url": server.base_url, "model": "m", "key_env": "CHAT_KEY"}
+        output = copy.dvc(
+            "exp", "run", "-S", f"judge={{{as_override(entry)},poems: 2}}", status=255
+        )
+        assert "judge: judge: put the key into the environment variable CHAT_KEY" in output
+        env = {"CHAT_KEY": key}
+        kimi = f"{{name: kimi,{as_override(entry)}}}"
+        copy.dvc("exp", "run", "-S", f"contestants=[{kimi}]", env=env)
+        assert (asked(server, "一首唐詩"), asked(server, "分數")) == (6, 4 * 2 * 2 * 3)
+        output = copy.dvc("exp", "run", "-S", "decoding.top_p=0.9", env=env)
+        assert "ask" in stages_skipped(output) and asked(server, "一首唐詩") == 6
+        both = f"contestants=[{kimi},{kimi.replace('kimi', 'gpt')}]"
+        output = copy.dvc("exp", "run", "-S", both, env=env)
+        assert stages_run(output) == ["ask", "judge", "score"] and asked(server, "一首唐詩") == 12
+    scores = json.loads((copy.path / "metrics/score.json").read_text("utf-8"))
+    assert list(scores) == ["base", "tuned", "kimi", "gpt", "reference"]
+    assert scores["gpt"]["judge_fluency"] == 7
+    assert "judge_fluency" in copy.dvc("metrics", "diff", "--all")
+    files = [path for path in copy.path.parent.rglob("*") if path.is_file()]
+    assert len({path.relative_to(copy.path.parent).parts[0] for path in files}) >= 3
+    assert [path for path in files if key.encode() in path.read_bytes()] == []
+    copy.run("git", "checkout", "--", ".")
+
+
+def as_override(entry):
+    return ",".join(f"{key}: '{value}'" for key, value in entry.items())
 
 
 def test_another_loss_reruns_training_and_what_follows(first):
