@@ -147,7 +147,7 @@ def test_marks_for_all(project, capsys):
         "reasons": ["好"] * 3,
     }
     told = capsys.readouterr().out
-    assert "judge: 24 questions to m; roughly " in told
+    assert "the judge: 24 questions to m; roughly " in told
 
 
 def test_one_line_when_a_server_always_fails(project):

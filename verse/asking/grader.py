@@ -113,7 +113,7 @@ class Grader:
             if number + 1 == len(WAYS):
                 said = " ".join(said.split())[:100]
                 raise UserError(
-                    f"judge: no mark can be read from its answers, such as {said!r}: "
+                    f"no mark can be read from the judge's answers, such as {said!r}: "
                     "take another model"
                 )
             self.way = number + 1
@@ -148,7 +148,7 @@ def grade(
             keys[poem, name] = of_one
             asked |= dict.fromkeys(of_one, messages)
     shuffled = dict(sorted(asked.items()))
-    marks = rounds.ask(judge, "judge", shuffled, Grader().mark, EXPECTED, store, machine)
+    marks = rounds.ask(judge, "the judge", shuffled, Grader().mark, EXPECTED, store, machine)
     found: dict[str, dict[str, list[Answer]]] = {}
     for (poem, name), of_one in keys.items():
         found.setdefault(poem, {})[name] = [marks[key] for key in of_one]
