@@ -305,7 +305,7 @@ def test_names_of_contestants():
         assert re.match(r"contestants(\[0\]\.name)? must be ", fault)
     twice = [SERVER | {"name": "kimi"}, SERVER | {"name": "Kimi"}]
     assert faults(changed(contestants=twice)) == [
-        "contestants must be of different names, none of base, tuned, reference, scrambled"
+        "contestants must be of different names, none of base, tuned, reference, scrambled, contestants.json"
     ]
 
 

@@ -200,8 +200,8 @@ class Machine(Section):
     timeout: Annotated[Real, Field(gt=0, le=3600)]
 
 
-TAKEN = ("base", "tuned", "reference", "scrambled")
-"""Names that a contestant of the user's cannot have."""
+TAKEN = ("base", "tuned", "reference", "scrambled", "contestants.json")
+"""Names that a contestant of the user's cannot have: others have them, or a file beside theirs."""
 
 
 class Params(Section):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 RETRIES = 7
 LONGEST_PAUSE = 120.0  # seconds; the client does not wait longer for a server that asks it to
 NO_KEY = "none"  # the client must have one
+SECRET = 8  # characters that a key has at least; shorter ones are made up for a local server
 FILTERED = ("content_filter", "content_policy_violation")
 
 Messages = list[dict[str, str]]
@@ -138,7 +139,7 @@ class Chat:
     def hide(self, text: str) -> str:
         """The text without the key; half surrogate pairs, which no file can hold, become �."""
         text = re.sub("[\ud800-\udfff]", "\ufffd", text)
-        return text.replace(self.key, "…") if self.key != NO_KEY else text
+        return text.replace(self.key, "…") if len(self.key) >= SECRET else text
 
     def refusal(self, error: Any) -> UserError:
         """What a status of 400 or more means; openai.APIStatusError is not imported yet here."""
