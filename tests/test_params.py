@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from verse.errors import ParameterError, printable
 from verse.judging.contestants import CONTESTANTS, SCRAMBLED
-from verse.params import Params, parse, read
+from verse.params import TAKEN, Params, parse, read
 
 ROOT = Path(__file__).parent.parent
 DEFAULTS = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
@@ -305,7 +305,7 @@ def test_names_of_contestants():
         assert re.match(r"contestants(\[0\]\.name)? must be ", fault)
     twice = [SERVER | {"name": "kimi"}, SERVER | {"name": "Kimi"}]
     assert faults(changed(contestants=twice)) == [
-        "contestants must be of different names, none of base, tuned, reference, scrambled, contestants.json"
+        f"contestants must be of different names, none of {', '.join(TAKEN)}"
     ]
 
 
