@@ -23,9 +23,11 @@ def main() -> None:
     poems = read_jsonl("data/prepared/test.jsonl")
     couplets, truths = [poem["input"] for poem in poems], [poem["output"] for poem in poems]
     answers = {
-        name: [row["answer"] for row in read_jsonl(one.answers)] if one.answers else truths
+        name: [row["answer"] for row in read_jsonl(one.answers)]
         for name, one in contestants(ASKED).items()
+        if one.answers
     }
+    answers["reference"] = truths
     rows = []
     if p.judge:
         from verse.asking import decoys  # reads the rhyme book

@@ -200,7 +200,10 @@ class Machine(Section):
     timeout: Annotated[Real, Field(gt=0, le=3600)]
 
 
-TAKEN = ("base", "tuned", "reference", "scrambled", "contestants.json")
+TAKEN = (
+    *("base", "tuned", "reference", "scrambled", "random", "constant", "another"),
+    "contestants.json",
+)
 """Names that a contestant of the user's cannot have: others have them, or a file beside theirs."""
 
 

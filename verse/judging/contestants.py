@@ -29,7 +29,7 @@ CONTESTANTS = {
 
 
 def contestants(asked: str) -> dict[str, Contestant]:
-    """All contestants: CONTESTANTS and, before the true poems, those that were asked.
+    """All contestants: CONTESTANTS and, after the other models, those that were asked.
 
     asked: a file such as ASKED. Raises UserError if it is broken.
     """
@@ -41,8 +41,8 @@ def contestants(asked: str) -> dict[str, Contestant]:
         }
     except (ValueError, LookupError, TypeError):
         raise UserError(f"{asked}: not a list of contestants: run dvc repro again") from None
-    *own, true = CONTESTANTS.items()
-    return dict([*own, *others.items(), true])
+    models = {name: one for name, one in CONTESTANTS.items() if one.answers}
+    return models | others | {n: one for n, one in CONTESTANTS.items() if n not in models}
 
 
 SCRAMBLED = "scrambled"
