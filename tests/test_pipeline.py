@@ -112,7 +112,10 @@ def test_another_seed_reruns_all_but_fetch(first):
     copy, _, _ = first
     copy.set(seed=7)
     output = copy.dvc("repro", "--dry")
-    assert (stages_run(output), stages_skipped(output)) == (STAGES[1:], STAGES[:1])
+    # That other poems are asked of chat models, and marked, shows once they are there.
+    later = ["ask", "judge"]
+    assert stages_run(output) == [stage for stage in STAGES[1:] if stage not in later]
+    assert stages_skipped(output) == ["fetch", *later]
     copy.run("git", "checkout", "--", ".")
 
 
