@@ -9,16 +9,17 @@ asked again.
 """
 
 from verse import params
+from verse.asking import rows
 from verse.asking.answers import finish
 from verse.asking.chat import key_for
 from verse.asking.store import Store
 from verse.errors import run
-from verse.files import cache_dir, read_jsonl, replacing, write_json, write_jsonl, write_text
+from verse.files import cache_dir, replacing, write_json, write_jsonl, write_text
 
 
 def main() -> None:
     p = params.read()
-    poems = read_jsonl("data/prepared/test.jsonl")
+    poems = rows.read("data/prepared/test.jsonl", "instruction", "input")
 
     for one in p.contestants:  # before the first question
         key_for(one, one.name)
@@ -26,15 +27,15 @@ def main() -> None:
         asked = [{"name": one.name, "model": one.model} for one in p.contestants]
         write_json(folder / "contestants.json", asked)
         for one in p.contestants:
-            rows = finish(one, poems, Store(cache_dir() / "answers.sqlite"), p.machine)
-            write_jsonl(folder / one.name / "answers.jsonl", rows)
-            poem = [(row["input"], row["answer"]) for row in rows]
+            answers = finish(one, poems, Store(cache_dir() / "answers.sqlite"), p.machine)
+            write_jsonl(folder / one.name / "answers.jsonl", answers)
+            poem = [(row["input"], row["answer"]) for row in answers]
             lines = [f"{n}. {couplet}{rest}\n" for n, (couplet, rest) in enumerate(poem, 1)]
             write_text(folder / one.name / "results.txt", "".join(lines))
             predicted = [{"input": couplet, "predict": rest} for couplet, rest in poem]
             write_json(folder / one.name / "results.json", predicted)
-            trimmed = sum(bool(row["trimmed"]) for row in rows)
-            print(f"{len(rows)} poems finished by {one.name}, {trimmed} of the answers trimmed")
+            trimmed = sum(bool(row["trimmed"]) for row in answers)
+            print(f"{len(answers)} poems finished by {one.name}, {trimmed} of the answers trimmed")
 
 
 if __name__ == "__main__":

@@ -11,24 +11,24 @@ Without a judge the file is empty.
 from itertools import chain
 
 from verse import params
-from verse.asking import grader
+from verse.asking import grader, rows
 from verse.asking.store import Store
 from verse.errors import run
-from verse.files import cache_dir, read_jsonl, replacing, write_jsonl
+from verse.files import cache_dir, replacing, write_jsonl
 from verse.judging.contestants import ASKED, SCRAMBLED, contestants
 
 
 def main() -> None:
     p = params.read()
-    poems = read_jsonl("data/prepared/test.jsonl")
+    poems = rows.read("data/prepared/test.jsonl", "input", "output")
     couplets, truths = [poem["input"] for poem in poems], [poem["output"] for poem in poems]
     answers = {
-        name: [row["answer"] for row in read_jsonl(one.answers)]
+        name: [row["answer"] for row in rows.read(one.answers, "input", "answer", like=poems)]
         for name, one in contestants(ASKED).items()
         if one.answers
     }
     answers["reference"] = truths
-    rows = []
+    found = []
     if p.judge:
         from verse.asking import decoys  # reads the rhyme book
 
@@ -40,7 +40,7 @@ def main() -> None:
         }
         store = Store(cache_dir() / "answers.sqlite")
         given = grader.grade(p.judge, chain.from_iterable(whole.values()), store, p.machine)
-        rows = [
+        found = [
             {
                 "contestant": name,
                 "poem": number,
@@ -52,9 +52,9 @@ def main() -> None:
             for number, poem in enumerate(ones, 1)
             for question, of_one in given[poem].items()
         ]
-        print(f"{len(rows)} times {grader.TIMES} marks by {p.judge.model}")
+        print(f"{len(found)} times {grader.TIMES} marks by {p.judge.model}")
     with replacing("data/marks") as folder:
-        write_jsonl(folder / "marks.jsonl", rows)
+        write_jsonl(folder / "marks.jsonl", found)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,27 @@ def test_another_contestant_asks_that_one_alone(project):
     assert [one["name"] for one in listed] == ["chatgpt", "kimi"]
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"input": 1}', '{"input": "x"}', "1"])
+def test_rows_that_are_broken(project, text):
+    """Though nobody is to be asked."""
+    for file in ("prepared/test", "generated/base"):
+        path = Path(f"data/{file}.jsonl")
+        before = path.read_text("utf-8")
+        path.write_text(text)
+        with pytest.raises(UserError, match=rf"{path.name}.*row 1: no text under"):
+            (ask if file == "prepared/test" else judge).main()
+        path.write_text(before, "utf-8")
+        ask.main()
+
+
+def test_answers_to_other_couplets(project):
+    ask.main()
+    for rows in ([], read_jsonl("data/generated/base.jsonl")[::-1]):
+        write_jsonl("data/generated/base.jsonl", rows)
+        with pytest.raises(UserError, match=r"base\.jsonl: answers other couplets"):
+            judge.main()
+
+
 def test_a_missing_key_is_told_before_anyone_is_asked(project):
     with Server(answers) as server:
         choose(contestants=[contestant(server), contestant(server, "b", key_env="NO_KEY")])
