@@ -522,7 +522,7 @@ def test_browser_sets_many_contestants_apart(visit, tmp_path_factory, width):
     judged = {name: judged[name] for name in everyone}
     html = render([judged], measure([judged]), everyone)
     browser = visit(width, address=saved(html, tmp_path_factory))
-    browser.find_element("tag name", "summary").click()
+    browser.execute_script("document.querySelector('details').open = true")
     lay_out(browser)
     overlaps = browser.execute_script("""
         const boxes = [...document.querySelectorAll('article .verse, article .raw')]
