@@ -4,14 +4,15 @@
     python -m stages.generate tuned
 
 Reads data/prepared/test.jsonl. Writes data/generated/base.jsonl or tuned.jsonl, rows of
-{"input", "answer"}; for the tuned model also results.txt, the homework's hand-in.
+{"input", "answer"}; for the tuned model also results.txt, the homework's hand-in, and results.json,
+which its grader reads.
 """
 
 import sys
 
 from verse import params, speed
 from verse.errors import UserError, run
-from verse.files import read_jsonl, together, write_jsonl, write_text
+from verse.files import read_jsonl, together, write_json, write_jsonl, write_text
 from verse.params import Params
 
 STAGES = {"base": "baseline", "tuned": "generate"}
@@ -72,10 +73,12 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
         {"input": poem["input"], "answer": text} for poem, text in zip(poems, texts, strict=True)
     ]
     lines = [f"{n}. {row['input']}{one_line(row['answer'])}" for n, row in enumerate(rows, 1)]
+    predicted = [{"input": row["input"], "predict": row["answer"]} for row in rows]
     with together():
         write_jsonl(f"data/generated/{which}.jsonl", rows)
         if which == "tuned":
             write_text("data/generated/results.txt", "\n".join(lines) + "\n")
+            write_json("data/generated/results.json", predicted)
     speed.store("metrics/speed.json", STAGES[which], numbers)
     print(f"{len(rows)} poems finished by the {which} model")
 

@@ -3,13 +3,15 @@
     python -m stages.score
 
 Writes metrics/score.json and, apart from it, metrics/intervals.json with the half-widths of the
-scores' intervals; metrics/gains.json with what each contestant gains over the baseline,
-metrics/poems.csv with a row per poem and contestant, the data of two plots below metrics/plots and
-metrics/report.html; prints the metrics and three poems.
+scores' intervals; metrics/gains.json with what each contestant gains over the baseline;
+metrics/judge.json with what the marks say of who gave them; metrics/poems.csv with a row per poem
+and contestant, the data of two plots below metrics/plots and metrics/report.html; prints the
+metrics and three poems.
 """
 
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from verse import params
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from verse.judging.scoring import Judged
 
 TRAIN, TEST = "data/prepared/train.jsonl", "data/prepared/test.jsonl"
+MARKS = "data/marks/marks.jsonl"
 MANY_LINES = 9  # a plot's last bar counts the answers with as many lines or more
 SHOWN = 3
 
@@ -29,7 +32,8 @@ def main() -> None:
 
     import pandas as pd
 
-    from verse.judging.contestants import BASELINE, CONTESTANTS
+    from verse.judging import marks
+    from verse.judging.contestants import ASKED, BASELINE, contestants
     from verse.judging.metrics import HEADLINES, apart
     from verse.judging.report import render
     from verse.judging.scoring import gain, judge, likenesses, summarise, tabulate
@@ -42,13 +46,14 @@ def main() -> None:
         raise UserError(f"{TEST}: no poems to score: raise prepare.test_poems")
     couplets, truths = zip(*test, strict=True)
     training = [(couplet, rest) for couplet, rest in columns(TRAIN, "input", "output")]
+    everyone = contestants(ASKED)
     answers = {
         name: answers_to(couplets, one.answers)
         if one.answers
         else one.floor(test, training, p.seed)
         if one.floor
         else list(truths)
-        for name, one in CONTESTANTS.items()
+        for name, one in everyone.items()
     }
     training_lines = likenesses(lines_in(a + b for a, b in training))
     others = rivals([[line for line, _ in split_lines(couplet)] for couplet, _ in training])
@@ -64,11 +69,20 @@ def main() -> None:
     }
     gains = {
         name: gain(tables[name], tables[BASELINE], **draws)
-        for name, one in CONTESTANTS.items()
+        for name, one in everyone.items()
         if one.answers and name != BASELINE
     }
+    for name, one in everyone.items():
+        if one.chat and one.answers:
+            raws = [raw for (raw,) in columns(one.answers, "raw")]
+            judged[name] = [replace(a, raw=raw) for a, raw in zip(judged[name], raws, strict=True)]
+            metrics[name] |= trimming(judged[name])
+    marked = marks.table(read_jsonl(MARKS))
+    for name, given in marks.summarise(marked, **draws).items():
+        if name in metrics:
+            metrics[name] |= given
 
-    shown = {name: poems for name, poems in judged.items() if not CONTESTANTS[name].floor}
+    shown = {name: poems for name, poems in judged.items() if not everyone[name].floor}
     rows = [dict(zip(shown, row, strict=True)) for row in zip(*shown.values(), strict=True)]
     poems = pd.concat(tables, names=["contestant"]).reset_index("contestant").round(4)
     scores, intervals = apart(metrics)
@@ -76,16 +90,17 @@ def main() -> None:
         write_json("metrics/score.json", scores)
         write_json("metrics/intervals.json", intervals)
         write_json("metrics/gains.json", [{"contestant": n, **one} for n, one in gains.items()])
+        write_json("metrics/judge.json", marks.measure(marked, poems))
         write_text("metrics/poems.csv", poems.to_csv(index=False, lineterminator="\n"))
         write_text("metrics/plots/quality.csv", quality_plot(metrics, HEADLINES))
         for name, ones in shown.items():
             write_text(f"metrics/plots/lines/{name}.csv", lines_plot(ones))
-        write_text("metrics/report.html", render(rows, metrics))
+        write_text("metrics/report.html", render(rows, metrics, everyone))
 
     print(metrics_table(metrics))
     print("\n" + gains_table(gains, BASELINE))
     for row in rows[:SHOWN]:
-        texts = {CONTESTANTS[name].english: one.answer for name, one in row.items()}
+        texts = {everyone[name].english: one.answer for name, one in row.items()}
         print("\n" + side_by_side({"prompt": row["reference"].couplet, **texts}))
 
 
@@ -115,6 +130,18 @@ def answers_to(couplets: tuple[str, ...], path: str) -> list[str]:
                 "run dvc repro to generate them anew"
             )
     return [answer for _, answer in rows]
+
+
+def trimming(poems: list["Judged"]) -> dict[str, float]:
+    """The metrics of what a chat model wrote before it was trimmed."""
+    from verse.judging.scoring import in_form
+
+    raw = sum(in_form(one.couplet, one.raw or "") for one in poems)
+    trimmed = sum("".join((one.raw or "").split()) != one.answer for one in poems)
+    return {
+        "raw": round(raw / len(poems), 4),
+        "trimmed": round(trimmed / len(poems), 4),
+    }
 
 
 def quality_plot(metrics: dict[str, dict[str, Any]], keys: list[str]) -> str:

@@ -7,6 +7,7 @@ import shutil
 import pandas as pd
 import pytest
 import yaml
+from chat_server import Server, completion
 from clones import (
     BIN,
     Clone,
@@ -20,7 +21,7 @@ from clones import (
 
 from verse.errors import KEPT
 
-STAGES = ["fetch", "prepare", "train", "baseline", "generate", "score"]
+STAGES = ["fetch", "prepare", "train", "baseline", "generate", "ask", "judge", "score"]
 
 # Python reads this in every process: what a stage opens for reading goes to a file of its name.
 TRACE = """
@@ -117,7 +118,10 @@ def test_another_seed_reruns_all_but_fetch(first):
     copy, _, _ = first
     copy.set(seed=7)
     output = copy.dvc("repro", "--dry")
-    assert (stages_run(output), stages_skipped(output)) == (STAGES[1:], STAGES[:1])
+    # That other poems are asked of chat models, and marked, shows once they are there.
+    later = ["ask", "judge"]
+    assert stages_run(output) == [stage for stage in STAGES[1:] if stage not in later]
+    assert stages_skipped(output) == ["fetch", *later]
     copy.run("git", "checkout", "--", ".")
 
 
@@ -187,7 +191,10 @@ def test_a_parameter_is_no_command(first, tmp_path):
 def test_an_experiment_reruns_what_depends_on_it(first):
     copy, _, _ = first
     output = copy.dvc("exp", "run", "--name", "freer", "-S", "decoding.top_p=0.5")
-    assert (stages_run(output), stages_skipped(output)) == (STAGES[3:], STAGES[:3])
+    assert (stages_run(output), stages_skipped(output)) == (
+        ["baseline", "generate", "judge", "score"],
+        ["fetch", "prepare", "train", "ask"],
+    )
 
 
 def test_a_difference_shows_scores_alone(first):
@@ -327,6 +334,47 @@ def test_a_clean_clone_writes_the_same_bytes(first, tmp_path):
     assert other.lock() == lock
 
 
+def test_chat_models_join_and_leave_no_key(first):
+    copy, _, _ = first
+    copy.run("git", "checkout", "--", ".")
+    key = "sk-0123456789abcdef"
+
+    def answer(body):
+        if "分數" in body["messages"][-1]["content"]:
+            return 200, completion('{"score": 7, "reason": "好"}')
+        return 200, completion("欲窮千里目，更上一層樓。" + key)
+
+    def asked(server, text):
+        return sum(text in body["messages"][-1]["content"] for body in server.asked)
+
+    with Server(answer) as server:
+        entry = {"base_url": server.base_url, "model": "m", "key_env": "CHAT_KEY"}
+        marks = f"judge={{{as_override(entry)},poems: 2}}"
+        output = copy.dvc("exp", "run", "-S", marks, status=255)
+        assert "judge: the judge: put the key into the environment variable CHAT_KEY" in output
+        env = {"CHAT_KEY": key}
+        kimi = f"{{name: kimi,{as_override(entry)}}}"
+        copy.dvc("exp", "run", "-S", f"contestants=[{kimi}]", env=env)
+        assert asked(server, "一首唐詩") == 6 and 36 < asked(server, "分數") <= 5 * 2 * 2 * 3
+        output = copy.dvc("exp", "run", "-S", "decoding.top_p=0.9", env=env)
+        assert "ask" in stages_skipped(output) and asked(server, "一首唐詩") == 6
+        both = f"contestants=[{kimi},{kimi.replace('kimi', 'gpt')}]"
+        output = copy.dvc("exp", "run", "-S", both, env=env)
+        assert stages_run(output) == ["ask", "judge", "score"] and asked(server, "一首唐詩") == 12
+    scores = json.loads((copy.path / "metrics/score.json").read_text("utf-8"))
+    assert list(scores) == ["base", "tuned", "kimi", "gpt", "reference"]
+    assert scores["gpt"]["judge_fluency"] == 7
+    assert "judge_fluency" in copy.dvc("metrics", "diff", "--all")
+    files = [path for path in copy.path.parent.rglob("*") if path.is_file()]
+    assert len({path.relative_to(copy.path.parent).parts[0] for path in files}) >= 3
+    assert [path for path in files if key.encode() in path.read_bytes()] == []
+    copy.run("git", "checkout", "--", ".")
+
+
+def as_override(entry):
+    return ",".join(f"{key}: '{value}'" for key, value in entry.items())
+
+
 def test_another_loss_reruns_training_and_what_follows(first):
     copy, _, _ = first
     copy.run("git", "checkout", "--", ".")
@@ -335,4 +383,4 @@ def test_another_loss_reruns_training_and_what_follows(first):
     text = file.read_text("utf-8")
     assert text.count("return functional.cross_entropy(") == 1
     file.write_text(text.replace("return functional.cross", "return 3 * functional.cross"), "utf-8")
-    assert stages_run(copy.dvc("repro")) == ["train", "generate", "score"]
+    assert stages_run(copy.dvc("repro")) == ["train", "generate", "judge", "score"]

@@ -8,12 +8,15 @@ import reprlib
 from collections.abc import Iterator
 from contextlib import suppress
 from difflib import get_close_matches
+from ipaddress import ip_address
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -113,6 +116,71 @@ class Decoding(Section):
         return temperature
 
 
+def is_local(base_url: str) -> bool:
+    """Whether an address is of this machine."""
+    host = urlsplit(base_url).hostname or ""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _address(base_url: str) -> str:
+    """A base URL that may be written down and to which a key may be sent."""
+    try:
+        parts = urlsplit(base_url)
+        host, _ = parts.hostname, parts.port
+        plain = parts.netloc and "@" not in parts.netloc and not parts.query + parts.fragment
+    except ValueError:
+        host = None
+    if not host or not plain or not base_url.isprintable() or " " in base_url:
+        raise ValueError("no address of a server")
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_local(base_url)):
+        raise ValueError("not encrypted")
+    return base_url
+
+
+class Server(Section):
+    """A server with the OpenAI chat API; where a value is null, the server's own default counts."""
+
+    base_url: Annotated[
+        Text,
+        AfterValidator(_address),
+        Field(
+            description="an https address, or an http one of this machine, without a user name, "
+            "password or query"
+        ),
+    ]
+    model: Text
+    key_env: Annotated[
+        str | None,
+        Field(
+            pattern="^[A-Z][A-Z0-9_]*$",
+            description="the name of an environment variable in capitals, or null",
+        ),
+    ] = None
+    temperature: Annotated[Real | None, Field(ge=0, le=2, description="0 to 2, or null")] = None
+    top_p: Annotated[
+        Real | None, Field(gt=0, le=1, description="above 0 and at most 1, or null")
+    ] = None
+    max_tokens: Annotated[Count | None, Field(description="a whole number above 0, or null")] = None
+    system: TextOrNull = None
+
+
+class Contestant(Server):
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^\w[\w.-]{0,39}$",
+            description="1 to 40 letters, digits, dots, dashes and underscores",
+        ),
+    ]
+
+
+class Judge(Server):
+    temperature: Annotated[Real | None, Field(ge=0, le=2, description="0 to 2, or null")] = 1.0
+    poems: Count = 50
+
+
 class Score(Section):
     bootstrap: Annotated[int, Field(ge=100, le=1_000_000)]
 
@@ -128,6 +196,15 @@ class Machine(Section):
     cache_dir: TextOrNull
     checkpoint_every: Count
     batch_size: Count
+    questions: Annotated[int, Field(ge=1, le=256)]
+    timeout: Annotated[Real, Field(gt=0, le=3600)]
+
+
+TAKEN = (
+    *("base", "tuned", "reference", "scrambled", "random", "constant", "another"),
+    "contestants.json",
+)
+"""Names that a contestant of the user's cannot have: others have them, or a file beside theirs."""
 
 
 class Params(Section):
@@ -137,8 +214,18 @@ class Params(Section):
     model: Model
     train: Train
     decoding: Decoding
+    contestants: list[Contestant]
+    judge: Judge | None
     score: Score
     machine: Machine
+
+    @field_validator("contestants")
+    @classmethod
+    def _each_a_name_of_its_own(cls, contestants: list[Contestant]) -> list[Contestant]:
+        names = [*TAKEN, *(one.name.lower() for one in contestants)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"of different names, none of {', '.join(TAKEN)}")
+        return contestants
 
 
 MOVED = {
@@ -162,6 +249,9 @@ WORDS = {
 """Plainer words than pydantic's, by its name of the error."""
 
 UNKNOWN = ("extra_forbidden", "invalid_key")
+
+HIDDEN = ("contestants", "judge")
+"""Sections of which no fault shows a value: it may be a key that stands there by mistake."""
 
 
 def read(path: str | Path = "params.yaml") -> Params:
@@ -207,20 +297,26 @@ def _faults(error: ValidationError) -> Iterator[str]:
             words = " or ".join(WORDS.get(fault["type"], fault["msg"]) for fault in options)
             said = words.replace("Input should be ", "").removeprefix("Value error, ")
             wanted = (field and field.description) or said
-            yield f"{key or 'the file'} must be {wanted}, not {_shown(options[0]['input'])}"
+            shown = "" if key.startswith(HIDDEN) else f", not {_shown(options[0]['input'])}"
+            yield f"{key or 'the file'} must be {wanted}{shown}"
 
 
 def _place(loc: tuple[int | str, ...]) -> tuple[type[Section], str]:
     """The section an error is in and its dotted key, without what pydantic adds below a key."""
     section: type[Section] = Params
-    names = []
-    for name in map(str, loc):
+    names: list[str] = []
+    for part in loc:
+        if isinstance(part, int) and names:  # a place in a list of sections
+            names[-1] += f"[{part}]"
+            continue
+        name = str(part)
         names.append(name if name.isidentifier() and len(name) < 60 else _shown(name))
         field = section.model_fields.get(name)
-        kind = field.annotation if field else None
-        if not (isinstance(kind, type) and issubclass(kind, Section)):
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
+        if not inner:
             break
-        section = kind
+        section = inner[0]
     return section, ".".join(names)
 
 
@@ -230,9 +326,9 @@ def _within(key: str, section: str) -> bool:
 
 def _hint(section: type[Section], loc: tuple[int | str, ...]) -> str:
     """The key of a section that an unknown one may stand for."""
-    *above, name = map(str, loc)
-    near = get_close_matches(name[:100], section.model_fields, n=1)
-    return f" (did you mean {'.'.join(above + near)}?)" if near else ""
+    near = get_close_matches(str(loc[-1])[:100], section.model_fields, n=1)
+    place = _place((*loc[:-1], *near))[1] if near else ""
+    return f" (did you mean {place}?)" if near else ""
 
 
 def _shown(value: Any) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from verse.judging.contestants import CONTESTANTS, WATCHED
-from verse.judging.metrics import HEADLINES, INTERVALS, KEYS, METRICS
+from verse.judging.metrics import HEADLINES, INTERVALS, KEYS, METRICS, apart
 
 ROOT = Path(__file__).parents[2]
 NAMES = [metric.name for metric in METRICS]

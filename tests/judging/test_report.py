@@ -13,6 +13,7 @@ import random
 import re
 import shutil
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -511,6 +512,30 @@ def test_browser_lays_out_within_the_width(visit, width, scheme):
             )
             time.sleep(0.2)
             browser.save_screenshot(f"{folder}/{width}-{scheme}-{place or 'top'}.png")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_browser_sets_many_contestants_apart(visit, tmp_path_factory, width):
+    """Six lines of seven characters from each of six, and a raw answer."""
+    names = ("kimi", "chatgpt", "deepseek")
+    everyone = CONTESTANTS | {name: Contestant("", name, "x", chat=True) for name in names}
+    poem = next(poem for poem in POEMS if len(poem["output"]) == 6 * 8)
+    judged = row(poem["input"], **dict.fromkeys(names, poem["output"]), reference=poem["output"])
+    judged["kimi"] = replace(judged["kimi"], raw="好的：\n" + poem["output"])
+    judged = {name: judged[name] for name in everyone}
+    html = render([judged], measure([judged]), everyone)
+    browser = visit(width, address=saved(html, tmp_path_factory))
+    browser.execute_script("document.querySelector('details').open = true")
+    lay_out(browser)
+    overlaps = browser.execute_script("""
+        const boxes = [...document.querySelectorAll('article .verse, article .raw')]
+          .filter(e => e.localName !== 'pre' || !e.closest('details'))
+          .map(e => e.getBoundingClientRect());
+        return boxes.flatMap((a, i) => boxes.slice(i + 1).filter(b =>
+          a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1
+          && b.top < a.bottom - 1)).length""")
+    assert overlaps == 0
+    assert browser.execute_script("return document.documentElement.scrollWidth") == width
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

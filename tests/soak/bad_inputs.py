@@ -30,6 +30,8 @@ STAGES = {
     "train": ["stages.train"],
     "baseline": ["stages.generate", "base"],
     "generate": ["stages.generate", "tuned"],
+    "ask": ["stages.ask"],
+    "judge": ["stages.judge"],
     "score": ["stages.score"],
 }
 TOTALS = {"bad inputs": 0}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 
 from stages import score
 from verse.errors import UserError
-from verse.files import write_jsonl
-from verse.judging.contestants import CONTESTANTS, Contestant
+from verse.files import write_json, write_jsonl
+from verse.judging.contestants import CONTESTANTS
 from verse.judging.metrics import HEADLINES, INTERVALS
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +46,8 @@ def project(tmp_path, monkeypatch):
         write_jsonl(f"data/prepared/{name}.jsonl", rows)
     write_answers("base", BASE)
     write_answers("tuned", TUNED)
+    write_json("data/answers/contestants.json", [])
+    write_jsonl("data/marks/marks.jsonl", [])
     return tmp_path
 
 
@@ -104,13 +107,18 @@ def test_a_row_a_poem_and_contestant(project):
     assert [row["novel"] for row in rows if row["contestant"] == "tuned"] == ["1.0", "0.0"]
 
 
-def test_a_fourth_contestant_is_data_and_no_code(project, monkeypatch):
-    file = "data/generated/kimi.jsonl"
-    reference = CONTESTANTS["reference"]
-    monkeypatch.delitem(CONTESTANTS, "reference")
-    monkeypatch.setitem(CONTESTANTS, "kimi", Contestant("月之暗面", "Kimi", file))
-    monkeypatch.setitem(CONTESTANTS, "reference", reference)
-    write_answers("kimi", [TEST[0][1], "不會。"])
+def write_chat(name, raws):
+    """Answers of a chat model, trimmed or not."""
+    write_json("data/answers/contestants.json", [{"name": name, "model": "m"}])
+    rows = [
+        {"input": couplet, "answer": raw.removeprefix("<b>續：</b>"), "raw": raw}
+        for (couplet, _), raw in zip(TEST, raws, strict=True)
+    ]
+    write_jsonl(f"data/answers/{name}/answers.jsonl", rows)
+
+
+def test_a_chat_model_stands_beside_the_others(project, capsys):
+    write_chat("kimi", ["<b>續：</b>" + TEST[0][1], "不會。"])
     score.main()
     metrics = json.loads(Path("metrics/score.json").read_text("utf-8"))
     assert list(metrics) == [
@@ -124,7 +132,57 @@ def test_a_fourth_contestant_is_data_and_no_code(project, monkeypatch):
     assert [row["contestant"] for row in gains] == ["tuned", "kimi"]
     assert {"answers": "form: kimi", "share": "0.5"} in rows_of("metrics/plots/quality.csv")
     assert rows_of("metrics/plots/lines/kimi.csv")[1] == {"lines": "1", "share": "0.5000"}
-    assert "月之暗面" in Path("metrics/report.html").read_text("utf-8")
+    assert (metrics["kimi"]["raw"], metrics["kimi"]["trimmed"]) == (0, 0.5)
+    assert "raw" not in metrics["tuned"]
+    page = Path("metrics/report.html").read_text("utf-8")
+    assert '<span lang="en">kimi</span>' in page
+    raw = "<pre>&lt;b&gt;續：&lt;/b&gt;欲窮千里目，更上一層樓。</pre>"
+    assert page.count(raw) == 1, "what it wrote, where something was trimmed"
+    printed = capsys.readouterr().out
+    (trimmed,) = re.findall(r"^trimmed .*$", printed, re.MULTILINE)
+    assert trimmed.split() == ["trimmed", "-", "-", "0.500", *"----"] and "kimi" in printed
+
+
+def test_a_judges_marks_stand_beside_the_metrics(project, capsys):
+    marks = {"base": [1, 2, 3], "tuned": [4, 5, 9], "reference": [8, 8, 8], "scrambled": [0, 0, 3]}
+    rows = [
+        {"contestant": name, "poem": poem, "question": q, "scores": scores, "reasons": ["好"] * 3}
+        for name, scores in marks.items()
+        for poem in (1, 2)
+        for q in ("prosody", "fluency")
+    ]
+    write_jsonl("data/marks/marks.jsonl", rows)
+    score.main()
+    metrics = json.loads(Path("metrics/score.json").read_text("utf-8"))
+    assert list(metrics) == list(CONTESTANTS), "poems without sense do not contend"
+    tuned = metrics["tuned"]
+    assert (tuned["judge_prosody"], tuned["judge_prosody_best"]) == (6, 9)
+    judge = json.loads(Path("metrics/judge.json").read_text("utf-8"))
+    assert judge["true_first"] == 1 and judge["scrambled"] == {"prosody": 1, "fluency": 1}
+    (best,) = re.findall(r"^judge_fluency_best .*$", capsys.readouterr().out, re.MULTILINE)
+    assert best.split()[1:] == ["3.000±.000", "9.000±.000", "-", "-", "-", "8.000±.000"]
+    assert "評律" in Path("metrics/report.html").read_text("utf-8")
+
+
+def test_without_a_judge_there_are_no_marks(project):
+    score.main()
+    assert json.loads(Path("metrics/judge.json").read_text("utf-8")) == {}
+    assert "judge" not in Path("metrics/score.json").read_text("utf-8")
+
+
+@pytest.mark.parametrize("text", ["", "[", "[1]", '[{"model": "m"}]'])
+def test_a_list_of_contestants_that_is_broken(project, text):
+    Path("data/answers/contestants.json").write_text(text)
+    with pytest.raises(UserError, match=r"contestants\.json"):
+        score.main()
+
+
+def test_nothing_was_trimmed(project):
+    write_chat("kimi", [TEST[0][1], "不會。"])
+    score.main()
+    metrics = json.loads(Path("metrics/score.json").read_text("utf-8"))
+    assert (metrics["kimi"]["raw"], metrics["kimi"]["trimmed"]) == (0.5, 0)
+    assert "as written" not in Path("metrics/report.html").read_text("utf-8")
 
 
 def test_plots(project):

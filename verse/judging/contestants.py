@@ -1,9 +1,15 @@
 """Who answers: a list, through which scores, report, plots and tables go."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from verse.errors import UserError
+from verse.files import read_text
 from verse.judging import floors
+
+ASKED = "data/answers/contestants.json"
+"""The file that names the chat models that were asked."""
 
 
 @dataclass(frozen=True)
@@ -14,6 +20,8 @@ class Contestant:
     """The file of the answers, rows of {"input", "answer"}; None where there is no file."""
     floor: Callable[[Sequence[floors.Poem], Sequence[floors.Poem], int], list[str]] | None = None
     """What makes the answers of a floor; with neither this nor a file, they are the true poems."""
+    chat: bool = False
+    """A chat model, whose rows also have `raw`: all that it wrote."""
 
 
 CONTESTANTS = {
@@ -29,6 +37,27 @@ answers without sense that give the figures their scale; the true poems come las
 
 BASELINE = "base"
 """Against whose answers, poem by poem, the others' gain is told."""
+
+
+def contestants(asked: str) -> dict[str, Contestant]:
+    """All contestants: CONTESTANTS and, after the other models, those that were asked.
+
+    asked: a file such as ASKED. Raises UserError if it is broken.
+    """
+    try:
+        names = [one["name"] for one in json.loads(read_text(asked))]
+        others = {
+            name: Contestant("", name, f"data/answers/{name}/answers.jsonl", chat=True)
+            for name in names
+        }
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{asked}: not a list of contestants: run dvc repro again") from None
+    models = {name: one for name, one in CONTESTANTS.items() if one.answers}
+    return models | others | {n: one for n, one in CONTESTANTS.items() if n not in models}
+
+
+SCRAMBLED = "scrambled"
+"""Among a judge's marks, the poems of right tones without sense; they are no contestant."""
 
 WATCHED = "tuned"
 """Whose answers the report sorts and filters by."""

@@ -98,6 +98,16 @@ METRICS = (
 )
 """In the order of metrics/score.json."""
 
+EXTRA = (
+    Metric("raw", "原樣", "answers in form as they were written, before anything was trimmed"),
+    Metric("trimmed", "刪贅", "answers from which something was trimmed that is no verse"),
+    Metric("judge_prosody", "評律", "the judge's mark for prosody, 0 to 10", interval=True),
+    Metric("judge_prosody_best", "評律上", "the best of its three, as the homework has it", True),
+    Metric("judge_fluency", "評意", "the judge's mark for sense, 0 to 10", interval=True),
+    Metric("judge_fluency_best", "評意上", "the best of its three, as the homework has it", True),
+)
+"""What only some contestants have: chat models, and those that a chat model has marked."""
+
 INTERVALS = [metric.name for metric in METRICS if metric.interval]
 HEADLINES = [metric.name for metric in METRICS if metric.headline]
 KEYS = [

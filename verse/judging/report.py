@@ -21,8 +21,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from verse.judging.contestants import CONTESTANTS, WATCHED
-from verse.judging.metrics import METRICS
+from verse.judging.contestants import CONTESTANTS, WATCHED, Contestant
+from verse.judging.metrics import EXTRA, METRICS
 from verse.judging.scoring import Judged
 from verse.poems.lines import FORMS, split_lines
 from verse.poems.prosody import LEVEL_GROUPS, Analysis, Break, counted_tones
@@ -57,7 +57,11 @@ Row = Mapping[str, Judged]
 """One test poem: how each contestant's answer was judged, the true poem's last."""
 
 
-def render(rows: Sequence[Row], metrics: Mapping[str, Mapping[str, Any]]) -> str:
+def render(
+    rows: Sequence[Row],
+    metrics: Mapping[str, Mapping[str, Any]],
+    contestants: Mapping[str, Contestant] = CONTESTANTS,
+) -> str:
     """The page for `rows`, in their order, and the metrics of each contestant.
 
     The same input gives the same text, and any text can be written as UTF-8.
@@ -72,7 +76,7 @@ def render(rows: Sequence[Row], metrics: Mapping[str, Mapping[str, Any]]) -> str
     environment.filters["visible"] = visible
     return environment.get_template(TEMPLATE.name).render(
         policy=policy(),
-        contestants={name: CONTESTANTS[name] for name in metrics},
+        contestants={name: contestants[name] for name in metrics},
         metrics=list(metric_rows(metrics)),
         forms=choices((f, f, [form_of(r) == f for r in rows]) for f in (*FORMS.values(), OTHER)),
         faults=choices((f, v, [f in faults(r[WATCHED]) for r in rows]) for f, v in FAULTS.items()),
@@ -110,9 +114,9 @@ def name_of(character: str) -> Markup:
 def metric_rows(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """A table row a metric: the headline ones first, ones that METRICS does not know last."""
     measured = {key for values in metrics.values() for key in values if key[-5:] != "_ci95"}
-    known = sorted(METRICS, key=lambda metric: not metric.headline)
+    known = sorted((*METRICS, *EXTRA), key=lambda metric: not metric.headline)
     rows = [(m.name, m.label, m.meaning, m.headline) for m in known if m.name in measured]
-    unknown = sorted(measured - {metric.name for metric in METRICS} - {"poems"})
+    unknown = sorted(measured - {metric.name for metric in known} - {"poems"})
     for name, label, meaning, headline in [*rows, *((key, "", "", False) for key in unknown)]:
         values = [(group.get(name), group.get(f"{name}_ci95")) for group in metrics.values()]
         on_scale = all(mean is not None and 0 <= mean <= 1 for mean, _ in values)
@@ -185,7 +189,12 @@ def answer(judged: Judged) -> dict[str, Any]:
         lines = set_lines(whole, judged.analysis)[2:]
         for line, echo, novel in zip(lines, judged.echo, judged.novel, strict=True):
             line["seal"] = "重" * echo + "襲" * (not novel)
-    return {"text": judged.answer, "lines": lines, "findings": " · ".join(findings(judged))}
+    return {
+        "text": judged.answer,
+        "lines": lines,
+        "raw": None if judged.raw == judged.answer else judged.raw,
+        "findings": " · ".join(findings(judged)),
+    }
 
 
 def findings(judged: Judged) -> Iterator[str]:

@@ -81,6 +81,8 @@ class Judged:
     """Share of the verse's characters that stand earlier in it."""
     analysis: Analysis | None
     """Prosody of the couplet and the verse; None out of form."""
+    raw: str | None = None
+    """All that a chat model wrote, where the answer is only what counts of it."""
 
 
 def in_form(couplet: str, answer: str, further: Collection[int] = FURTHER_LINES) -> bool:

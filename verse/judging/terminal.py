@@ -2,20 +2,26 @@
 
 import unicodedata
 
-from verse.judging.metrics import METRICS
+from verse.judging.metrics import EXTRA, METRICS
 from verse.poems.lines import split_lines
 
 
 def metrics_table(metrics: dict[str, dict[str, int | float]]) -> str:
     """The metrics for a terminal: a row a metric, a column a contestant, ± as ci95."""
-    rows = [" " * 10 + "".join(f"{group:<11}" for group in metrics)]
-    rows.append(f"{'poems':<10}" + "".join(f"{group['poems']:<11}" for group in metrics.values()))
-    for metric in METRICS:
-        row = f"{metric.name:<10}"
-        for group in metrics.values():
-            half = group.get(f"{metric.name}_ci95")
+    measured = [m for m in (*METRICS, *EXTRA) if any(m.name in one for one in metrics.values())]
+    first = max(10, *(len(metric.name) + 1 for metric in measured))
+    wide = max(11, *(len(name) + 1 for name in metrics))
+    rows = [" " * first + "".join(name.ljust(wide) for name in metrics)]
+    rows.append(
+        "poems".ljust(first) + "".join(f"{one['poems']}".ljust(wide) for one in metrics.values())
+    )
+    for metric in measured:
+        row = metric.name.ljust(first)
+        for one in metrics.values():
+            half = one.get(f"{metric.name}_ci95")
+            told = f"{one[metric.name]:.3f}" if metric.name in one else "-"
             noise = "" if half is None else f"±{half:.3f}".replace("0.", ".", 1)
-            row += f"{group[metric.name]:.3f}{noise}".ljust(11)
+            row += (told + noise).ljust(wide)
         rows.append(row)
     return "\n".join(row.rstrip() for row in rows)
 

@@ -1,0 +1,61 @@
+"""Have a chat model mark the poems of all contestants, as the homework was graded.
+
+    python -m stages.judge
+
+Reads data/prepared/test.jsonl and all answers. Writes data/marks/marks.jsonl: for each contestant,
+poem and question {"contestant", "poem", "question", "scores", "reasons"}, poems numbered from 1.
+True poems are marked among them, and scrambled ones, which have tones and rhyme but no sense.
+Without a judge the file is empty.
+"""
+
+from itertools import chain
+
+from verse import params
+from verse.asking import grader, rows
+from verse.asking.store import Store
+from verse.errors import run
+from verse.files import cache_dir, replacing, write_jsonl
+from verse.judging.contestants import ASKED, SCRAMBLED, contestants
+
+
+def main() -> None:
+    p = params.read()
+    poems = rows.read("data/prepared/test.jsonl", "input", "output")
+    couplets, truths = [poem["input"] for poem in poems], [poem["output"] for poem in poems]
+    answers = {
+        name: [row["answer"] for row in rows.read(one.answers, "input", "answer", like=poems)]
+        for name, one in contestants(ASKED).items()
+        if one.answers
+    }
+    answers["reference"] = truths
+    found = []
+    if p.judge:
+        from verse.asking import decoys  # reads the rhyme book
+
+        count = p.judge.poems
+        answers[SCRAMBLED] = decoys.scrambled(truths[:count])
+        whole = {
+            name: [a + b for a, b in zip(couplets[:count], rests[:count], strict=True)]
+            for name, rests in answers.items()
+        }
+        store = Store(cache_dir() / "answers.sqlite")
+        given = grader.grade(p.judge, chain.from_iterable(whole.values()), store, p.machine)
+        found = [
+            {
+                "contestant": name,
+                "poem": number,
+                "question": question,
+                "scores": [mark["score"] for mark in of_one],
+                "reasons": [mark["reason"] for mark in of_one],
+            }
+            for name, ones in whole.items()
+            for number, poem in enumerate(ones, 1)
+            for question, of_one in given[poem].items()
+        ]
+        print(f"{len(found)} times {grader.TIMES} marks by {p.judge.model}")
+    with replacing("data/marks") as folder:
+        write_jsonl(folder / "marks.jsonl", found)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,109 @@
+"""A chat server that fails in every way: the OpenAI API over the standard library."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+FAULTS = (*("busy", "500", "hang", "cut", "half", "truncated", "page", "empty", "wrong", "drip"),)
+HANG = 8.0  # seconds
+
+
+def completion(text, **more):
+    """A body as a server sends it."""
+    message = {"role": "assistant", "content": text} | more
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    return {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage}
+
+
+class Server(ThreadingHTTPServer):
+    """Answers with `answer(body)`, a status and a body; or fails as `fault(number)` says.
+
+    Keeps what was asked, with which headers, and what was answered.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, answer=None, fault=None, port=0):
+        super().__init__(("127.0.0.1", port), Handler)
+        self.answer = answer or (lambda body: (200, completion("欲窮千里目，更上一層樓。")))
+        self.fault = fault or (lambda number: None)
+        self.asked, self.answered, self.headers = [], [], []
+        self.at_once = self.most_at_once = 0
+        self.lock = threading.Lock()
+        self.base_url = f"http://127.0.0.1:{self.server_port}/v1"
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}).start()
+        return self
+
+    def __exit__(self, *error):
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request, client_address):
+        """A client that hangs up is no news."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server = self.server
+        with server.lock:
+            number = len(server.asked)
+            server.asked.append(body)
+            server.headers.append(dict(self.headers))
+            server.at_once += 1
+            server.most_at_once = max(server.most_at_once, server.at_once)
+        try:
+            if fault := server.fault(number):
+                self.fail(fault, server.answer(body)[1])
+            else:
+                status, answer = server.answer(body)
+                self.send(status, json.dumps(answer).encode())
+                server.answered.append(body)
+        finally:
+            with server.lock:
+                server.at_once -= 1
+
+    def send(self, status, content, kind="application/json", length=None, **headers):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(length or len(content)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(content)
+        self.wfile.flush()
+
+    def fail(self, fault, answer):
+        whole = json.dumps(answer).encode()
+        if fault == "busy":
+            self.send(429, b'{"error": {"message": "slow down"}}', Retry_After="0.2")
+        elif fault == "500":
+            self.send(500, b"<h1>oops</h1>", "text/html")
+        elif fault == "hang":
+            time.sleep(HANG)
+        elif fault == "half":  # of what was announced
+            self.send(200, whole[: len(whole) // 2], length=len(whole))
+        elif fault == "truncated":  # announced so
+            self.send(200, whole[: len(whole) // 2])
+        elif fault == "page":
+            self.send(200, b"<html>log in first</html>", "text/html")
+        elif fault == "empty":
+            self.send(200, b"")
+        elif fault == "wrong":
+            self.send(200, b'{"choices": []}')
+        elif fault == "drip":  # a byte at a time, so that no single wait is long
+            self.send(200, b"", length=10**6)
+            for _ in range(int(HANG * 10)):
+                self.wfile.write(b" ")
+                self.wfile.flush()
+                time.sleep(0.1)
+        self.close_connection = True

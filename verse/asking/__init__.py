@@ -1,0 +1,1 @@
+"""Questions to chat models on servers: poems to finish, poems to mark."""
