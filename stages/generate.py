@@ -37,7 +37,8 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
 
     chief = distributed.rank() == 0
     opening = open_model(p.model, p.machine, seed=p.seed)
-    prompts = opening.encode_prompts(poems[distributed.rank() :: distributed.size()])
+    share = poems[distributed.rank() :: distributed.size()]
+    prompts = opening.encode_prompts(share, p.decoding.max_new_tokens)
     at_once = min(p.machine.batch_size, len(prompts))
     ways = opening.ways(lambda sizes: memory.ways_to_generate(sizes, at_once))
     if chief:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from verse import params
-from verse.errors import run
+from verse.errors import UserError, run
 from verse.files import read_jsonl, replacing, together, write_json, write_jsonl
 from verse.poems.lines import FORMS
 
@@ -23,6 +23,12 @@ def main() -> None:
     raw = {part: dataset.table(read_jsonl(f"data/raw/{part}.jsonl")) for part in ("train", "test")}
     train, dropped = dataset.clean(raw["train"])
     test, dropped_test = dataset.clean(raw["test"], dataset.COUPLETS)
+    if train.empty:
+        why = [f"{dropped[key]} {what}" for key, what in dataset.DROPPED.items() if dropped[key]]
+        raise UserError(
+            f"data/raw/train.jsonl: no poem is left to train on: none of {len(raw['train'])} is "
+            f"usable ({'; '.join(why)}): mend them or take another data.source"
+        )
     split = dataset.split(train, test, p.prepare, p.seed)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
 

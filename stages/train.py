@@ -40,17 +40,20 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
     from verse.training.passes import choose_plan
 
     chief = distributed.rank() == 0
+    checkpoints = checkpoint.Checkpoints(
+        cache_dir() / "checkpoints",
+        checkpoint.fingerprint("train", p),
+        every=p.machine.checkpoint_every,
+    )
+    if chief:
+        checkpoints.take()
+    distributed.wait_for_all()
     opening = open_model(p.model, p.machine, seed=p.seed)
     examples, validation = opening.encode(poems), opening.encode(held_out)
     task = loop.Task(examples, validation, p.train, p.seed)
     share = math.ceil(min(p.train.batch_size, len(examples)) / distributed.size())
     tokens = packing.tokens_of_a_pass(examples)
     ways = opening.ways(lambda sizes: memory.ways_to_train(sizes, share, tokens))
-    checkpoints = checkpoint.Checkpoints(
-        cache_dir() / "checkpoints",
-        checkpoint.fingerprint("train", p),
-        every=p.machine.checkpoint_every,
-    )
     if chief:
         print(f"memory: {ways[0]}", flush=True)
         checkpoints.remove_old()
