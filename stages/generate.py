@@ -74,7 +74,7 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
         write_jsonl(f"data/generated/{which}.jsonl", rows)
         if which == "tuned":
             write_text("data/generated/results.txt", "\n".join(lines) + "\n")
-    speed.store("metrics/speed.json", STAGES[which], numbers)
+        speed.store("metrics/speed.json", STAGES[which], numbers)
     print(f"{len(rows)} poems finished by the {which} model")
 
 

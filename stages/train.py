@@ -85,7 +85,7 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
             rows = [f"{point['step']},{point['loss']}" for point in points]
             write_text(f"metrics/plots/{name}_loss.csv", "\n".join(["step,loss", *rows]) + "\n")
         write_json("metrics/train.json", metrics)
-    speed.store("metrics/speed.json", "train", numbers)
+        speed.store("metrics/speed.json", "train", numbers)
     checkpoints.clear()
     before, after = metrics["before"], metrics["after"]
     print(

@@ -42,7 +42,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
-    waiting = WAITING.get()
+    within = any(parent.name.endswith(".partial") for parent in path.parents)
+    waiting = None if within else WAITING.get()
     with named(path, partial):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -53,9 +54,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 take_places({partial: path})
             else:
                 waiting[partial] = path
-        finally:
-            if not waiting or partial not in waiting:
+        except BaseException:
+            with suppress(OSError):  # the next attempt removes it
                 remove(partial)
+            raise
 
 
 @contextmanager
@@ -66,10 +68,13 @@ def together() -> Iterator[None]:
     try:
         yield
         take_places(waiting)
+    except BaseException:
+        for partial in waiting:
+            with suppress(OSError):
+                remove(partial)
+        raise
     finally:
         WAITING.reset(before)
-        for partial in waiting:
-            remove(partial)
 
 
 def take_places(waiting: dict[Path, Path]) -> None:
