@@ -213,6 +213,8 @@ class Transfer:
                 bar.update(len(block))
                 self.received += len(block)
                 size = max(size, file.tell())
+            if not size:
+                raise Interrupted("an empty body")
             if size > self.limit:
                 self.partial.unlink()
                 raise self.fault(

@@ -426,7 +426,14 @@ ANSWERS = [
 
 @pytest.mark.parametrize(
     ("words", "then"),
-    [*itertools.product(PHASES.values(), AFTER), *((answer, "close") for answer in ANSWERS)],
+    [
+        *(
+            (words, then)
+            for words, then in itertools.product(PHASES.values(), AFTER)
+            if b"99999" not in words or then not in ("noise", "endless")  # a whole body
+        ),
+        *((answer, "close") for answer in ANSWERS),
+    ],
 )
 def test_a_hostile_server(tmp_path, monkeypatch, words, then):
     monkeypatch.setenv("no_proxy", "*")

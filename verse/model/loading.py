@@ -15,10 +15,12 @@ import os
 import re
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -162,7 +164,10 @@ def read_config(settings: Model, cache_dir: str | None = None) -> PretrainedConf
 
 
 def check_folder(name: str) -> None:
-    """Raise UserError for a local model without a config or safetensors, or one of no files."""
+    """Raise UserError for a local model without a config or safetensors, or of other contents.
+
+    Weights that are whole numbers, quantized by a program unknown, would be taken as they are.
+    """
     folder = find_folder(name)
     if folder is None:
         return
@@ -178,6 +183,15 @@ def check_folder(name: str) -> None:
     for file in folder.iterdir():
         if not file.is_dir() and not file.is_file():
             raise UserError(f"{file}: a pipe, a device or a link to nothing: remove it")
+    for file in folder.glob("*.safetensors"):
+        with suppress(SafetensorError), safe_open(file, "pt") as stored:  # told by the loading
+            for key in stored.keys():  # noqa: SIM118
+                kind = stored.get_slice(key).get_dtype()
+                if key.endswith(".weight") and kind not in ("F64", "F32", "F16", "BF16"):
+                    raise UserError(
+                        f"{file}: {key} is of {kind}, no plain number: take the model in full "
+                        "precision"
+                    )
 
 
 @torch.no_grad()
