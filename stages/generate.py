@@ -11,7 +11,7 @@ import sys
 
 from verse import params, speed
 from verse.errors import UserError, run
-from verse.files import read_jsonl, together, write_jsonl, write_text
+from verse.files import read_rows, together, write_jsonl, write_text
 from verse.params import Params
 
 STAGES = {"base": "baseline", "tuned": "generate"}
@@ -23,7 +23,7 @@ def main() -> None:
     if which not in STAGES:
         raise UserError("say which model: python -m stages.generate base (or tuned)")
     p = params.read()
-    poems = read_jsonl("data/prepared/test.jsonl")
+    poems = read_rows("data/prepared/test.jsonl", "instruction", "input")
 
     from verse.model import distributed  # heavy
 

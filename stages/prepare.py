@@ -11,7 +11,7 @@ from typing import Any
 
 from verse import params
 from verse.errors import UserError, run
-from verse.files import read_jsonl, replacing, together, write_json, write_jsonl
+from verse.files import read_rows, replacing, together, write_json, write_jsonl
 from verse.poems.lines import FORMS
 
 
@@ -20,7 +20,12 @@ def main() -> None:
 
     from verse.poems import dataset  # pandas is slow to import
 
-    raw = {part: dataset.table(read_jsonl(f"data/raw/{part}.jsonl")) for part in ("train", "test")}
+    raw = {
+        part: dataset.table(
+            read_rows(f"data/raw/{part}.jsonl", *dataset.COLUMNS, may_be_empty=True)
+        )
+        for part in ("train", "test")
+    }
     train, dropped = dataset.clean(raw["train"])
     test, dropped_test = dataset.clean(raw["test"], dataset.COUPLETS)
     if train.empty:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from verse import params, speed
 from verse.errors import run
-from verse.files import cache_dir, digest, read_jsonl, replacing, together, write_json, write_text
+from verse.files import cache_dir, digest, read_rows, replacing, together, write_json, write_text
 from verse.params import Params
 
 if TYPE_CHECKING:
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
     from verse.training.loop import Curves
 
+KEYS = ("instruction", "input", "output")
 TRAIN, VALIDATION = "data/prepared/train.jsonl", "data/prepared/validation.jsonl"
 
 
 def main() -> None:
     p = params.read()
-    poems, held_out = read_jsonl(TRAIN), read_jsonl(VALIDATION)
+    poems, held_out = (read_rows(path, *KEYS) for path in (TRAIN, VALIDATION))
 
     from verse.model import distributed  # heavy
 

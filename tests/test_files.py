@@ -16,6 +16,7 @@ from verse import files
 from verse.errors import UserError
 from verse.files import (
     read_jsonl,
+    read_rows,
     read_text,
     replacing,
     together,
@@ -262,6 +263,17 @@ def test_broken_rows_are_named(tmp_path, content, message):
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_jsonl(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("row", ["[]", "null", "{}", '{"a": 1}', '{"a": "\\ud800"}'])
+def test_a_row_that_was_changed_by_hand_is_named(tmp_path, row):
+    (tmp_path / "a.jsonl").write_text(f'{{"a": "x"}}\n{row}\n')
+    with pytest.raises(UserError, match="row 2: no text under a"):
+        read_rows(tmp_path / "a.jsonl", "a")
+    (tmp_path / "a.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="holds no poems"):
+        read_rows(tmp_path / "a.jsonl", "a")
+    assert read_rows(tmp_path / "a.jsonl", "a", may_be_empty=True) == []
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path):

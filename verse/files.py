@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 from verse.errors import UserError, system_error
 
 LARGEST = 2**28  # bytes of a text that is read into memory: a million poems
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a pair, which is no character
 COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"PK\x03\x04": "zip",
@@ -210,8 +212,8 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[Any, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def check_readable(path: str | Path) -> None:
-    """Raise UserError unless `path` is a file that can be read to its end, in memory.
+def check_plain(path: str | Path) -> int:
+    """The bytes of a file. Raises UserError unless there is one that can be read to its end.
 
     A pipe or a device may never end, or keep a reader waiting.
     """
@@ -225,8 +227,7 @@ def check_readable(path: str | Path) -> None:
         raise UserError(f"{path}: is a folder, not a file")
     if not stat.S_ISREG(found.st_mode):
         raise UserError(f"{path}: a pipe or a device, not a file: give a file")
-    if found.st_size > LARGEST:
-        raise UserError(f"{path}: larger than {LARGEST:,} bytes: give a part of it")
+    return found.st_size
 
 
 def absence(path: str | Path) -> str:
@@ -242,7 +243,8 @@ def absence(path: str | Path) -> str:
 
 def read_text(path: str | Path) -> str:
     """The text of a file. Raises UserError if it is missing, no file, compressed or not UTF-8."""
-    check_readable(path)
+    if check_plain(path) > LARGEST:
+        raise UserError(f"{path}: larger than {LARGEST:,} bytes: give a part of it")
     content = Path(path).read_bytes()
     for start, kind in COMPRESSED.items():
         if content.startswith(start):
@@ -268,4 +270,20 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
                 raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
             except (RecursionError, ValueError):  # brackets or digits by the thousand
                 raise UserError(f"{path}, line {number}: not JSON that can be read") from None
+    return rows
+
+
+def read_rows(path: str | Path, *keys: str, may_be_empty: bool = False) -> list[dict[str, str]]:
+    """The rows of a JSON Lines file of ours, each with a text under each of `keys`.
+
+    Raises UserError naming the row where one was changed by hand, or if there is none.
+    """
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        texts = [row.get(key) for key in keys] if isinstance(row, dict) else [None]
+        if not all(isinstance(text, str) and not SURROGATE.search(text) for text in texts):
+            wanted = " and ".join(keys)
+            raise UserError(f"{path}, row {number}: no text under {wanted}: run dvc repro again")
+    if not rows and not may_be_empty:
+        raise UserError(f"{path}: holds no poems: run dvc repro again")
     return rows

@@ -14,7 +14,7 @@ from typing import Any
 
 from verse.download import MIB, download, public
 from verse.errors import UserError
-from verse.files import LARGEST, absence, check_readable, digest, read_text, replacing, write_json
+from verse.files import LARGEST, absence, check_plain, digest, read_text, replacing, write_json
 from verse.params import Data
 from verse.poems.lines import POEM_PUNCTUATION, write_lines
 
@@ -117,7 +117,7 @@ def check_tree(path: Path) -> None:
             seen.add((found.st_dev, found.st_ino))
             entries += sorted(entry.iterdir())
         else:
-            check_readable(entry)
+            check_plain(entry)
         if not os.access(entry, os.R_OK):
             raise UserError(f"{entry}: may not be read: change its owner or mode")
         try:
