@@ -246,16 +246,19 @@ def public(url: str) -> str:
         parts = urlsplit(url)
         scheme, host = parts.scheme, parts.hostname
     except ValueError:
-        raise UserError(f"{bare(url)}: not a URL") from None
+        raise UserError(f"{bare(url)}: not a URL: give the file's own address") from None
     if "@" in parts.netloc:
         raise UserError(
             f"{scheme}://…@{host}: holds a user name or password, which would be written down: "
             "take it out of the URL (a ~/.netrc file is read)"
         )
     if scheme not in ("http", "https"):
-        raise UserError(f"{bare(url)}: only http and https URLs are fetched, not {scheme}")
+        raise UserError(
+            f"{bare(url)}: only http and https URLs are fetched, not {scheme}: "
+            "download it yourself and give its path"
+        )
     if not host:
-        raise UserError(f"{bare(url)}: names no host")
+        raise UserError(f"{bare(url)}: names no host: give the file's own address")
     return parts._replace(query="", fragment="").geturl()
 
 

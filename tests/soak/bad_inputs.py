@@ -264,13 +264,14 @@ def test_an_endless_text(work, stage, part):
 
 
 def test_a_folder_without_poems(work):
-    change(work.path / "params.yaml", {"data.source": "stages"})
-    refused(work, "fetch", "stages: holds no poems")
+    (work.path / "mine").mkdir()
+    change(work.path / "params.yaml", {"data.source": "mine"})
+    refused(work, "fetch", "mine: holds no poems")
 
 
 def test_no_usable_poem(work):
     (work.path / "data/raw/train.jsonl").write_text('{"instruction":"","input":"x","output":"y"}\n')
-    line = refused(work, "prepare", "no poem is left to train on", "other than two lines")
+    line = refused(work, "prepare", "no poem is left to train on", "none of 1 is usable (1 ")
     assert "test_poems" not in line
 
 
@@ -687,16 +688,13 @@ def test_a_full_disk(work, full_disk, stage, place):
     refused(work, stage, "the disk is full", place)
 
 
-@pytest.mark.parametrize("stage", ["train", "baseline", "generate"])
+@pytest.mark.parametrize("stage", ["baseline", "generate"])
 def test_out_of_memory(work, stage):
-    """The answers' random numbers or the batch alone are more than there is."""
+    """The answers' random numbers alone are more than there is; of training, errors are tested."""
     change(work.path / "params.yaml", {"decoding.max_new_tokens": 2**31 - 1})
     positions(work, 2**40)
-    endless = {"instruction": "續詩。", "input": "白日依山盡，", "output": "山" * 200_000}
-    (work.path / "data/prepared/train.jsonl").write_text(json.dumps(endless) + "\n")
-
-    part, limits = "train" if stage == "train" else "machine", {"RLIMIT_AS": 12 * 2**30}
-    refused(work, stage, "out of memory", f"{part}.batch_size", limits=limits)
+    limits = {"RLIMIT_AS": 12 * 2**30}
+    refused(work, stage, "out of memory", "machine.batch_size", limits=limits)
 
 
 def test_a_file_in_the_place_of_a_folder(work):
