@@ -14,7 +14,7 @@ test: .venv/development
 	pytest
 
 soak: .venv/development
-	pytest -s tests/soak/bad_inputs.py tests/soak/kills.py
+	pytest -s tests/soak/bad_inputs.py tests/soak/models.py tests/soak/faults.py tests/soak/kills.py
 
 merge: .venv/runtime
 	verse merge

@@ -12,7 +12,7 @@ import sys
 
 from verse import params, speed
 from verse.errors import UserError, run
-from verse.files import read_jsonl, together, write_json, write_jsonl, write_text
+from verse.files import read_rows, together, write_json, write_jsonl, write_text
 from verse.params import Params
 
 STAGES = {"base": "baseline", "tuned": "generate"}
@@ -24,7 +24,7 @@ def main() -> None:
     if which not in STAGES:
         raise UserError("say which model: python -m stages.generate base (or tuned)")
     p = params.read()
-    poems = read_jsonl("data/prepared/test.jsonl")
+    poems = read_rows("data/prepared/test.jsonl", "instruction", "input")
 
     from verse.model import distributed  # heavy
 
@@ -39,7 +39,8 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
 
     chief = distributed.rank() == 0
     opening = open_model(p.model, p.machine, seed=p.seed)
-    prompts = opening.encode_prompts(poems[distributed.rank() :: distributed.size()])
+    share = poems[distributed.rank() :: distributed.size()]
+    prompts = opening.encode_prompts(share, p.decoding.max_new_tokens)
     at_once = max(1, min(p.machine.batch_size, len(prompts)))
     own = max(map(len, prompts), default=0) - len(common_prefix(prompts))
     tokens = own + p.decoding.max_new_tokens
@@ -79,7 +80,7 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
         if which == "tuned":
             write_text("data/generated/results.txt", "\n".join(lines) + "\n")
             write_json("data/generated/results.json", predicted)
-    speed.store("metrics/speed.json", STAGES[which], numbers)
+        speed.store("metrics/speed.json", STAGES[which], numbers)
     print(f"{len(rows)} poems finished by the {which} model")
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from verse import params
-from verse.errors import run
-from verse.files import read_jsonl, replacing, together, write_json, write_jsonl
+from verse.errors import UserError, run
+from verse.files import read_rows, replacing, together, write_json, write_jsonl
 from verse.poems.lines import FORMS
 
 
@@ -20,9 +20,20 @@ def main() -> None:
 
     from verse.poems import dataset  # pandas is slow to import
 
-    raw = {part: dataset.table(read_jsonl(f"data/raw/{part}.jsonl")) for part in ("train", "test")}
+    raw = {
+        part: dataset.table(
+            read_rows(f"data/raw/{part}.jsonl", *dataset.COLUMNS, may_be_empty=True)
+        )
+        for part in ("train", "test")
+    }
     train, dropped = dataset.clean(raw["train"])
     test, dropped_test = dataset.clean(raw["test"], dataset.COUPLETS)
+    if train.empty:
+        why = [f"{dropped[key]} {what}" for key, what in dataset.DROPPED.items() if dropped[key]]
+        raise UserError(
+            f"data/raw/train.jsonl: no poem is left to train on: none of {len(raw['train'])} is "
+            f"usable ({'; '.join(why)}): mend them or take another data.source"
+        )
     split = dataset.split(train, test, p.prepare, p.seed)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
 

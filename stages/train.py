@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from verse import params, speed
 from verse.errors import run
-from verse.files import cache_dir, digest, read_jsonl, replacing, together, write_json, write_text
+from verse.files import cache_dir, digest, read_rows, replacing, together, write_json, write_text
 from verse.params import Params
 
 if TYPE_CHECKING:
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
     from verse.training.loop import Curves
 
+KEYS = ("instruction", "input", "output")
 TRAIN, VALIDATION = "data/prepared/train.jsonl", "data/prepared/validation.jsonl"
 
 
 def main() -> None:
     p = params.read()
-    poems, held_out = read_jsonl(TRAIN), read_jsonl(VALIDATION)
+    poems, held_out = (read_rows(path, *KEYS) for path in (TRAIN, VALIDATION))
 
     from verse.model import distributed  # heavy
 
@@ -40,17 +41,20 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
     from verse.training.passes import choose_plan
 
     chief = distributed.rank() == 0
+    checkpoints = checkpoint.Checkpoints(
+        cache_dir() / "checkpoints",
+        checkpoint.fingerprint("train", p),
+        every=p.machine.checkpoint_every,
+    )
+    if chief:
+        checkpoints.take()
+    distributed.wait_for_all()
     opening = open_model(p.model, p.machine, seed=p.seed)
     examples, validation = opening.encode(poems), opening.encode(held_out)
     task = loop.Task(examples, validation, p.train, p.seed)
     share = math.ceil(min(p.train.batch_size, len(examples)) / distributed.size())
     tokens = packing.tokens_of_a_pass(examples)
     ways = opening.ways(lambda sizes: memory.ways_to_train(sizes, share, tokens))
-    checkpoints = checkpoint.Checkpoints(
-        cache_dir() / "checkpoints",
-        checkpoint.fingerprint("train", p),
-        every=p.machine.checkpoint_every,
-    )
     if chief:
         print(f"memory: {ways[0]}", flush=True)
         checkpoints.remove_old()
@@ -85,7 +89,7 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
             rows = [f"{point['step']},{point['loss']}" for point in points]
             write_text(f"metrics/plots/{name}_loss.csv", "\n".join(["step,loss", *rows]) + "\n")
         write_json("metrics/train.json", metrics)
-    speed.store("metrics/speed.json", "train", numbers)
+        speed.store("metrics/speed.json", "train", numbers)
     checkpoints.clear()
     before, after = metrics["before"], metrics["after"]
     print(

@@ -121,7 +121,7 @@ def test_torchs_own_allocator():
     assert line.startswith("out of memory: ") and status == 1
 
 
-@pytest.mark.parametrize("bug", [KeyError("x"), RuntimeError("x"), FileNotFoundError(2, "x", "y")])
+@pytest.mark.parametrize("bug", [KeyError("x"), RuntimeError("x"), OSError("x")])
 def test_a_bug_keeps_its_traceback(bug, monkeypatch):
     def main():
         raise bug
@@ -133,6 +133,43 @@ def test_a_bug_keeps_its_traceback(bug, monkeypatch):
 def test_a_stage_that_ends_well_says_nothing(capsys):
     run(lambda: None)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("number", sorted(errno.errorcode))
+def test_any_error_of_the_file_system_is_one_line(number, capsys, monkeypatch):
+    status, line = raised(OSError(number, os.strerror(number), "data/raw"), capsys, monkeypatch)
+    assert status == 1 and line.count("\n") == 1
+    assert "data/raw" in line or number == errno.ENOMEM
+
+
+SPEAKS = """
+import sys
+from pathlib import Path
+from verse.errors import run
+def main():
+    print("詩" * 5000)
+    print("詩", file=sys.stderr)
+    Path(sys.argv[1], "詩.txt").write_text("done", "utf-8")
+run(main)
+"""
+ASCII = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+@pytest.mark.parametrize("env", [{}, {"PYTHONIOENCODING": "ascii"}, ASCII])
+@pytest.mark.parametrize(
+    "streams", ["", ">&-", ">&- 2>&- <&-", ">/dev/full 2>/dev/full", "| true", "2>&1 | true"]
+)
+def test_neither_locale_nor_streams_have_a_say(tmp_path, env, streams):
+    (tmp_path / "stage.py").write_text(SPEAKS, "utf-8")
+    words = f"{sys.executable} stage.py {tmp_path} {streams}"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+        capture_output=True,
+    )
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert (tmp_path / "詩.txt").read_text() == "done"
 
 
 def test_ctrl_c_is_one_line(tmp_path):

@@ -1,6 +1,7 @@
 """Files are written whole or not at all."""
 
 import errno
+import gzip
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from verse import files
 from verse.errors import UserError
 from verse.files import (
     read_jsonl,
+    read_rows,
     read_text,
     replacing,
     together,
@@ -131,6 +133,53 @@ def test_a_full_disk_names_the_file(tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("raised", "number"),
+    [
+        (OSError(errno.EIO, "Input/output error"), errno.EIO),
+        (RuntimeError("I/O error: File too large (os error 27)"), errno.EFBIG),  # safetensors' own
+        (RuntimeError("another"), None),
+        (OSError(errno.ENOENT, "No such file or directory", "elsewhere"), None),
+    ],
+)
+def test_an_error_of_the_system_names_the_file(tmp_path, raised, number):
+    with pytest.raises(type(raised) if number is None else OSError) as error:  # noqa: SIM117
+        with replacing(tmp_path / "a.txt"):
+            raise raised
+    if number is None:
+        assert error.value is raised
+    else:
+        assert (error.value.errno, error.value.filename) == (number, str(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize("moment", range(1, 6))
+def test_where_one_cannot_take_its_place_none_does(tmp_path, monkeypatch, moment):
+    """Files, folders and links come back; what was not there before is not there again."""
+    write_text(tmp_path / "a", "old")
+    fill(tmp_path / "b", x="old")
+    (tmp_path / "c").symlink_to("a")
+    replace, calls = os.replace, []
+
+    def refuse(source, target):
+        calls.append(source)
+        if len(calls) == moment:
+            raise OSError(errno.EACCES, "Permission denied", str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", refuse)
+    with pytest.raises(OSError) as error, together():
+        write_text(tmp_path / "a", "new")
+        with replacing(tmp_path / "b") as partial:
+            fill(partial, x="new")
+        with replacing(tmp_path / "c") as partial:
+            partial.symlink_to("b")
+        write_text(tmp_path / "d", "new")
+    assert Path(error.value.filename).name in "abcd"
+    assert names(tmp_path) == ["a", "b", "c"]
+    assert (tmp_path / "a").read_text() == (tmp_path / "b" / "x").read_text() == "old"
+    assert str((tmp_path / "c").readlink()) == "a"
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -216,10 +265,35 @@ def test_broken_rows_are_named(tmp_path, content, message):
         read_jsonl(tmp_path / "a.jsonl")
 
 
+@pytest.mark.parametrize("row", ["[]", "null", "{}", '{"a": 1}', '{"a": "\\ud800"}'])
+def test_a_row_that_was_changed_by_hand_is_named(tmp_path, row):
+    (tmp_path / "a.jsonl").write_text(f'{{"a": "x"}}\n{row}\n')
+    with pytest.raises(UserError, match="row 2: no text under a"):
+        read_rows(tmp_path / "a.jsonl", "a")
+    (tmp_path / "a.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="holds no poems"):
+        read_rows(tmp_path / "a.jsonl", "a")
+    assert read_rows(tmp_path / "a.jsonl", "a", may_be_empty=True) == []
+
+
 def test_what_cannot_be_read_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_text(tmp_path / "none")
     with pytest.raises(UserError, match="is a folder"):
         read_text(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for special in ("/dev/zero", tmp_path / "pipe"):
+        with pytest.raises(UserError, match="a pipe or a device"):
+            read_text(special)
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UserError, match="a link to nothing"):
+        read_text(tmp_path / "link")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(files.LARGEST + 1)
+    with pytest.raises(UserError, match="larger than 268,435,456 bytes"):
+        read_text(tmp_path / "sparse")
+    (tmp_path / "packed").write_bytes(gzip.compress(b"[]"))
+    with pytest.raises(UserError, match=r"compressed \(gzip\): unpack"):
+        read_text(tmp_path / "packed")
     (tmp_path / "bom").write_bytes(b"\xef\xbb\xbfa")
     assert read_text(tmp_path / "bom") == "a"

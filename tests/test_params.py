@@ -38,7 +38,7 @@ TRUTH = ([True, False], [None, 0, 1, "true", "yes", []])
 COUNT = ([1, 2, 2**31 - 1], [0, -1, 2**31, 10**400, 1.0, 1.5, "1", True, None, [1], {}])
 COUNT_OR_0 = ([0, *COUNT[0]], [v for v in COUNT[1] if type(v) is not int or v != 0])
 SHARE = ([0, 0.0, 0.999, "1e-3"], [1, 1.0, -0.001, "x", True, None, [0.5], float("nan")])
-POSITIVE = ([1, 0.001, 1e300, "1e-3"], [0, -1.0, float("inf"), "x", False, None, 10**400])
+FACTOR = ([1, 1e-6, 1e6, "1e-3"], [0, 1e-7, 1e7, -1.0, float("inf"), "x", False, None, 10**400])
 
 
 def names(*good):
@@ -63,26 +63,29 @@ VALUES = {
     "model.quantization": names("nf4", "none"),
     "model.dtype": names("auto", "bfloat16", "float16", "float32"),
     "model.template": names("auto", "plain", "homework", "chat"),
-    "train.epochs": COUNT,
-    "train.learning_rate": ([1, 1e-9, "3e-4"], [0, -1e-3, 1.001, "x", True, None]),
+    "train.epochs": ([1, 1000], [1001, *COUNT[1]]),
+    "train.learning_rate": ([1, 1e-9, "3e-4"], [0, 1e-10, -1e-3, 1.001, "x", True, None]),
     "train.warmup": SHARE,
-    "train.weight_decay": ([0, *POSITIVE[0]], POSITIVE[1][1:]),
-    "train.max_grad_norm": POSITIVE,
+    "train.weight_decay": ([0, 10, "1e-3"], [11, *FACTOR[1][2:]]),
+    "train.max_grad_norm": FACTOR,
     "train.batch_size": COUNT,
     "train.eval_every": COUNT,
     "train.lora.r": ([1, 1024], [0, -1, 1025, 1.0, "1", True, None]),
-    "train.lora.alpha": POSITIVE,
+    "train.lora.alpha": FACTOR,
     "train.lora.dropout": SHARE,
     "train.lora.target_modules": (
         ["all-linear", ["q_proj"], ["q_proj", "v_proj"]],
         ["q_proj", "(", [], [1], ["q_proj", ""], None, True, {"q_proj": 1}],
     ),
     "decoding.do_sample": TRUTH,
-    "decoding.temperature": ([1e-9, 1, "0.7"], [0, 0.0, -0.1, float("inf"), "hot", True, None]),
-    "decoding.top_p": ([1, 1e-9, 0.5], [0, 1.001, -1, "x", True, None]),
+    "decoding.temperature": (
+        [0.01, 1, 100, "0.7"],
+        [0, 0.0, 1e-40, 101, -0.1, float("inf"), "hot", True, None],
+    ),
+    "decoding.top_p": ([1, 1e-3, 0.5], [0, 1e-40, 1.001, -1, "x", True, None]),
     "decoding.top_k": COUNT_OR_0,
     "decoding.max_new_tokens": COUNT,
-    "decoding.num_beams": COUNT,
+    "decoding.num_beams": ([1, 128], [129, *COUNT[1]]),
     "decoding.no_repeat_ngram_size": COUNT_OR_0,
     "contestants": (
         [[]],
@@ -238,7 +241,7 @@ def test_all_faults_at_once():
         ("train.lora.alpha", False, "a number, not False"),
         ("train.lora.target_modules", ["q", ""], "all-linear or a list of names, not ['q', '']"),
         ("decoding.do_sample", 1, "true or false, not 1"),
-        ("decoding.temperature", 0, "above 0 unless decoding.do_sample is false, not 0"),
+        ("decoding.temperature", 0, "0.01 or more, or 0 where decoding.do_sample is false, not 0"),
         ("machine.processes", 0, "'auto' or greater than or equal to 1, not 0"),
         ("machine.processes", "two", "'auto' or a whole number, not 'two'"),
     ],

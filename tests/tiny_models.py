@@ -76,7 +76,7 @@ def build(shape: str, folder, tokenizer=None) -> Model:
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
+        "max_position_embeddings": 1024,
         "bos_token_id": 0,
         "eos_token_id": 1,
     }

@@ -19,14 +19,12 @@ from urllib.parse import urljoin, urlsplit
 import pooch
 import requests
 import urllib3
-from filelock import FileLock
 from tqdm import tqdm
 
 from verse.errors import UserError
-from verse.files import digest
+from verse.files import LARGEST, digest, locked
 
 MIB = 2**20
-GIB = 2**30
 REDIRECTS = 10
 CONNECT = 10.0  # seconds to wait for a connection
 SLOWEST = 1024  # bytes that must arrive in each `timeout` seconds; a drip is a stall too
@@ -57,8 +55,9 @@ def download(
     cache: str | Path,
     *,
     sha256: str | None = None,
-    limit: int = GIB,
+    limit: int = LARGEST,
     timeout: float = 30.0,
+    whole: float = 1800.0,
     pauses: Sequence[float] = (1.0, 2.0, 4.0),
 ) -> Path:
     """Fetch a data file and return where it lies: `cache`/<its sha256>.
@@ -67,7 +66,8 @@ def download(
     already in the cache is taken from there without a request. A stall of `timeout` seconds,
     a dropped connection and a busy server are tried again after each of `pauses` (seconds),
     going on where the transfer broke if the server can. A body over `limit` bytes or a web
-    page is refused. The cache holds whole files only; a lock keeps two processes apart.
+    page is refused. All attempts together end after `whole` seconds. The cache holds whole files
+    only; a lock keeps two processes apart.
 
     Raises UserError: no network, no such host or page, another hash, stalled, too large.
     """
@@ -79,8 +79,9 @@ def download(
     # Names come from hashes alone: nothing in a URL or a header can choose a path.
     key = sha256 or hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
     name = sha256 or f".{key}.whole"
-    transfer = Transfer(url, cache / f".{key}.partial", bool(sha256), limit, timeout, pauses)
-    with FileLock(cache / f".{key}.lock"):
+    partial = cache / f".{key}.partial"
+    transfer = Transfer(url, partial, bool(sha256), limit, timeout, whole, pauses)
+    with locked(cache / f".{key}.lock", f"{shown}: another download is under way: waiting for it"):
         if not sha256:  # what an earlier run left may belong to another version of the file
             transfer.partial.unlink(missing_ok=True)
             (cache / name).unlink(missing_ok=True)
@@ -104,14 +105,17 @@ class Transfer:
     pinned: bool  # the hash is known, so a wrong continuation will be noticed
     limit: int  # bytes
     timeout: float  # seconds
+    whole: float  # seconds
     pauses: Sequence[float]  # seconds
     tag: str = ""  # the strong ETag of what `partial` holds
+    end: float = 0.0  # of all attempts, by the monotonic clock
     received: int = 0  # bytes, in all attempts
     final: str = ""  # the URL after redirects
     found: str = ""  # the sha256 of the whole body
 
     def __call__(self, url: str, output_file: str, keeper: pooch.Pooch) -> None:
         """Put the whole body at `output_file`. Raises UserError if it cannot be had."""
+        self.end = self.end or time.monotonic() + self.whole
         for pause in (*self.pauses, None):
             try:
                 self.attempt()
@@ -153,7 +157,10 @@ class Transfer:
             # One that is given up finds `file` closed when it wakes; a daemon holds up no exit.
             Thread(target=work, daemon=True).start()
             before = self.received
-            while not wait([done], self.timeout).done:
+            while not wait([done], min(self.timeout, self.end - time.monotonic())).done:
+                if time.monotonic() >= self.end:
+                    what = f"not done in {self.whole:g} s"
+                    raise self.fault(what, "download it yourself and give its path")
                 if self.received - before < SLOWEST:
                     raise Interrupted(f"stalled: {SLOWEST} bytes take over {self.timeout:g} s")
                 before = self.received
@@ -206,6 +213,8 @@ class Transfer:
                 bar.update(len(block))
                 self.received += len(block)
                 size = max(size, file.tell())
+            if not size:
+                raise Interrupted("an empty body")
             if size > self.limit:
                 self.partial.unlink()
                 raise self.fault(
@@ -237,16 +246,19 @@ def public(url: str) -> str:
         parts = urlsplit(url)
         scheme, host = parts.scheme, parts.hostname
     except ValueError:
-        raise UserError(f"{bare(url)}: not a URL") from None
+        raise UserError(f"{bare(url)}: not a URL: give the file's own address") from None
     if "@" in parts.netloc:
         raise UserError(
             f"{scheme}://…@{host}: holds a user name or password, which would be written down: "
             "take it out of the URL (a ~/.netrc file is read)"
         )
     if scheme not in ("http", "https"):
-        raise UserError(f"{bare(url)}: only http and https URLs are fetched, not {scheme}")
+        raise UserError(
+            f"{bare(url)}: only http and https URLs are fetched, not {scheme}: "
+            "download it yourself and give its path"
+        )
     if not host:
-        raise UserError(f"{bare(url)}: names no host")
+        raise UserError(f"{bare(url)}: names no host: give the file's own address")
     return parts._replace(query="", fragment="").geturl()
 
 

@@ -2,17 +2,20 @@
 
 Raise `UserError` with what is wrong, where, and what to do. `run` is the entry of every
 stage: it turns the errors a person can act on into one line on stderr and a non-zero exit
-status, and lets everything else (our own bugs) keep its traceback.
+status, and lets everything else (our own bugs) keep its traceback. It also sees to it that
+neither the locale nor whoever reads stdout has a say in a result.
 """
 
 import errno
 import gc
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 KEPT = "; the last results are safe: dvc checkout and git checkout metrics bring them back"
 
@@ -30,13 +33,19 @@ class ParameterError(UserError):
 
 
 REMEDIES = {
+    errno.ENOENT: "put it back and run the same command again",
     errno.EACCES: "change its owner or mode",
     errno.EPERM: "change its owner or mode",
     errno.EROFS: "use a folder that can be written",
     errno.EEXIST: "move it out of the way",
+    errno.ENOTEMPTY: "move it out of the way",
     errno.ENOTDIR: "move what is no folder out of the way",
     errno.EISDIR: "move this folder out of the way",
     errno.EIO: "check the disk",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f) or use another disk",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "mend its circle of links",
 }
 """What to do about an error of the file system, by its number."""
 
@@ -59,14 +68,24 @@ def explain(error: BaseException, stage: str = "") -> tuple[str, int] | None:
         return f"the disk is full{where}: free some space and run the same command again", 1
     if is_out_of_memory(error):
         return f"out of memory: {MEMORY.get(stage, 'close other programs, or use less data')}", 1
-    if isinstance(error, OSError) and error.filename and error.errno in REMEDIES:
-        return f"{error.filename}: {(error.strerror or '').lower()}: {REMEDIES[error.errno]}", 1
+    if isinstance(error, OSError) and error.errno:
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = REMEDIES.get(error.errno, "check this file and its disk")
+        return f"{where}{os.strerror(error.errno).lower()}: {remedy}", 1
     return None
+
+
+def system_error(error: BaseException) -> int | None:
+    """The system's number of an error, also where a library written in Rust hides it in words."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found and not isinstance(error, UserError) else None
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether the system says so, or a library that hands its words on in an error of its own."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = system_error(error) in (errno.ENOSPC, errno.EDQUOT)
     return full or "No space left on device" in str(error)
 
 
@@ -87,9 +106,8 @@ def run(main: Callable[[], None], name: str = "") -> None:
     # PyTorch and Transformers bring millions of objects that live as long as the program.
     # Looking among them for garbage takes seconds, most of them at the very end.
     gc.set_threshold(100_000)
-    for stream in (sys.stdout, sys.stderr):  # a terminal may not know every character
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    speak_utf8()
+    open_streams()
     try:
         main()
     except BaseException as error:
@@ -110,6 +128,47 @@ def kept() -> str:
     except (OSError, ValueError):
         return ""
     return KEPT if f"\n  {os.environ.get('DVC_STAGE')}:\n" in lock else ""
+
+
+def speak_utf8() -> None:
+    """Start anew in Python's UTF-8 mode where the locale gives file names another encoding.
+
+    File names are UTF-8 in data.source as on the disk. What a terminal is told stays in its own.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ.setdefault("PYTHONIOENCODING", getattr(sys.stdout, "encoding", "utf-8"))
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+class Outlet(io.FileIO):
+    """A standard stream that drops what nobody takes: a result does not hang on its reader."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:  # a closed pipe, a full disk
+            return len(data)
+
+
+def open_streams() -> None:
+    """Let stdout and stderr take any character, and neither fail nor be missing."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__"):  # a test's
+            continue
+        if stream is None:  # the next file to be opened would become stdout to a library in C
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        outlet = io.BufferedWriter(Outlet(number, "w", closefd=False))
+        setattr(
+            sys,
+            name,
+            io.TextIOWrapper(
+                outlet,
+                encoding=getattr(stream, "encoding", "utf-8"),
+                errors="replace",
+                line_buffering=getattr(stream, "line_buffering", False) or name == "stderr",
+            ),
+        )
 
 
 def printable(line: str) -> str:

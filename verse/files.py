@@ -3,14 +3,30 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from verse.errors import UserError
+from filelock import FileLock, Timeout
+
+from verse.errors import UserError, system_error
+
+LARGEST = 2**28  # bytes of a text that is read into memory: a million poems
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a pair, which is no character
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf": "7z",
+}
+"""How compressed files begin."""
 
 # Temporary path -> its place, of what waits for the end of `together`; None outside of it.
 WAITING: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=None)
@@ -20,30 +36,30 @@ WAITING: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=Non
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
 
-    The block may make a file or a folder there. When it fails, or the process is killed,
+    The block may make a file, a link or a folder there. When it fails, or the process is killed,
     what stood at `path` before still stands, save for the moment between two renames in which
     one folder takes another's place. The temporary names are fixed (`.<name>.partial`,
-    `.<name>.old.partial`), so the next attempt removes what a killed one left. An error of the
-    disk that names no file gets the name of `path`.
+    `.<name>.old.partial`), so the next attempt removes what a killed one left. Any error of the
+    system within the block becomes an OSError that names `path`, whoever wrote.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    waiting = WAITING.get()
-    try:
-        remove(partial)
-        yield partial
-        sync(partial)
-        if waiting is None:
-            take_place(partial, path)
-        else:
-            waiting[partial] = path
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        if not waiting or partial not in waiting:
+    within = any(parent.name.endswith(".partial") for parent in path.parents)
+    waiting = None if within else WAITING.get()
+    with named(path, partial):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
             remove(partial)
+            yield partial
+            sync(partial)
+            if waiting is None:
+                take_places({partial: path})
+            else:
+                waiting[partial] = path
+        except BaseException:
+            with suppress(OSError):  # the next attempt removes it
+                remove(partial)
+            raise
 
 
 @contextmanager
@@ -53,23 +69,94 @@ def together() -> Iterator[None]:
     before = WAITING.set(waiting)
     try:
         yield
-        for partial, path in waiting.items():
-            take_place(partial, path)
+        take_places(waiting)
+    except BaseException:
+        for partial in waiting:
+            with suppress(OSError):
+                remove(partial)
+        raise
     finally:
         WAITING.reset(before)
-        for partial in waiting:
-            remove(partial)
 
 
-def take_place(new: Path, path: Path) -> None:
-    """Rename `new` to `path`. A file gives way by itself; else what stands there is set aside."""
-    old = path.with_name(f".{path.name}.old.partial")
-    remove(old)
-    folder = new.is_dir() or (path.is_dir() and not path.is_symlink())
-    if folder and os.path.lexists(path):
+def take_places(waiting: dict[Path, Path]) -> None:
+    """Rename every file to its place. If one cannot be renamed, put all back as they were."""
+    done: list[tuple[Path, Path, bool]] = []
+    try:
+        for new, path in waiting.items():
+            with named(path, new):
+                old = path.with_name(f".{path.name}.old.partial")
+                remove(old)
+                done.append((path, old, os.path.lexists(path)))
+                if os.path.lexists(path):
+                    set_aside(path, old, new)
+                os.replace(new, path)
+    except BaseException:
+        for path, old, stood in reversed(done):
+            with suppress(OSError):
+                put_back(path, old, stood)
+        raise
+    for _, old, _ in done:
+        with suppress(OSError):  # all is in place; the next attempt removes what stays
+            remove(old)
+
+
+def set_aside(path: Path, old: Path, new: Path) -> None:
+    """Give what stands at `path` the name `old` too; move it there where a folder is concerned."""
+    if is_folder(path) or is_folder(new):
         os.replace(path, old)
-    os.replace(new, path)
-    remove(old)
+        return
+    try:
+        os.link(path, old, follow_symlinks=False)
+    except OSError:  # a file system without hard links
+        os.replace(path, old)
+
+
+def put_back(path: Path, old: Path, stood: bool) -> None:
+    """Undo the renaming to `path`. stood: whether anything stood there before, now at `old`."""
+    if os.path.lexists(old):
+        if is_folder(path):
+            remove(path)
+        os.replace(old, path)
+        remove(old)  # which stays where both are names of one file
+    elif not stood:
+        remove(path)
+
+
+@contextmanager
+def named(path: Path, partial: Path) -> Iterator[None]:
+    """Turn an error of the system about a temporary file, or none by name, into one about `path`.
+
+    Libraries written in Rust raise errors of their own, with the system's number in words.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = system_error(error)
+        file = str(getattr(error, "filename", None) or partial)
+        if number is None or not file.startswith(str(partial)):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+@contextmanager
+def locked(path: Path, waiting: str = "") -> Iterator[None]:
+    """Hold a lock that other processes respect; `waiting` is printed if it must be waited for.
+
+    A lock whose holder is killed is free. The file stays where it is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if waiting:
+            print(waiting, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def cache_dir() -> Path:
@@ -87,16 +174,21 @@ def cache_dir() -> Path:
 
 def remove(path: Path) -> None:
     """Remove a file, a link or a whole folder; nothing happens if there is none."""
-    if path.is_dir() and not path.is_symlink():
+    if is_folder(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder stands at `path` itself, not at the end of a link."""
+    return path.is_dir() and not path.is_symlink()
+
+
 def sync(path: Path) -> None:
     """Force a file, or the files of a folder, to the disk, so that a rename never outruns them."""
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
+    for file in sorted(path.rglob("*")) if is_folder(path) else [path]:
+        if file.is_file() and not file.is_symlink():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
 
@@ -120,14 +212,45 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[Any, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a file. Raises UserError if it is missing, unreadable or not UTF-8."""
+def check_plain(path: str | Path) -> int:
+    """The bytes of a file. Raises UserError unless there is one that can be read to its end.
+
+    A pipe or a device may never end, or keep a reader waiting.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        found = Path(path).stat()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, not a file") from None
+        if Path(path).is_symlink():
+            raise UserError(f"{path}: a link to nothing: mend or remove it") from None
+        raise UserError(f"{path}: no such file{absence(path)}") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise UserError(f"{path}: is a folder, not a file")
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path}: a pipe or a device, not a file: give a file")
+    return found.st_size
+
+
+def absence(path: str | Path) -> str:
+    """What to add to the news that a path is missing, where git may be the cause."""
+    temporary = ".dvc/tmp/exps" in Path.cwd().as_posix() and not Path(path).is_absolute()
+    return (
+        " in this experiment's own folder, which holds what git tracks: "
+        "git add it or give an absolute path"
+        if temporary
+        else ""
+    )
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file. Raises UserError if it is missing, no file, compressed or not UTF-8."""
+    if check_plain(path) > LARGEST:
+        raise UserError(f"{path}: larger than {LARGEST:,} bytes: give a part of it")
+    content = Path(path).read_bytes()
+    for start, kind in COMPRESSED.items():
+        if content.startswith(start):
+            raise UserError(f"{path}: compressed ({kind}): unpack it first")
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if error.reason == "unexpected end of data":
             raise UserError(
@@ -147,4 +270,20 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
                 raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
             except (RecursionError, ValueError):  # brackets or digits by the thousand
                 raise UserError(f"{path}, line {number}: not JSON that can be read") from None
+    return rows
+
+
+def read_rows(path: str | Path, *keys: str, may_be_empty: bool = False) -> list[dict[str, str]]:
+    """The rows of a JSON Lines file of ours, each with a text under each of `keys`.
+
+    Raises UserError naming the row where one was changed by hand, or if there is none.
+    """
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        texts = [row.get(key) for key in keys] if isinstance(row, dict) else [None]
+        if not all(isinstance(text, str) and not SURROGATE.search(text) for text in texts):
+            wanted = " and ".join(keys)
+            raise UserError(f"{path}, row {number}: no text under {wanted}: run dvc repro again")
+    if not rows and not may_be_empty:
+        raise UserError(f"{path}: holds no poems: run dvc repro again")
     return rows

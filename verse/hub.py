@@ -5,7 +5,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from verse.errors import UserError, is_out_of_memory
+from verse.errors import UserError, is_out_of_memory, system_error
+from verse.files import absence
 from verse.params import Model
 
 
@@ -26,12 +27,13 @@ def origin(settings: Model, cache_dir: str | None) -> dict[str, Any]:
 def reading(part: str, settings: Model) -> Iterator[None]:
     """Turn whatever the libraries make of files that are not ours into a UserError.
 
-    part: what is being read, such as "its tokenizer". Out of memory stays what it is.
+    part: what is being read, such as "its tokenizer". Out of memory and errors of the system stay
+    what they are.
     """
     try:
         yield
     except Exception as error:
-        if is_out_of_memory(error):
+        if isinstance(error, UserError) or is_out_of_memory(error) or system_error(error):
             raise
         said = explain(error, settings.revision, part)
         raise UserError(f"model.name {settings.name!r}: {said}") from error
@@ -50,7 +52,7 @@ def find_folder(name: str) -> Path | None:
     # A hub name is one or two plain words; two whose first is a folder here are a path.
     here = "/" in name and path.parent.is_dir()
     if here or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"model.name {name!r}: there is no such folder")
+        raise UserError(f"model.name {name!r}: there is no such folder{absence(path)}")
     return None
 
 

@@ -42,7 +42,7 @@ def _number(value: object) -> object:
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 CountOr0 = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Real = Annotated[float, BeforeValidator(_number)]
-Positive = Annotated[Real, Field(gt=0)]
+Factor = Annotated[Real, Field(ge=1e-6, le=1e6)]
 Share = Annotated[Real, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(pattern=r"\S", description="text")]
 TextOrNull = Annotated[str | None, Field(pattern=r"\S", description="text or null")]
@@ -80,7 +80,7 @@ class Model(Section):
 
 class Lora(Section):
     r: Annotated[int, Field(ge=1, le=1024)]
-    alpha: Positive
+    alpha: Factor
     dropout: Share
     target_modules: Annotated[
         Literal["all-linear"] | list[Text],
@@ -89,11 +89,11 @@ class Lora(Section):
 
 
 class Train(Section):
-    epochs: Count
-    learning_rate: Annotated[Real, Field(gt=0, le=1)]
+    epochs: Annotated[int, Field(ge=1, le=1000)]
+    learning_rate: Annotated[Real, Field(ge=1e-9, le=1)]
     warmup: Share
-    weight_decay: Annotated[Real, Field(ge=0)]
-    max_grad_norm: Positive
+    weight_decay: Annotated[Real, Field(ge=0, le=10)]
+    max_grad_norm: Factor
     batch_size: Count
     eval_every: Count
     lora: Lora
@@ -101,18 +101,19 @@ class Train(Section):
 
 class Decoding(Section):
     do_sample: bool
-    temperature: Annotated[Real, Field(ge=0)]
-    top_p: Annotated[Real, Field(gt=0, le=1)]
+    temperature: Annotated[Real, Field(ge=0, le=100)]
+    top_p: Annotated[Real, Field(ge=1e-3, le=1)]
     top_k: CountOr0
     max_new_tokens: Count
-    num_beams: Count
+    num_beams: Annotated[int, Field(ge=1, le=128)]
     no_repeat_ngram_size: CountOr0
 
     @field_validator("temperature")
     @classmethod
-    def _above_0_to_sample(cls, temperature: float, others: ValidationInfo) -> float:
-        if temperature == 0 and others.data.get("do_sample"):
-            raise ValueError("above 0 unless decoding.do_sample is false")
+    def _of_some_use(cls, temperature: float, others: ValidationInfo) -> float:
+        """Logits divided by less than 0.01 leave the numbers that a float can hold."""
+        if temperature < 0.01 and (temperature > 0 or others.data.get("do_sample")):
+            raise ValueError("0.01 or more, or 0 where decoding.do_sample is false")
         return temperature
 
 

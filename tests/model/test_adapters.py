@@ -1,6 +1,5 @@
 """`verse.model.adapters` and `merge`: PEFT's format, the same bytes, and the merged model."""
 
-import errno
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tiny_models import build, training
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -82,12 +81,16 @@ def test_no_adapter_or_one_of_another_model(shape, tmp_path):
         adapters.load_adapter(other, tmp_path / "adapter", merge=True)
 
 
-def test_a_full_disk_is_an_oserror():
-    with pytest.raises(OSError) as error, adapters.full_disk_told():
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
-    assert error.value.errno == errno.ENOSPC
-    with pytest.raises(SafetensorError), adapters.full_disk_told():
-        raise SafetensorError("another")
+def test_an_adapter_of_no_numbers(tmp_path):
+    settings = build("qwen3", tmp_path / "base")
+    adapters.save_adapter(tuned(settings), tmp_path / "adapter", "card")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    next(iter(weights.values()))[0, 0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    base = loading.load_model(settings, CPU, torch.float32)
+    with pytest.raises(UserError, match="holds numbers that are none"):
+        adapters.load_adapter(base, tmp_path / "adapter", merge=True)
 
 
 def test_a_model_card():

@@ -12,10 +12,10 @@ import pytest
 import sentencepiece
 from tiny_models import settings
 from tokenizers import Tokenizer, models, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import BloomConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from verse.errors import UserError
-from verse.model.encoding import adds_bos, load_tokenizer
+from verse.model.encoding import adds_bos, check_lengths, load_tokenizer, positions
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,3 +169,35 @@ def test_models_that_the_hub_does_not_give(tmp_path):
 def test_a_hub_that_cannot_be_reached(tmp_path):
     (message,) = ask_hub(tmp_path, "org/model", HF_HUB_OFFLINE="1")
     assert "not downloaded yet, and huggingface.co cannot be reached" in message
+
+
+@pytest.mark.parametrize(
+    ("config", "bound"),
+    [
+        (LlamaConfig(max_position_embeddings=512), 512),
+        (GPT2Config(n_positions=32), 32),
+        (BloomConfig(), None),
+        (
+            LlamaConfig(
+                max_position_embeddings=512,
+                rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+            ),
+            2048,
+        ),
+    ],
+)
+def test_how_far_a_model_reaches(config, bound):
+    assert positions(config) == bound
+
+
+def test_what_is_too_long_is_told_before_the_work():
+    check_lengths([3, 8], 8)
+    check_lengths([3, 5], 8, 3)
+    check_lengths([10**9], None, 10**9)
+    check_lengths([], 8)
+    with pytest.raises(UserError, match="poem 2: 9 tokens are more than the model's 8 positions"):
+        check_lengths([3, 9, 9], 8)
+    with pytest.raises(UserError, match=r"max_new_tokens: 4 .* set it to 3 or less"):
+        check_lengths([3, 5], 8, 4)
+    with pytest.raises(UserError, match="poem 1: 8 tokens"):
+        check_lengths([8], 8, 4)

@@ -1,5 +1,7 @@
 """`verse.model.loading`: loading, precision, NF4."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from safetensors.torch import load_file, save_file
 from tiny_models import SHAPES, build, byte_pairs
+from tiny_models import settings as tiny_settings
+from transformers import BertConfig, BertLMHeadModel
 
 from verse.errors import UserError
 from verse.model import loading
@@ -62,6 +67,55 @@ def test_folders_that_are_no_models(tmp_path):
     assert "has no weights" in fault(settings)
     (tmp_path / "base" / "pytorch_model.bin").touch()
     assert "pickled weights only" in fault(settings)
+
+
+WRONG = {
+    "a layer more": ("config", {"num_hidden_layers": 3}, "the weights lack model.layers.2."),
+    "a layer less": ("config", {"num_hidden_layers": 1}, "the config has no place for model.lay"),
+    "wider": ("config", {"intermediate_size": 256}, "the weights have another shape of model.lay"),
+    "BART": ("config", {"model_type": "bart"}, "bart is no causal language model"),
+    "of two kinds": ("config", {"model_type": "gemma"}, "config.json declares LlamaForCausalLM"),
+    "quantized, it says": (
+        "config",
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        "quantized already",
+    ),
+    "cut": ("weights", lambda w: w[:1].clone(), "another shape of model.norm.weight"),
+    "NaN": ("weights", lambda w: w * float("nan"), "model.norm.weight holds numbers that are none"),
+    "endless": ("weights", lambda w: w * 1e38, "computes numbers that are none"),
+    "of whole numbers": ("weights", lambda w: w.to(torch.int8), "model.norm.weight is of I8"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_config_and_weights_that_do_not_belong_together(tmp_path, what):
+    settings = build("llama", tmp_path)
+    part, change, words = WRONG[what]
+    if part == "config":
+        config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+        (tmp_path / "config.json").write_text(json.dumps(config | change), "utf-8")
+    else:
+        weights = load_file(tmp_path / "model.safetensors")
+        weights["model.norm.weight"] = change(weights["model.norm.weight"])
+        save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=re.escape(words)):
+        loading.load_model(settings, CPU, torch.float32)
+
+
+def test_a_model_that_sees_what_is_to_come(tmp_path):
+    """Its config may declare what it likes."""
+    BertLMHeadModel(BertConfig(vocab_size=400, hidden_size=36)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="sees tokens that are still to come"):
+        loading.load_model(tiny_settings(str(tmp_path)), CPU, torch.float32)
+
+
+def test_harmless_tensors_of_other_versions(tmp_path):
+    settings = build("llama", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    weights["mtp.layers.0.weight"] = torch.ones(8)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loading.load_model(settings, CPU, torch.float32)
 
 
 def test_a_tokenizer_of_another_model(tmp_path):

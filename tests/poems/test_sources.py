@@ -273,7 +273,7 @@ def test_the_real_homework(homework, serve):
         ("<!DOCTYPE html>", ("web page",)),
         (json.dumps([POEM]).encode("utf-16"), ("not UTF-8", "save the file as UTF-8")),
         ("白日依山盡".encode("big5"), ("not UTF-8",)),
-        (b"\x1f\x8b\x08\x00", ("not UTF-8",)),
+        (b"\x1f\x8b\x08\x00", ("compressed (gzip)", "unpack it")),
         ("[" * 100_000, ("nested too deeply",)),
         ('{"a":' * 100_000, ("line 1", "nested too deeply")),
         ("[" + "1" * 5_000 + "]", ("number too long",)),

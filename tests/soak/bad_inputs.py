@@ -2,38 +2,38 @@
 
     make soak
 
-Each case runs a stage as DVC does, in a folder with the outputs of an earlier run. Parameters one
-by one are in tests/test_params.py, broken downloads in depth in tests/test_download.py.
+Each case runs a stage in a folder with the outputs of an earlier run. Wrong models by the hundred
+are in models.py, faults of the system in faults.py.
 """
 
+import contextlib
+import gzip
+import itertools
 import json
 import os
-import re
-import resource
 import shutil
+import socket
+import struct
 import subprocess
 import threading
 import time
+import zipfile
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 import torch
-from clones import ROOT, change, clone
+import yaml
+from clones import change, clone
+from clones import outputs as outputs_of
+from forked import STAGES, Stages, is_one_line, outputs, workplace
 from safetensors.torch import load_file, save_file
+from test_params import VALUES
 
-from verse.errors import KEPT
+from verse.download import download
+from verse.errors import KEPT, UserError
 
-STAGES = {
-    "fetch": ["stages.fetch"],
-    "prepare": ["stages.prepare"],
-    "train": ["stages.train"],
-    "baseline": ["stages.generate", "base"],
-    "generate": ["stages.generate", "tuned"],
-    "ask": ["stages.ask"],
-    "judge": ["stages.judge"],
-    "score": ["stages.score"],
-}
 TOTALS = {"bad inputs": 0}
 RECORD = {
     "instruction": "x",
@@ -43,92 +43,58 @@ RECORD = {
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def repository(tmp_path_factory):
     """A clone in which the pipeline has run."""
     copy = clone(tmp_path_factory.mktemp("bad"))
     copy.dvc("repro")
     copy.commit()
-    yield copy
+    return copy
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    server = Stages(tmp_path_factory.mktemp("stages"))
+    yield server
+    server.close()
     print(f"\n{TOTALS['bad inputs']} bad inputs, each one line, its exit status, nothing touched")
 
 
+@pytest.fixture(scope="module")
+def whole(stages, tmp_path_factory):
+    """A folder in which all stages have run."""
+    return workplace(tmp_path_factory.mktemp("bad") / "work", stages)
+
+
 @pytest.fixture
-def work(whole, tmp_path):
+def work(stages, whole, tmp_path):
     """A copy of it that a test may spoil."""
-    ignored = shutil.ignore_patterns(".git", "cache", "tmp")
-    shutil.copytree(whole.path, tmp_path / "repository", symlinks=True, ignore=ignored)
-    return type(whole)(tmp_path / "repository", whole.env | {"XDG_CACHE_HOME": str(tmp_path)})
+    shutil.copytree(whole, tmp_path / "work", symlinks=True)
+    return SimpleNamespace(path=tmp_path / "work", stages=stages)
 
 
-OUTPUTS = ("data/raw", "data/prepared", "data/generated", "models/adapter", "metrics")
-
-
-def outputs(copy):
-    files = (path for place in OUTPUTS for path in (copy.path / place).rglob("*"))
-    return {str(p.relative_to(copy.path)): p.read_bytes() for p in files if p.is_file()}
-
-
-def refused(copy, stage, *words, status=1, seconds=120, **options):
+def refused(work, stage, *words, status=1, seconds=120, env=(), limits=()):
     """Run a stage that must end in one line with these words, and leave all as it was."""
-    before = outputs(copy)
-    process = subprocess.run(
-        ["python", "-m", *STAGES[stage]],
-        cwd=copy.path,
-        env=copy.env | options.pop("env", {}),
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        **options,
-    )
-    name = STAGES[stage][0].removeprefix("stages.")
-    line = process.stderr
-    assert re.fullmatch(rf"{name}: [^\n]{{10,600}}\n", line), line
-    assert process.returncode == status, line
-    for word in words:
-        assert word in line
-    assert outputs(copy) == before
+    before = outputs(work.path)
+    env = {"XDG_CACHE_HOME": str(work.path.parent)} | dict(env)
+    ended = work.stages.run(stage, work.path, seconds=seconds, env=env, limits=limits)
+    assert is_one_line(ended, *words), ended
+    assert ended.status == status
+    assert outputs(work.path) == before
+    assert not list(work.path.rglob("*.partial"))
     TOTALS["bad inputs"] += 1
-    return line
+    return ended.err
 
 
 # Parameters
 
-PARAMETERS = [
-    ("seed", -1),
-    ("seed", "x"),
-    ("data.source", None),
-    ("data.sha256", "abc"),
-    ("model.template", "alpaca"),
-    ("prepare.max_train", 0),
-    ("model.name", ""),
-    ("model.quantization", "int8"),
-    ("model.dtype", "float8"),
-    ("machine.device", "tpu"),
-    ("machine.threads", 0),
-    ("train.learning_rate", 0),
-    ("train.batch_size", 0),
-    ("train.lora.r", -8),
-    ("train.lora.dropout", 1),
-    ("train.lora.target_modules", "(q|v"),
-    ("train.lora.typo", 1),
-    ("decoding.temperature", 0),
-    ("decoding.temperature", -1),
-    ("decoding.top_p", 0),
-    ("decoding.top_p", 1.5),
-    ("decoding.top_k", -1),
-    ("decoding.max_new_tokens", 1e3),
-    ("machine.batch_size", True),
-    ("score.bootstrap", 1),
-]
 
-
-@pytest.mark.parametrize(("key", "value"), PARAMETERS)
-def test_a_parameter(work, key, value):
-    change(work.path / "params.yaml", {key: value})
-    stage = list(STAGES)[PARAMETERS.index((key, value)) % len(STAGES)]
-    began = time.perf_counter()
-    refused(work, stage, "params.yaml: ", key, status=2)
-    assert time.perf_counter() - began < 2
+@pytest.mark.parametrize("key", VALUES)
+def test_a_parameter(work, key):
+    values = yaml.safe_load((work.path / "params.yaml").read_text("utf-8"))
+    for place, value in enumerate(VALUES[key][1]):
+        (work.path / "params.yaml").write_text(yaml.safe_dump(values), "utf-8")
+        change(work.path / "params.yaml", {key: value})
+        refused(work, list(STAGES)[place % len(STAGES)], "params.yaml: ", key, status=2)
 
 
 @pytest.mark.parametrize(
@@ -142,20 +108,20 @@ def test_a_parameter(work, key, value):
         ("score", "score.bootstrap", 1),
     ],
 )
-def test_what_dvc_removed_comes_back(whole, tmp_path, stage, key, value):
+def test_what_dvc_removed_comes_back(repository, tmp_path, stage, key, value):
     """DVC removes a stage's outputs before it runs: the one line says how to have them again."""
-    shutil.copytree(whole.path, tmp_path / "repository", symlinks=True)
-    copy = type(whole)(tmp_path / "repository", whole.env)
-    before = outputs(copy)
+    shutil.copytree(repository.path, tmp_path / "repository", symlinks=True)
+    copy = type(repository)(tmp_path / "repository", repository.env)
+    before = outputs_of(copy)
     change(copy.path / "params.yaml", {key: value})
     output = copy.dvc("repro", "--single-item", stage, status=255)
-    name = STAGES[stage][0].removeprefix("stages.")
+    name = "generate" if stage == "baseline" else stage  # the script's
     (line,) = (line for line in output.splitlines() if line.startswith(f"{name}: "))
     assert key in line and line.endswith(KEPT)
-    assert (outputs(copy) == before) == (stage == "fetch")
+    assert (outputs_of(copy) == before) == (stage == "fetch")
     copy.dvc("checkout")
     copy.run("git", "checkout", "--", "metrics")
-    assert outputs(copy) == before
+    assert outputs_of(copy) == before
     TOTALS["bad inputs"] += 1
 
 
@@ -200,20 +166,151 @@ def test_a_data_file(work, what):
     refused(work, "fetch", "poems.json", word)
 
 
-@pytest.mark.parametrize("source", ["no/such.json", "/dev/null", "nosuchuser~", "~nosuchuser/x"])
+@pytest.mark.parametrize(
+    "source", ["no/such.json", "/dev/null", "/dev/zero", "nosuchuser~", "~nosuchuser/x", "a" * 300]
+)
 def test_no_data_file(work, source):
     change(work.path / "params.yaml", {"data.source": source})
     refused(work, "fetch", f"data.source {source!r}")
 
 
+def zipped(file):
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("poems.json", as_bytes(RECORD))
+
+
+def sparse(file):
+    with file.open("wb") as stream:
+        stream.truncate(2**40)
+
+
+SPECIAL = {
+    "a pipe": (os.mkfifo, "a pipe or a device"),
+    "a device": (lambda file: file.symlink_to("/dev/zero"), "a pipe or a device"),
+    "a socket": (lambda file: socket.socket(socket.AF_UNIX).bind(str(file)), "a pipe or a device"),
+    "a link to nothing": (lambda file: file.symlink_to("nowhere"), "a link to nothing"),
+    "a link to itself": (lambda file: file.symlink_to(file.name), "many levels"),
+    "gzip": (lambda file: file.write_bytes(gzip.compress(as_bytes(RECORD))), "compressed (gzip)"),
+    "zip": (zipped, "compressed (zip)"),
+    "a terabyte of nothing": (sparse, "larger than"),
+}
+
+
+@pytest.mark.parametrize("what", SPECIAL)
+@pytest.mark.parametrize("name", ["train.json", "test.json", "notes.txt", "below/notes.txt"])
+def test_a_special_file(work, what, name):
+    """As a source's file, or beside it, where DVC would find it."""
+    if name.endswith("txt") and ("zip" in what or "terabyte" in what):
+        pytest.skip("no harm in what is not read")
+    make, words = SPECIAL[what]
+    file = work.path / "mine" / name
+    file.parent.mkdir(parents=True)
+    if "train" not in name:
+        (work.path / "mine/train.json").write_bytes(as_bytes(RECORD, RECORD))
+    make(file)
+    change(work.path / "params.yaml", {"data.source": "mine"})
+    refused(work, "fetch", words, name, seconds=20)
+    if "link" not in what and "below" not in name:
+        change(work.path / "params.yaml", {"data.source": f"mine/{name}"})
+        refused(work, "fetch", name, seconds=20)
+
+
+def test_a_circle_of_folders(work):
+    shutil.copytree(work.path / "poems", work.path / "mine")
+    (work.path / "mine/again").symlink_to(".")
+    change(work.path / "params.yaml", {"data.source": "mine"})
+    refused(work, "fetch", "mine/again", "circle")
+
+
+def test_a_file_name_that_is_no_text(work):
+    shutil.copytree(work.path / "poems", work.path / "mine")
+    (work.path / "mine" / os.fsdecode(b"\xa6\xb3.txt")).write_text("x")
+    change(work.path / "params.yaml", {"data.source": "mine"})
+    refused(work, "fetch", "not UTF-8")
+
+
+def test_an_experiment_in_a_folder_of_its_own(work):
+    """DVC copies what git tracks to .dvc/tmp/exps: an untracked source is missing there only."""
+    place = work.path / ".dvc/tmp/exps/tmpabc"
+    place.mkdir(parents=True)
+    change(work.path / "params.yaml", {"data.source": "untracked", "model.name": "./untracked"})
+    shutil.copy(work.path / "params.yaml", place)
+    shutil.copytree(work.path / "data", place / "data", symlinks=True)
+    inside = SimpleNamespace(path=place, stages=work.stages)
+    refused(inside, "fetch", "this experiment's own folder", "git add")
+    refused(inside, "train", "this experiment's own folder", "git add")
+
+
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [
+        ("fetch", "params.yaml"),
+        ("prepare", "data/raw/test.jsonl"),
+        ("train", "data/prepared/validation.jsonl"),
+        ("baseline", "data/prepared/test.jsonl"),
+        ("generate", "data/prepared/test.jsonl"),
+        ("score", "data/generated/tuned.jsonl"),
+        ("score", "data/prepared/train.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("what", SPECIAL)
+def test_a_special_file_for_a_later_stage(work, stage, file, what):
+    make, words = SPECIAL[what]
+    if what == "a socket":
+        pytest.skip("its path would be too long")
+    content = {path: data for path, data in outputs(work.path).items() if path != file}
+    (work.path / file).unlink()
+    make(work.path / file)
+    env = {"XDG_CACHE_HOME": str(work.path.parent)}
+    ended = work.stages.run(stage, work.path, seconds=20, env=env)
+    assert is_one_line(ended, words, file), ended
+    left = outputs(work.path) if what != "a terabyte of nothing" else content
+    assert {path: data for path, data in left.items() if path != file} == content
+    TOTALS["bad inputs"] += 1
+
+
+# Texts longer than the model's positions
+
+
+def positions(work, count):
+    file = work.path / "base/config.json"
+    config = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps(config | {"max_position_embeddings": count}), "utf-8")
+
+
+@pytest.mark.parametrize("count", [1, 8, 40])
+@pytest.mark.parametrize("stage", ["train", "baseline", "generate"])
+def test_few_positions(work, stage, count):
+    positions(work, count)
+    refused(work, stage, f"{count} positions")
+
+
+@pytest.mark.parametrize("stage", ["baseline", "generate"])
+def test_too_many_new_tokens(work, stage):
+    change(work.path / "params.yaml", {"decoding.max_new_tokens": 1024})
+    refused(work, stage, "decoding.max_new_tokens", "set it to ")
+
+
+@pytest.mark.parametrize(
+    ("stage", "part"), [("train", "train"), ("train", "validation"), ("generate", "test")]
+)
+def test_an_endless_text(work, stage, part):
+    endless = json.dumps(RECORD | {"instruction": "山" * 300_000}, ensure_ascii=False)
+    with (work.path / f"data/prepared/{part}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(endless + "\n")
+    refused(work, stage, "positions", "shorten")
+
+
 def test_a_folder_without_poems(work):
-    change(work.path / "params.yaml", {"data.source": "stages"})
-    refused(work, "fetch", "stages: holds no poems")
+    (work.path / "mine").mkdir()
+    change(work.path / "params.yaml", {"data.source": "mine"})
+    refused(work, "fetch", "mine: holds no poems")
 
 
 def test_no_usable_poem(work):
     (work.path / "data/raw/train.jsonl").write_text('{"instruction":"","input":"x","output":"y"}\n')
-    refused(work, "prepare", "no poem is left to train on")
+    line = refused(work, "prepare", "no poem is left to train on", "none of 1 is usable (1 ")
+    assert "test_poems" not in line
 
 
 @pytest.mark.parametrize(
@@ -243,6 +340,27 @@ def test_an_input_of_a_later_stage(work, stage, file):
 def test_a_truncated_input_of_a_later_stage(work, stage, file):
     content = (work.path / file).read_bytes()
     (work.path / file).write_bytes(content[:-20])
+    refused(work, stage, file)
+
+
+@pytest.mark.parametrize(
+    "row", [{}, [], 1, None, "x", {"input": 1}, RECORD | {"input": "\ud800"}, ()]
+)
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [
+        ("prepare", "data/raw/train.jsonl"),
+        ("train", "data/prepared/train.jsonl"),
+        ("train", "data/prepared/validation.jsonl"),
+        ("baseline", "data/prepared/test.jsonl"),
+    ],
+)
+def test_a_row_of_a_later_stage_that_was_changed_by_hand(work, stage, file, row):
+    if row != ():
+        with (work.path / file).open("a", encoding="utf-8") as rows:
+            rows.write(json.dumps(row) + "\n")
+    else:
+        (work.path / file).write_text("")
     refused(work, stage, file)
 
 
@@ -286,6 +404,121 @@ class Broken(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+class Hostile:
+    """A server that says what a test gives it, byte by byte, and then does something."""
+
+    def __init__(self):
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/x"
+        self.stop = threading.Event()
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while not self.stop.is_set():
+            with suppress(OSError):
+                client, _ = self.socket.accept()
+                threading.Thread(target=self.answer, args=(client,), daemon=True).start()
+
+    def answer(self, client):
+        with suppress(OSError), contextlib.closing(client):
+            client.recv(65536)
+            client.sendall(self.words)
+            if self.then == "silence":
+                self.stop.wait(60)
+            elif self.then == "reset":
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            while self.then in ("drip", "noise", "endless") and not self.stop.is_set():
+                client.sendall({"drip": b"x", "noise": os.urandom(999)}.get(self.then, b"9" * 9999))
+                self.stop.wait(0.05 if self.then == "drip" else 0)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+PHASES = {
+    "before the status": b"",
+    "in the status": b"HTTP/1.1 2",
+    "in the headers": OK,
+    "in a header": OK + b"Content-Type: te",
+    "in the length": OK + b"Content-Length: 1",
+    "before a chunk": OK + b"Transfer-Encoding: chunked\r\n\r\n",
+    "in a chunk's size": OK + b"Transfer-Encoding: chunked\r\n\r\n1",
+    "in a chunk": OK + b"Transfer-Encoding: chunked\r\n\r\nffff\r\n[",
+    "before the body": OK + b"Content-Length: 99999\r\n\r\n",
+    "in the body": OK + b"Content-Length: 99999\r\n\r\n[" + b" " * 5000,
+    "in a redirect": b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1",
+}
+AFTER = ["silence", "drip", "close", "reset", "noise", "endless"]
+ANSWERS = [
+    *(
+        b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + where + b"\r\n\r\n"
+        for where in [
+            *(b"", b"/x", b"//", b"http://", b"http://[", b"http://[::1", b"http://a:b/", b"a:b"),
+            *(b"http://127.0.0.1:99999/", b"http://127.0.0.1:-1/", b"http:///x", b"\xff\xfe"),
+            *(b"http://\xe8\xa9\xa9/", b"http://a b/", b"file:///etc/passwd", b"ftp://a/"),
+            *(b"javascript:1", b"data:,[]", b"http://" + b"a" * 300 + b"/", b"h" * 60_000),
+            *(b"http://user:word@127.0.0.1:1/", b"\\\\a\\b", b"http://127.0.0.1:0/", b"?" * 9000),
+        ]
+    ),
+    *(
+        OK + b"Content-Length: " + length + b"\r\n\r\n[" + rest
+        for length, rest in [
+            *((b"9" * digits, b"") for digits in (7, 12, 20, 400)),
+            *((b"1, 2", b""), (b"268435457", b""), (b"1099511627776", b"")),
+        ]
+    ),
+    OK + b"Content-Encoding: br\r\n\r\nxx",
+    OK + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n[]\r\n0\r\n\r\n",
+    OK + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n[",
+    OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n[]\r\n",
+    OK + b"X: y\r\n" * 20_000 + b"\r\n[]",
+    OK + b"X: " + b"y" * 200_000 + b"\r\n\r\n[]",
+    b"HTTP/1.1 99999 \r\n\r\n",
+    b"HTTP/9.9 200 OK\r\n\r\n"[:7],
+    b"HTTP/1.1 -1 OK\r\n\r\n",
+    b"HTTP/1.1 304 \r\n\r\n",
+    b"HTTP/1.1 206 \r\nContent-Range: bytes 5-9/10\r\n\r\n[]",
+    b"SSH-2.0-OpenSSH_9.6\r\n",
+    b"\x00" * 999,
+    b"[]",
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "then"),
+    [
+        *(
+            (words, then)
+            for words, then in itertools.product(PHASES.values(), AFTER)
+            if b"99999" not in words or then not in ("noise", "endless")  # a whole body
+        ),
+        *((answer, "close") for answer in ANSWERS),
+    ],
+)
+def test_a_hostile_server(tmp_path, monkeypatch, words, then):
+    monkeypatch.setenv("no_proxy", "*")
+    server = Hostile()
+    server.words, server.then = words, then
+    began = time.monotonic()
+    try:
+        with pytest.raises(UserError) as caught:
+            quick = {"timeout": 0.5, "whole": 3.0, "pauses": (0.01,), "limit": 2**28}
+            download(server.url, tmp_path / "cache", **quick)
+    finally:
+        server.stop.set()
+        server.socket.close()
+    line = str(caught.value)
+    assert line.startswith(f"{server.url}: ") and line.count(": ") >= 2 and "\n" not in line
+    assert time.monotonic() - began < 20, "no hang, however busy the machine"
+    assert [p.name for p in (tmp_path / "cache").iterdir() if p.name[0] != "."] == []
+    TOTALS["bad inputs"] += 1
+
+
+def test_what_is_refused_does_not_stay(work, site):
+    change(work.path / "params.yaml", {"data.source": f"{site}/cut.json"})
+    refused(work, "fetch", "cut off")
+    kept = (work.path.parent / "verse/downloads").iterdir()
+    assert [path.name for path in kept if path.name[0] != "."] == []
 
 
 @pytest.fixture(scope="module")
@@ -349,9 +582,9 @@ def test_the_homework_from_a_wrong_mirror(work, site):
 
 
 def spoilt(work, **files):
-    """A copy of the embedded model with some files changed; None takes one away."""
+    """A copy of the model with some files changed; None takes one away."""
     folder = work.path / "models/spoilt"
-    shutil.copytree(work.path / "models/mini", folder)
+    shutil.copytree(work.path / "base", folder)
     for name, content in files.items():
         file = folder / name.replace("__", ".")
         if content is None:
@@ -371,7 +604,7 @@ def test_no_model(work, stage, name):
 
 MODELS = {
     "no config": ({"config__json": None}, "config.json"),
-    "a corrupt config": ({"config__json": b'{"model_type": '}, "model.name"),
+    "a corrupt config": ({"config__json": b'{"model_type": '}, "its config.json cannot be read"),
     "an unknown type": ({"config__json": b'{"model_type": "nonesuch"}'}, "nonesuch"),
     "a config that is a list": ({"config__json": b"[]"}, "model.name"),
     "no weights": ({"model__safetensors": None}, "no weights"),
@@ -404,10 +637,10 @@ def test_a_tokenizer_with_more_tokens_than_the_model(work, stage):
     folder = spoilt(work)
     weights = load_file(folder / "model.safetensors")
     (name,) = [name for name in weights if "embed_tokens" in name]
-    weights[name] = weights[name][:2000].clone()
+    weights[name] = weights[name][:100].clone()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 2000}))
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
     refused(work, stage, "tokenizer")
 
 
@@ -493,18 +726,13 @@ def test_a_full_disk(work, full_disk, stage, place):
     refused(work, stage, "the disk is full", place)
 
 
-@pytest.mark.parametrize("stage", ["train", "baseline", "generate"])
+@pytest.mark.parametrize("stage", ["baseline", "generate"])
 def test_out_of_memory(work, stage):
-    """The answers' random numbers or the batch alone are more than there is."""
+    """The answers' random numbers alone are more than there is; of training, errors are tested."""
     change(work.path / "params.yaml", {"decoding.max_new_tokens": 2**31 - 1})
-    endless = {"instruction": "續詩。", "input": "白日依山盡，", "output": "山" * 200_000}
-    (work.path / "data/prepared/train.jsonl").write_text(json.dumps(endless) + "\n")
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
-
-    part = "train" if stage == "train" else "machine"
-    refused(work, stage, "out of memory", f"{part}.batch_size", preexec_fn=limit)
+    positions(work, 2**40)
+    limits = {"RLIMIT_AS": 12 * 2**30}
+    refused(work, stage, "out of memory", "machine.batch_size", limits=limits)
 
 
 def test_a_file_in_the_place_of_a_folder(work):
@@ -525,5 +753,4 @@ def test_a_folder_that_may_not_be_written(work):
 
 def test_these_are_many():
     """The last test: what has been tried is no less than was promised."""
-    assert TOTALS["bad inputs"] >= 60
-    assert ROOT.is_dir()
+    assert TOTALS["bad inputs"] >= 300, TOTALS

@@ -4,6 +4,9 @@ resumes from one."""
 import errno
 import os
 import shutil
+import subprocess
+import sys
+import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -66,6 +69,65 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert error.value.errno == errno.ENOSPC
     assert Checkpoints(tmp_path, "key").restore(*state(5)) == 1
     assert [file.name for file in checkpoints.folder.iterdir()] == ["checkpoint.safetensors"]
+
+
+RACE = """
+import random, sys, time
+from pathlib import Path
+from verse.training.checkpoint import Checkpoints
+
+folder, number, log = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+chance = random.Random(number)
+for _ in range(15):
+    checkpoints = Checkpoints(folder, chance.choice(["a", "a", "b"]))
+    checkpoints.take()
+    with log.open("a") as file:
+        file.write(f"{checkpoints.folder.name} begins {number}\\n")
+    checkpoints.write({}, {})
+    time.sleep(chance.uniform(0, 0.01))
+    checkpoints.write({}, {})
+    with log.open("a") as file:
+        file.write(f"{checkpoints.folder.name} ends {number}\\n")
+    checkpoints.clear()
+    checkpoints.remove_old()
+"""
+
+
+def test_trainings_with_one_key_take_turns(tmp_path):
+    """Four processes, sixty trainings: none runs within another, and nothing is left of them."""
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", RACE, tmp_path / "cache"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    racers = [
+        subprocess.Popen([*command, str(number), log], env=env, stderr=subprocess.PIPE, text=True)
+        for number in range(4)
+    ]
+    for racer in racers:
+        _, said = racer.communicate()
+        assert (racer.returncode, said) == (0, "")
+    lines = [line.split() for line in log.read_text().splitlines()]
+    assert len(lines) == 120
+    for key in "ab":
+        turns = [(what, number) for name, what, number in lines if name == key]
+        begins, ends = turns[::2], turns[1::2]
+        assert {what for what, _ in begins} == {"begins"} and {what for what, _ in ends} == {"ends"}
+        assert [number for _, number in begins] == [number for _, number in ends]
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_who_waits_goes_on_from_the_last_checkpoint(tmp_path, capfd):
+    first, second = Checkpoints(tmp_path, "key"), Checkpoints(tmp_path, "key")
+    first.take()
+    first.save(7, *state(3))
+    waiting = threading.Thread(target=second.take)
+    waiting.start()
+    while "waiting for it to end" not in capfd.readouterr().out:
+        time.sleep(0.01)
+    first.wait()
+    first.clear()
+    waiting.join()
+    assert second.restore(*state(5)) == 7
+    second.clear()
 
 
 @pytest.fixture

@@ -4,20 +4,18 @@ LoRA: Hu et al. 2021, arXiv:2106.09685. PEFT is imported where it is used, since
 bitsandbytes, which takes seconds.
 """
 
-import errno
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from verse.errors import UserError, is_out_of_memory
 from verse.files import write_text
 from verse.model.dropout import Masks
+from verse.model.loading import check_finite
 from verse.params import Lora, Model
 
 
@@ -60,8 +58,7 @@ def save_adapter(model: PreTrainedModel, folder: Path, card: str) -> None:
 
     PEFT lists the target modules in the order of a set; here they are sorted.
     """
-    with full_disk_told():
-        model.save_pretrained(folder)
+    model.save_pretrained(folder)
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     if isinstance(config["target_modules"], list):
@@ -86,14 +83,18 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool) -> 
         with safe_open(folder / "adapter_model.safetensors", "pt") as stored:
             stray = set(stored.keys()) ^ set(get_peft_model_state_dict(tuned))
     except Exception as error:  # whatever the libraries make of files that are not ours
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno):
             raise
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder}: does not fit this base model: {line}") from None
+        raise UserError(
+            f"{folder}: does not fit this base model: {line}: run the train stage again"
+        ) from None
     if stray:  # PEFT passes over what it has no place for
         raise UserError(
-            f"{folder}: does not fit this base model: {min(stray)} is in one of them only"
+            f"{folder}: does not fit this base model: {min(stray)} is in one of them only: "
+            "run the train stage again"
         )
+    check_finite(tuned, str(folder), "lora_")
     if merge:
         return tuned.merge_and_unload()
     for name, weight in tuned.named_parameters():
@@ -107,22 +108,10 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
     Weights of more than 5 GB are spread over several files, as on the hub.
     """
-    with full_disk_told():
-        model.save_pretrained(folder, max_shard_size="5GB")
+    model.save_pretrained(folder, max_shard_size="5GB")
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors lets the owner alone read it, servers are often others
     tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def full_disk_told() -> Iterator[None]:
-    """Let a full disk be an OSError, which safetensors wraps into an error of its own."""
-    try:
-        yield
-    except SafetensorError as error:
-        if f"os error {errno.ENOSPC}" not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, "No space left on device") from None
 
 
 def model_card(base: str, revision: str | None, facts: dict[str, dict[str, Any]]) -> str:

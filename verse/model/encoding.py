@@ -1,9 +1,9 @@
 """Tokenizers, and the token ids of prompts and completions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from verse.errors import UserError
 from verse.hub import find_folder, origin, reading
@@ -80,3 +80,36 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> 
     else:
         answer = tokenizer(completion, add_special_tokens=False)["input_ids"]
     return Example(prompt_ids, [*answer, tokenizer.eos_token_id], len(completion) + 1)
+
+
+def positions(config: PretrainedConfig) -> int | None:
+    """How many tokens a text may have for a model of this config; None if there is no bound.
+
+    Stretched rotary positions reach as much further.
+    """
+    text = config.get_text_config()
+    known = getattr(text, "max_position_embeddings", None)
+    stretched = getattr(text, "rope_parameters", None) or {}
+    factor = stretched.get("factor") if isinstance(stretched.get("factor"), int | float) else None
+    return int(known * max(1, factor or 1)) if isinstance(known, int) and known > 0 else None
+
+
+def check_lengths(lengths: Iterable[int], positions: int | None, new_tokens: int = 0) -> None:
+    """Raise UserError if a text, with so many tokens to be written, has no room in the model.
+
+    lengths: tokens of each text, in the order of the poems.
+    """
+    length, number = max(
+        ((length, -number) for number, length in enumerate(lengths, 1)), default=(0, 0)
+    )
+    if positions is None or length + new_tokens <= positions:
+        return
+    if length < positions and new_tokens:
+        raise UserError(
+            f"decoding.max_new_tokens: {new_tokens} after a prompt of {length} tokens are more "
+            f"than the model's {positions} positions: set it to {positions - length} or less"
+        )
+    raise UserError(
+        f"poem {-number}: {length} tokens are more than the model's {positions} positions: shorten "
+        "its instruction or lines, or take another model"
+    )

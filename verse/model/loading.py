@@ -5,30 +5,41 @@ double quantization, Dettmers et al. 2023, arXiv:2305.14314). Where memory allow
 rounded weight is expanded back once instead of in every forward pass: the same numbers, and
 several times faster. On a CPU that is the only sound way: bitsandbytes repacks 4-bit weights
 in place during evaluation there, and gradients through them are wrong afterwards.
+
+What is no causal model, or whose weights and config do not belong together, would run all the
+same and write garbage. `read_config` and `check_model` stand at the entrance.
 """
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from verse.errors import UserError
+from verse.errors import UserError, is_out_of_memory
 from verse.hub import find_folder, origin, reading
 from verse.params import Model
 
 # Transformers renames gradient checkpointing; PEFT and its own earlier versions know the old name.
 warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
+HARMLESS = re.compile(r"rotary_emb\.inv_freq$|attn\.(masked_)?bias$|^(model\.)?mtp\.")
+"""Tensors that a model never uses: constants of older files, layers that draft further tokens."""
+
 # On a CPU bitsandbytes warns that it misses an optional kernel, which is never used here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
@@ -83,7 +94,7 @@ def load_model(
     cache_dir: where downloads from the hub are kept; None takes Hugging Face's own place.
     Raises UserError for a model that is missing, gated, without safetensors or unreadable.
     """
-    check_weights(settings.name)
+    read_config(settings, cache_dir)
     four_bit = settings.quantization == "nf4" and not expanded and device.type == "cuda"
     config = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -92,15 +103,18 @@ def load_model(
         bnb_4bit_compute_dtype=dtype,
     )
     with reading("its weights", settings):
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             **origin(settings, cache_dir),
             use_safetensors=True,
             dtype=dtype,
             device_map={"": device},
             quantization_config=config if four_bit else None,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
         )
     model.requires_grad_(False)
     model.eval()
+    check_model(model, found, settings.name)
     if settings.quantization == "nf4" and not four_bit:
         round_to_nf4(model)
     return model
@@ -111,16 +125,49 @@ def load_skeleton(settings: Model, cache_dir: str | None = None) -> PreTrainedMo
 
     Raises UserError like `load_model`.
     """
-    check_weights(settings.name)
+    config = read_config(settings, cache_dir)
     with reading("its config.json", settings), torch.device("meta"):
-        config = AutoConfig.from_pretrained(**origin(settings, cache_dir))
         return AutoModelForCausalLM.from_config(
             config, trust_remote_code=settings.trust_remote_code
         )
 
 
-def check_weights(name: str) -> None:
-    """Raise UserError for a local model without a folder, a config or safetensors."""
+def read_config(settings: Model, cache_dir: str | None = None) -> PretrainedConfig:
+    """The config of a causal model in full precision, all that this program can train.
+
+    Raises UserError for another kind of model, for one that is quantized already, and for a
+    folder without a config or safetensors.
+    """
+    check_folder(settings.name)
+    with reading("its config.json", settings):
+        config = AutoConfig.from_pretrained(**origin(settings, cache_dir))
+    own_code = settings.trust_remote_code and hasattr(config, "auto_map")
+    classes = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    classes = classes if isinstance(classes, list | tuple) else filter(None, [classes])
+    causal = [kind.__name__ for kind in classes]
+    where = f"model.name {settings.name!r}"
+    if getattr(config, "is_encoder_decoder", False) or not (causal or own_code):
+        raise UserError(f"{where}: {config.model_type} is no causal language model: take one")
+    declared = {str(kind).lower() for kind in config.architectures or []}
+    whole = config.get_text_config() is config  # else the text part of a larger model
+    if declared and causal and whole and declared.isdisjoint(map(str.lower, causal)):
+        raise UserError(
+            f"{where}: its config.json declares {' and '.join(config.architectures)}, where a "
+            f"causal model of type {config.model_type} is {causal[0]}: take a causal model"
+        )
+    if getattr(config, "quantization_config", None):
+        raise UserError(
+            f"{where}: its config.json says that it is quantized already: take the model that it "
+            "was made from, and let model.quantization round it"
+        )
+    return config
+
+
+def check_folder(name: str) -> None:
+    """Raise UserError for a local model without a config or safetensors, or of other contents.
+
+    Weights that are whole numbers, quantized by a program unknown, would be taken as they are.
+    """
     folder = find_folder(name)
     if folder is None:
         return
@@ -130,9 +177,70 @@ def check_weights(name: str) -> None:
                 f"model.name {name!r}: has pickled weights only, which can run code when loaded: "
                 "convert them to safetensors"
             )
-        raise UserError(f"model.name {name!r}: has no weights (*.safetensors)")
+        raise UserError(f"model.name {name!r}: has no weights (*.safetensors): add them")
     if not (folder / "config.json").is_file():
         raise UserError(f"model.name {name!r}: has no config.json: it is not a model folder")
+    for file in folder.iterdir():
+        if not file.is_dir() and not file.is_file():
+            raise UserError(f"{file}: a pipe, a device or a link to nothing: remove it")
+    for file in folder.glob("*.safetensors"):
+        with suppress(SafetensorError), safe_open(file, "pt") as stored:  # told by the loading
+            for key in stored.keys():  # noqa: SIM118
+                kind = stored.get_slice(key).get_dtype()
+                if key.endswith(".weight") and kind not in ("F64", "F32", "F16", "BF16"):
+                    raise UserError(
+                        f"{file}: {key} is of {kind}, no plain number: take the model in full "
+                        "precision"
+                    )
+
+
+@torch.no_grad()
+def check_model(model: PreTrainedModel, found: dict[str, Any], name: str) -> None:
+    """Raise UserError unless config and weights belong together and make a causal model.
+
+    found: what Transformers says of the loading; it fills what is missing with random numbers and
+    leaves out what has no place. Then a token must not be seen by the one before it, and no
+    weight and no answer may be other than a finite number.
+    """
+    where = f"model.name {name!r}"
+    missing, mismatched = sorted(found["missing_keys"]), sorted(found["mismatched_keys"])
+    unexpected = sorted(key for key in found["unexpected_keys"] if not HARMLESS.search(key))
+    for keys, what in (
+        (missing, "the weights lack"),
+        (mismatched, "the weights have another shape of"),
+        (unexpected, "the config has no place for"),
+    ):
+        if keys:
+            more = f" and {len(keys) - 1} more" if keys[1:] else ""
+            first = keys[0] if isinstance(keys[0], str) else keys[0][0]
+            raise UserError(
+                f"{where}: {what} {first}{more}: its config.json and its safetensors do not "
+                "belong together, get the whole model anew"
+            )
+    check_finite(model, where)
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(8, device=model.device).view(2, 4) * (rows // 8)
+    ids[:, 0] = 0
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+    except Exception as error:  # whatever a model of a wrong config stumbles over
+        if is_out_of_memory(error):
+            raise
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{where}: cannot compute ({said}): mend its config.json") from error
+    if not logits.isfinite().all():
+        raise UserError(f"{where}: computes numbers that are none: get the whole model anew")
+    if (logits[0, 0] - logits[1, 0]).abs().max() > 0.05 * logits[:, 0].std():
+        raise UserError(f"{where}: sees tokens that are still to come: take a causal model")
+
+
+def check_finite(model: nn.Module, where: str, part: str = "") -> None:
+    """Raise UserError if a weight with `part` in its name holds infinity or no number."""
+    for name, weight in model.named_parameters():
+        # The extremes take no memory, as isfinite of the whole weight would.
+        counts = part in name and weight.is_floating_point() and weight.numel()
+        if counts and not torch.stack(torch.aminmax(weight)).isfinite().all():
+            raise UserError(f"{where}: {name} holds numbers that are none: get it anew")
 
 
 def check_tokens(

@@ -22,6 +22,8 @@ class Opening:
 
     settings: Model
     machine: Machine
+    positions: int | None
+    """How many tokens a text may have, None for a model that sets no bound."""
     tokenizer: PreTrainedTokenizerBase
     prompt: Callable[[dict[str, str]], str]
     """A poem's prompt: what the model is given before it writes the rest."""
@@ -29,14 +31,26 @@ class Opening:
     dtype: torch.dtype
 
     def encode(self, poems: Iterable[dict[str, str]]) -> list[encoding.Example]:
-        """Poems as the token ids of their prompts and completions."""
-        return [
+        """Poems as the token ids of their prompts and completions.
+
+        Raises UserError if one is longer than the model's positions.
+        """
+        examples = [
             encoding.encode(self.tokenizer, self.prompt(poem), poem["output"]) for poem in poems
         ]
+        encoding.check_lengths((example.length for example in examples), self.positions)
+        return examples
 
-    def encode_prompts(self, poems: Iterable[dict[str, str]]) -> list[list[int]]:
-        """The token ids of the poems' prompts."""
-        return [encoding.encode_prompt(self.tokenizer, self.prompt(poem)) for poem in poems]
+    def encode_prompts(
+        self, poems: Iterable[dict[str, str]], max_new_tokens: int = 0
+    ) -> list[list[int]]:
+        """The token ids of the poems' prompts.
+
+        Raises UserError if one, with so many new tokens, is longer than the model's positions.
+        """
+        prompts = [encoding.encode_prompt(self.tokenizer, self.prompt(poem)) for poem in poems]
+        encoding.check_lengths(map(len, prompts), self.positions, max_new_tokens)
+        return prompts
 
     def ways(self, reckon: Callable[[memory.Sizes], list[memory.Way]]) -> list[memory.Way]:
         """The ways that fit, best first: a single one on a CPU, where weights are expanded.
@@ -72,14 +86,16 @@ class Opening:
 def open_model(settings: Model, machine: Machine, *, seed: int) -> Opening:
     """Make PyTorch deterministic and open a model.
 
-    Raises UserError for a tokenizer, a chat template or a device that cannot be used.
+    Raises UserError for a config, a tokenizer, a chat template or a device that cannot be used.
     """
     loading.deterministic(seed, machine.threads)
     device = loading.choose_device(machine.device)
+    config = loading.read_config(settings, machine.cache_dir)
     tokenizer = encoding.load_tokenizer(settings, machine.cache_dir)
     return Opening(
         settings,
         machine,
+        encoding.positions(config),
         tokenizer,
         prompt_writer(settings.template, tokenizer),
         device,

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verse.download import GIB, MIB, download, public
+from verse.download import MIB, download, public
 from verse.errors import UserError
-from verse.files import digest, read_text, remove, write_json
+from verse.files import LARGEST, absence, check_plain, digest, read_text, replacing, write_json
 from verse.params import Data
 from verse.poems.lines import POEM_PUNCTUATION, write_lines
 
@@ -71,10 +71,15 @@ def fetch(data: Data, *, embedded: str | Path, cache: str | Path) -> Poems:
         return Poems(train, test, {"source": "hw5", "sha256": HW5_SHA256})
 
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source):
-        path, shown = download(source, cache, sha256=data.sha256, limit=GIB), public(source)
-        return Poems(read_poems(path, shown), [], {"source": shown, "sha256": digest(path)})
+        path, shown = download(source, cache, sha256=data.sha256, limit=LARGEST), public(source)
+        try:
+            return Poems(read_poems(path, shown), [], {"source": shown, "sha256": digest(path)})
+        except UserError:
+            path.unlink(missing_ok=True)  # what is no use is not kept
+            raise
 
     path = Path(embedded) if source == "embedded" else local(source)
+    check_tree(path)
     train, test = read_folder(path) if path.is_dir() else (read_poems(path), [])
     return Poems(train, test, path)
 
@@ -88,12 +93,37 @@ def local(source: str) -> Path:
         there = source.strip() and path.exists()
     except (OSError, RuntimeError, ValueError):  # too long, no such user's home, a NUL
         there = False
+    if there:
+        raise UserError(f"data.source {source!r}: neither a file nor a folder: give one of them")
+    hidden = absence(source) if source.strip() else ""
     raise UserError(
-        f"data.source {source!r}: neither a file nor a folder"
-        if there
-        else f"data.source {source!r}: no such file or folder: "
-        "give embedded, hw5, a path from the repository's root or a URL"
+        f"data.source {source!r}: no such file or folder"
+        + (hidden or ": give embedded, hw5, a path from the repository's root or a URL")
     )
+
+
+def check_tree(path: Path) -> None:
+    """Raise UserError unless a source, with all that its folder holds, can be read to its end.
+
+    DVC hashes the whole folder through the link `data/source`, whatever is read of it here.
+    """
+    entries = [path]
+    seen = set()
+    for entry in entries:  # which grows
+        if entry.is_dir():
+            found = entry.stat()
+            if (found.st_dev, found.st_ino) in seen:
+                raise UserError(f"{entry}: a link in a circle: remove it from the source's folder")
+            seen.add((found.st_dev, found.st_ino))
+            entries += sorted(entry.iterdir())
+        else:
+            check_plain(entry)
+        if not os.access(entry, os.R_OK):
+            raise UserError(f"{entry}: may not be read: change its owner or mode")
+        try:
+            str(entry).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{entry!r}: a file name that is not UTF-8: rename it") from None
 
 
 def note_origin(origin: Path | dict[str, Any], at: str | Path) -> None:
@@ -115,13 +145,8 @@ def note_origin(origin: Path | dict[str, Any], at: str | Path) -> None:
     # As the user spelled it: an absolute path stays true when the working copy moves, a
     # relative one when the repository does.
     target = origin if origin.is_absolute() else os.path.relpath(spelled, here)
-    at.parent.mkdir(parents=True, exist_ok=True)
-    partial = at.with_name(f".{at.name}.partial")
-    remove(partial)
-    partial.symlink_to(target)
-    if at.is_dir() and not at.is_symlink():
-        remove(at)
-    partial.replace(at)
+    with replacing(at) as partial:
+        partial.symlink_to(target)
 
 
 def read_folder(folder: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:

@@ -5,6 +5,9 @@ its own, so checkpoints are kept in the user's cache, in a folder named by a has
 the training depends on, which dvc.yaml lists: a changed parameter, input or line of code never
 finds a stale one, and nothing else discards one. Each is one safetensors file, written whole; the
 newest replaces the one before. Those of other trainings are kept for two weeks, the newest few.
+
+Working copies and temporary experiments share the cache, so a lock keeps trainings with one key
+apart: the second waits, and goes on from the last checkpoint of the first.
 """
 
 import hashlib
@@ -12,9 +15,9 @@ import json
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +25,7 @@ from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
@@ -84,6 +88,25 @@ class Checkpoints:
         self.folder = folder / key
         self.file = self.folder / "checkpoint.safetensors"
         self.every = every
+        self.locks = locks_of(self.folder)
+
+    def take(self) -> None:
+        """Wait until no other process trains the same, and keep others waiting until this ends.
+
+        Who waits holds the lock of the waiting room, so that the one before can tell.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        training, room = self.locks
+        told = False
+        for lock in (room, training):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if not told:
+                    print("the same training is under way: waiting for it to end", flush=True)
+                told = True
+                lock.acquire()
+        room.release()
 
     def due(self, step: int) -> bool:
         return step % self.every == 0
@@ -160,19 +183,46 @@ class Checkpoints:
         return rest["step"]
 
     def clear(self) -> None:
-        """Remove this training's checkpoint, after its outputs are written."""
-        remove(self.folder)
+        """Remove this training's checkpoint, after its outputs are written.
+
+        It stays for a process that waits to train the same.
+        """
+        discard(self.folder, self.locks[1:])
+        for lock in self.locks:
+            lock.release()
 
     def remove_old(self) -> None:
         """Remove what other trainings left: two weeks old, or not among the newest few."""
-        times = {}
-        for folder in self.folder.parent.glob("*"):
+        times: dict[Path, float] = {}
+        for path in self.folder.parent.glob("*"):
             with suppress(FileNotFoundError):  # another training has just ended
-                times[folder] = folder.stat().st_mtime
+                folder = path.with_name(path.name.split(".")[0])
+                times[folder] = max(times.get(folder, 0.0), path.stat().st_mtime)
         times.pop(self.folder, None)
         for number, folder in enumerate(sorted(times, key=times.__getitem__, reverse=True)):
             if number >= KEPT_OTHERS or time.time() - times[folder] > KEPT_SECONDS:
-                remove(folder)
+                discard(folder, locks_of(folder))
+
+
+def locks_of(folder: Path) -> tuple[FileLock, FileLock]:
+    """The locks of a training: the one who trains holds the first, the next to train the second.
+
+    They lie beside its folder.
+    """
+    return FileLock(f"{folder}.training.lock"), FileLock(f"{folder}.waiting.lock")
+
+
+def discard(folder: Path, locks: Iterable[FileLock]) -> None:
+    """Remove a training's folder, and the files of its locks, if `locks` show that none needs it.
+
+    What cannot be removed stays: no training fails for it.
+    """
+    with suppress(OSError, Timeout), ExitStack() as held:
+        for lock in locks:
+            held.enter_context(lock.acquire(timeout=0))
+        remove(folder)
+        for lock in locks_of(folder):
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
