@@ -1,6 +1,7 @@
 # make repro   set up and run the whole experiment      make test    set up and run the tests
 # make lint    check style                              make audit   look for known vulnerabilities
 # make soak    the long tests: kills, broken inputs     make merge   write the merged model
+# make page    a page to write poems on
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,6 +18,9 @@ soak: .venv/development
 
 merge: .venv/runtime
 	verse merge
+
+page: .venv/runtime
+	verse page
 
 lint: .venv/development
 	ruff check .
@@ -48,4 +52,4 @@ lock: .venv/development
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-.PHONY: repro test soak merge lint audit lock
+.PHONY: repro test soak merge page lint audit lock

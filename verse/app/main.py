@@ -1,14 +1,17 @@
 """The command `verse`: what people run beside the pipeline.
 
+verse write    finish a couplet on the terminal
+verse page     a page to write poems on, and to see what decoding does
 verse merge    write models/merged, the adapter merged into the full-precision model
 """
 
 import argparse
 
 from verse import errors
-from verse.app import merge
+from verse.app import merge, page, write
 
-COMMANDS = {"merge": merge}
+COMMANDS = {"write": write, "page": page, "merge": merge}
+"""Each has `main`, which takes the options that its `arguments` declares."""
 
 
 def main() -> None:
@@ -18,9 +21,10 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, module in COMMANDS.items():
         summary = (module.__doc__ or "").splitlines()[0]
-        commands.add_parser(name, help=summary, description=module.__doc__)
-    command = parser.parse_args().command
-    errors.run(COMMANDS[command].main, f"verse {command}")
+        command = commands.add_parser(name, help=summary, description=module.__doc__)
+        module.arguments(command)
+    options = parser.parse_args()
+    errors.run(lambda: COMMANDS[options.command].main(options), f"verse {options.command}")
 
 
 if __name__ == "__main__":

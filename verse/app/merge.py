@@ -5,11 +5,17 @@ safetensors, config and tokenizer, which Transformers, vLLM and llama.cpp's conv
 any other model. Not a stage of the pipeline, since nothing there needs it.
 """
 
+import argparse
+
 from verse import params
 from verse.files import replacing
 
 
-def main() -> None:
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """It has none."""
+
+
+def main(options: argparse.Namespace) -> None:
     p = params.read()
 
     import torch  # heavy

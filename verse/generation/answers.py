@@ -7,6 +7,9 @@ Transformers does the generating; three things keep a batch from leaking into an
   matrix product picks its kernel by the number of rows, and kernels differ in the last bits.
 """
 
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
 import torch
 from tqdm import tqdm
 from transformers import (
@@ -15,26 +18,32 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.generation import BaseStreamer
 
 from verse.generation.batches import equal_length_batches, roomy_cache, use_tiles
 from verse.generation.sampling import NoRepeat, OwnStreams, uniform_numbers
 from verse.params import Decoding
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 def answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: dict[int, list[int]],
+    prompts: dict[Key, list[int]],
     decoding: Decoding,
     *,
     seed: int,
     batch_size: int,
-    answers: dict[int, str],
+    answers: dict[Key, str],
+    on_token: Callable[[Key, int], None] | None = None,
 ) -> None:
     """Put the model's answer to each prompt, without special tokens, under its key in `answers`.
 
     prompts: token ids by a key. What `answers` holds already is left alone, so that another call
-    goes on where one has run out of memory.
+    goes on where one has run out of memory. on_token: called with the key and each token of its
+    answer, the end token too, as it is chosen; with beams, once the answer is whole. What it
+    raises stops the answering.
     """
     if model.device.type == "cpu":
         use_tiles(model)
@@ -43,7 +52,13 @@ def answer(
     waiting = {key: ids for key, ids in prompts.items() if key not in answers}
     progress = tqdm(total=len(prompts), initial=len(answers), unit="poem", disable=None)
     for batch in equal_length_batches(waiting, together):
-        rows = generate(model, tokenizer, [prompts[key] for key in batch], decoding, seed)
+        ends = end_tokens(model, tokenizer)
+        heard = Heard(batch, ends, on_token) if on_token else None
+        streamer = heard if decoding.num_beams == 1 else None
+        rows = generate(model, tokenizer, [prompts[key] for key in batch], decoding, seed, streamer)
+        if heard and not streamer:
+            for tokens in zip(*rows, strict=True):
+                heard.tell(tokens)
         for key, ids in zip(batch, rows, strict=True):
             answers[key] = tokenizer.decode(ids, skip_special_tokens=True)
         progress.update(len(batch))
@@ -57,6 +72,7 @@ def generate(
     prompts: list[list[int]],
     decoding: Decoding,
     seed: int,
+    streamer: BaseStreamer | None = None,
 ) -> list[list[int]]:
     """New token ids for prompts of equal length, as Transformers decodes them."""
     device = model.device
@@ -88,9 +104,35 @@ def generate(
         attention_mask=torch.ones_like(ids),
         generation_config=config,
         logits_processor=processors,
+        streamer=streamer,
         past_key_values=roomy_cache(model) if decoding.num_beams == 1 else None,
     )
     return output[:, ids.shape[1] :].tolist()
+
+
+class Heard(BaseStreamer):
+    """Hand on each token that Transformers chooses for the rows of a batch, up to a row's end."""
+
+    def __init__(self, keys: list[Key], ends: list[int], on_token: Callable[[Key, int], None]):
+        self.running = dict(enumerate(keys))
+        self.ends = ends
+        self.on_token = on_token
+        self.prompts_passed = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.prompts_passed:
+            self.tell(value.tolist())
+        self.prompts_passed = True
+
+    def tell(self, tokens: Sequence[int]) -> None:
+        """tokens: the next one of each row."""
+        for row, key in list(self.running.items()):
+            self.on_token(key, tokens[row])
+            if tokens[row] in self.ends:
+                del self.running[row]
+
+    def end(self) -> None:
+        pass
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,7 +1,7 @@
 """Prompts together: batches of one length, a cache with room, products in tiles of one size."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,9 +11,10 @@ from transformers.cache_utils import DynamicLayer
 
 TILE = 160  # rows of a tile when each prompt adds one token
 PROMPT_TILE = 512  # and when each adds many, since larger tiles are faster
+Key = TypeVar("Key", bound=Hashable)
 
 
-def equal_length_batches(prompts: dict[int, list[int]], batch_size: int) -> Iterator[list[int]]:
+def equal_length_batches(prompts: dict[Key, list[int]], batch_size: int) -> Iterator[list[Key]]:
     """Keys of up to `batch_size` prompts with equally many tokens."""
     order = sorted(prompts, key=lambda i: (len(prompts[i]), prompts[i]))
     start = 0
