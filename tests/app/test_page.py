@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ from verse.app.poets import adjusted, open_poets
 from verse.poems.sources import INSTRUCTION
 
 COUPLET = "白日依山盡，黃河入海流。"
-CONTROLS = {"temperature": 1.0, "top_k": 50, "top_p": 0.9, "max_new_tokens": 24}
+CONTROLS = {"temperature": 1.0, "top_k": 50, "top_p": 0.9, "max_new_tokens": 16}
 WRITING = {"couplet": COUPLET, "poet": "tuned", "controls": CONTROLS, "seed": 42}
 ATTACK = """<script>ran=1</script><img src=x onerror="ran=1">{{ 7*7 }}</style>&amp;'"""
 P = params.read()
@@ -113,14 +112,6 @@ def test_an_answer_grows_and_is_the_librarys(page, poets):
     assert [event["tokens"] for event in growing] == list(range(len(poem.tokens) + 1))
 
 
-def test_ten_visitors_at_once_get_what_each_would_alone(page, poets):
-    with ThreadPoolExecutor(10) as visitors:
-        found = list(visitors.map(lambda seed: page.write(seed=seed)[-1], range(10)))
-    assert [last["done"]["text"] for last in found] == [
-        poem_of(poets["tuned"], seed)[0].text for seed in range(10)
-    ]
-
-
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
@@ -145,7 +136,7 @@ def test_only_the_page_itself_may_ask(page):
     assert page.ask("POST", "/write", body, Host="evil.example")[0] == 403
     assert page.ask("GET", "/state", Host=f"localhost:{page.port}")[0] == 200
     assert page.ask("POST", "/write", body, Content_Type="text/plain")[0] == 415
-    assert page.ask("POST", "/couplet", '"' + "山" * 9000 + '"')[0] == 413
+    assert page.ask("POST", "/couplet", '"' + "x" * 20_000 + '"')[0] == 413
     assert page.ask("GET", "/../../params.yaml")[0] == 404
     _, headers, _ = page.ask("GET", "/")
     assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self';")
@@ -228,13 +219,24 @@ class Visitor:
     def __init__(self, chrome, page):
         self.chrome, self.page = chrome, page
 
-    def visit(self, width=1280, scheme="light"):
+    def screen(self, width, scheme="light"):
         mobile = {"deviceScaleFactor": 1, "mobile": width < 500}
         self.chrome.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, **mobile}
         )
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+
+    def shoot(self, file):
+        size = self.chrome.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        shot = self.chrome.execute_cdp_cmd(
+            "Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip}
+        )
+        file.write_bytes(base64.b64decode(shot["data"]))
+
+    def visit(self):
+        self.screen(1280)
         self.chrome.get(self.page.address)
         self.until("return document.forms[0].elements.seed.value === '42'")
         self.set(**CONTROLS)
@@ -390,25 +392,19 @@ def test_browser_serves_ten_tabs_at_once(visitor, poets):
     visitor.chrome.switch_to.window(home)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 420])
-def test_browser_lays_out_within_the_width(visitor, width, scheme):
-    visitor.visit(width, scheme).write()
-    assert visitor.run("return document.documentElement.scrollWidth") <= width
-    small = visitor.run(
-        "return [...document.querySelectorAll('button, input')].filter(one => "
-        "one.checkVisibility() && one.getBoundingClientRect().height < 24)"
-        ".map(one => one.outerHTML)"
-    )
-    assert small == []
-    if folder := os.environ.get("VERSE_SHOTS"):
-        size = visitor.chrome.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        shot = visitor.chrome.execute_cdp_cmd(
-            "Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip}
+def test_browser_lays_out_within_the_width(visitor):
+    visitor.visit().write()
+    for width, scheme in itertools.product((1400, 420), ("light", "dark")):
+        visitor.screen(width, scheme)
+        assert visitor.run("return document.documentElement.scrollWidth") <= width
+        small = visitor.run(
+            "return [...document.querySelectorAll('button, input')].filter(one => "
+            "one.checkVisibility() && one.getBoundingClientRect().height < 24)"
+            ".map(one => one.outerHTML)"
         )
-        file = Path(folder) / f"page-{width}-{scheme}.png"
-        file.write_bytes(base64.b64decode(shot["data"]))
+        assert small == []
+        if folder := os.environ.get("VERSE_SHOTS"):
+            visitor.shoot(Path(folder) / f"page-{width}-{scheme}.png")
 
 
 def test_browser_names_what_can_be_used(visitor):
