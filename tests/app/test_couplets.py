@@ -27,6 +27,10 @@ def test_a_couplet_is_written_as_the_pipeline_writes_it(typed):
     assert doubts(written(typed)) == []
 
 
+def test_marks_that_the_pipeline_keeps_are_kept():
+    assert written("夫子何爲者?栖栖一代中！") == "夫子何爲者？栖栖一代中！"
+
+
 @pytest.mark.parametrize(
     ("typed", "lengths"),
     [

@@ -177,6 +177,11 @@ def test_models_are_found_by_what_they_are_called(adapter, tmp_path, monkeypatch
         assert (settings.name, settings.quantization, folder) == ("models/mini", "none", None)
     with pytest.raises(UserError, match="no model"), find(P, str(tmp_path)):
         pass
+    with pytest.raises(UserError, match="leave out --base"):
+        open_poets(P, "models/mini", base=True, tuned=False)
+    monkeypatch.setattr(poets, "ADAPTER", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="no adapter there yet: run dvc repro first"):
+        open_poets(P, None)
     with pytest.raises(UserError, match="no folder, no experiment and no commit"):
         find(P, "nothing-such").__enter__()
 

@@ -35,7 +35,8 @@ def written(text: str) -> str:
     >>> written("白日依山盡 黃河入海流")
     '白日依山盡，黃河入海流。'
     """
-    lines = parse_lines(",".join(line for line, _ in split_lines(text.replace(" ", "\t"))))
+    found = split_lines(text.replace(" ", "\t"))
+    lines = parse_lines("".join(line + (marks.strip()[:1] or ",") for line, marks in found))
     return write_lines(lines) if is_couplet([line for line, _ in lines]) else text.strip()
 
 

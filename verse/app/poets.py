@@ -213,6 +213,12 @@ def open_poets(
         wanted: dict[str, Path | None] = {"base": None} if base and adapter else {}
         if tuned:
             wanted |= {"tuned": adapter}
+        if not wanted:
+            raise UserError(
+                f"{which}: a whole model, which has no base beside it: leave out --base"
+            )
+        if tuned and adapter and not (adapter / "adapter_config.json").is_file():
+            raise UserError(f"{adapter}: no adapter there yet: run dvc repro first, or say --base")
         opening = open_model(settings, p.machine, seed=p.seed)
         # A sample of prompts to check the tokenizer by: the characters of any will do.
         ids = opening.encode_prompts([{"instruction": "", "input": "白日依山盡，黃河入海流。"}])
@@ -268,6 +274,7 @@ def copy_from(revision: str, folder: Path) -> Model:
 
     Raises UserError if there is no such revision, or if its adapter is not in DVC's cache.
     """
+    import yaml
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.scm import RevError
@@ -284,4 +291,7 @@ def copy_from(revision: str, folder: Path) -> Model:
     except (DvcException, FileNotFoundError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{revision}: its {ADAPTER} cannot be had from DVC ({line})") from None
-    return params.read(file).model
+    try:
+        return Model.model_validate(yaml.safe_load(read_text(file))["model"])
+    except (yaml.YAMLError, ValueError, LookupError, TypeError):
+        raise UserError(f"{revision}: its params.yaml is none that this version reads") from None

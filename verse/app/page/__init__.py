@@ -6,6 +6,7 @@ character to see the distribution that it was drawn from.
 """
 
 import argparse
+import os
 
 from verse import params
 from verse.errors import UserError
@@ -24,6 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     p = params.read()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the page shows how far a poem is
 
     from verse.app.page.server import Server  # heavy
 

@@ -163,7 +163,7 @@ async function write() {
     const columns = state.poets.map(({name, zh, en}) => Object.assign(column(zh, en, name), {poet: name}));
     const others = looked.answers.map(({zh, en, answer}) => {
       const section = column(zh, en);
-      lay(section, answer.text, {set: answer.lines ? answer : {...answer, lines: null}});
+      lay(section, answer.text, {set: answer});
       return section;
     });
     poems.replaceChildren(given, ...columns, ...others);
@@ -269,9 +269,10 @@ function show({entropy, labels, chosen: here, likeliest}) {
   $("lesson").hidden = false;
   $("lesson-title").replaceChildren(
     ...both("此處", "here"), " ", before.replace(/\s/gu, "↵"), make("span", {class: "here"}, here.label));
+  const note = document.querySelector('.c[aria-pressed="true"]')?.title ?? "";
   const {model, drawn, left} = entropy[place], name = poem.section.dataset.name.split(" ");
   $("summary").replaceChildren(...both(
-    `${name[0]}第 ${place + 1} 字：模型給「${here.label}」${percent(here.model)}，解碼之後 ${percent(here.drawn)}。` +
+    `${note && note + "。"}${name[0]}第 ${place + 1} 字：模型給「${here.label}」${percent(here.model)}，解碼之後 ${percent(here.drawn)}。` +
     `可抽者 ${left} 字；熵從 ${model.toFixed(2)} 位元到 ${drawn.toFixed(2)}。`,
     `Token ${place + 1} (${name[1]}): the model gives it ${percent(here.model)}, decoding leaves it ` +
     `${percent(here.drawn)}. ${left} can be drawn; entropy from ${model.toFixed(2)} bits to ${drawn.toFixed(2)}.`));

@@ -7,6 +7,7 @@ resolve to this machine, and questions are JSON, which other sites may not send 
 
 import json
 import socket
+import sys
 import threading
 from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -76,7 +77,9 @@ class Server(ThreadingHTTPServer):
             self.places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A visitor who leaves is no error: what else goes wrong is told by `Visit`."""
+        """A visitor who leaves, or who is too slow, is no error."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class Visit(BaseHTTPRequestHandler):
