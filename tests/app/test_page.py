@@ -20,7 +20,8 @@ import pytest
 
 from verse import params
 from verse.app.page import desk
-from verse.app.poets import adjusted, open_poets
+from verse.app.options import adjusted
+from verse.app.poets import open_poets
 from verse.poems.sources import INSTRUCTION
 
 COUPLET = "白日依山盡，黃河入海流。"

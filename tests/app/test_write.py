@@ -11,7 +11,8 @@ import pytest
 
 from verse import params
 from verse.app import poets, write
-from verse.app.poets import adjusted, common, find, open_poets, sample_seed
+from verse.app.options import adjusted, sample_seed
+from verse.app.poets import common, find, open_poets
 from verse.errors import ParameterError, UserError
 from verse.generation import answers
 from verse.poems.sources import INSTRUCTION
@@ -153,8 +154,8 @@ def test_nothing_to_answer_is_one_line(verse):
     ],
 )
 def test_decoding_out_of_range_is_refused(changes, fault):
-    with pytest.raises(ParameterError, match=f"verse write: {fault}"):
-        adjusted(P, "verse write", **changes)
+    with pytest.raises(ParameterError, match=f"options: {fault}"):
+        adjusted(P, "options", **changes)
 
 
 def test_a_character_of_several_tokens_is_the_piece_of_its_last(both):

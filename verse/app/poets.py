@@ -16,7 +16,6 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from verse import params
 from verse.errors import UserError
 from verse.files import read_text
 from verse.generation.answers import answer, end_tokens
@@ -178,26 +177,6 @@ def common(a: str, b: str) -> int:
     return next(
         (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )
-
-
-def sample_seed(seed: int, number: int) -> int:
-    """The seed of the sample so numbered, from 0: the first is the poem of the seed itself, the
-    second that of the next seed, and so on, so that each can be had again alone.
-    """
-    return (seed + number) % 2**32
-
-
-def adjusted(p: Params, source: str, **changes: Any) -> Decoding:
-    """The decoding of params.yaml with what is given in place of it; temperature 0 samples nothing.
-
-    source: who gave it, for the ParameterError that names what is out of range.
-    """
-    values = p.model_dump()
-    given = {name: value for name, value in changes.items() if value is not None}
-    values["decoding"] |= given
-    if "temperature" in given:
-        values["decoding"]["do_sample"] = given["temperature"] != 0
-    return params.parse(values, source).decoding
 
 
 def open_poets(

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from verse import params
+from verse.app.options import adjusted, sample_seed
 from verse.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     p = params.read()
     texts = asked(options.couplet)
+    if options.samples < 1:
+        raise UserError("--samples must be at least 1")
+    decoding = adjusted(p, "options", **{key: getattr(options, key) for key in DECODING})
+    seed = p.seed if options.seed is None else options.seed % 2**32
 
     from verse.app import couplets
 
@@ -65,13 +70,8 @@ def main(options: argparse.Namespace) -> None:
     if len(given) == 1:
         os.environ.setdefault("TQDM_DISABLE", "1")  # a bar of one poem tells nothing
 
-    from verse.app.poets import adjusted, open_poets, sample_seed  # heavy
+    from verse.app.poets import open_poets  # heavy
 
-    if options.samples < 1:
-        raise UserError("--samples must be at least 1")
-    changes = {key: getattr(options, key) for key in DECODING}
-    decoding = adjusted(p, "verse write", **changes)
-    seed = p.seed if options.seed is None else options.seed % 2**32
     at_once = min(p.machine.batch_size, len(given))
     poets = open_poets(p, options.model, base=options.base, tuned=not options.base, at_once=at_once)
     [poet] = poets.values()

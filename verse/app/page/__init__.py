@@ -25,16 +25,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     p = params.read()
+    if not 0 <= options.port < 2**16:
+        raise UserError(f"--port {options.port}: a port is a number from 0 to 65535")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the page shows how far a poem is
 
     from verse.app.page.server import Server  # heavy
 
     try:
         server = Server((options.host, options.port))
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         where = f"{options.host}, port {options.port}"
-        said = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{where}: {said.lower()}: give another --host or --port") from None
+        raise UserError(
+            f"{where}: {(error.strerror or str(error)).lower()}: give another --host or --port"
+        ) from None
     with server:
         server.open(p, options.model, base_alone=options.base)
         print(f"http://{server.address}/ is ready; Ctrl-C ends it", flush=True)

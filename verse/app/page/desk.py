@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from verse.app import couplets
-from verse.app.poets import LIKELIEST, Poet, adjusted, open_poets
+from verse.app.options import adjusted
+from verse.app.poets import LIKELIEST, Poet, open_poets
 from verse.errors import UserError, is_out_of_memory
 from verse.generation.distribution import entropy
 from verse.judging.contestants import CONTESTANTS
