@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from verse import params
-from verse.app.page import desk
 from verse.app.options import adjusted
+from verse.app.page import desk
 from verse.app.poets import open_poets
 from verse.poems.sources import INSTRUCTION
 
