@@ -35,7 +35,7 @@ def verse(adapter, capsys, monkeypatch, both):
     def verse(*arguments, stdin=""):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         parser = argparse.ArgumentParser()
-        write.arguments(parser)
+        write.add_options(parser)
         write.main(parser.parse_args(arguments))
         return capsys.readouterr()
 

@@ -11,7 +11,7 @@ import opencc
 
 from verse.files import read_jsonl
 from verse.judging import report
-from verse.judging.contestants import CONTESTANTS
+from verse.judging.contestants import CONTESTANTS, Contestant
 from verse.judging.scoring import judge
 from verse.poems.lines import IDEOGRAPHS, lines_in, parse_lines, split_lines, write_lines
 from verse.poems.sources import INSTRUCTION
@@ -112,12 +112,16 @@ class Library:
         rows = self.rows(TRAIN, "input", "output")
         return lines_in(row["input"] + row["output"] for row in rows)
 
+    @property
+    def contestants(self) -> Mapping[str, Contestant]:
+        return CONTESTANTS
+
     @cached_property
     def others(self) -> Mapping[str, Mapping[str, str]]:
         """The answers of each contestant that answered in a file, by their couplet."""
         return {
             name: {row["input"]: row["answer"] for row in self.rows(one.answers, "input", "answer")}
-            for name, one in CONTESTANTS.items()
+            for name, one in self.contestants.items()
             if one.answers and name not in self.own
         }
 

@@ -11,7 +11,7 @@ from verse import errors
 from verse.app import merge, page, write
 
 COMMANDS = {"write": write, "page": page, "merge": merge}
-"""Each has `main`, which takes the options that its `arguments` declares."""
+"""Each has `main`, which takes the options that its `add_options` declares."""
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     for name, module in COMMANDS.items():
         summary = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(name, help=summary, description=module.__doc__)
-        module.arguments(command)
+        module.add_options(command)
     options = parser.parse_args()
     errors.run(lambda: COMMANDS[options.command].main(options), f"verse {options.command}")
 

@@ -11,7 +11,7 @@ from verse import params
 from verse.files import replacing
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """It has none."""
 
 

@@ -26,7 +26,7 @@ SHOWN = 5  # alternatives beside each token
 DECODING = ("temperature", "top_p", "top_k", "max_new_tokens")
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("couplet", nargs="*", help="a couplet; else one a line on standard input")
     which = parser.add_argument_group("the model")
     which.add_argument(

@@ -14,7 +14,7 @@ from verse.errors import UserError
 PORT = 8710
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="WHAT", help="a folder, an experiment or a commit; else models/adapter"
     )

@@ -21,7 +21,6 @@ from verse.app.options import adjusted
 from verse.app.poets import LIKELIEST, Poet, open_poets
 from verse.errors import UserError, is_out_of_memory
 from verse.generation.distribution import entropy
-from verse.judging.contestants import CONTESTANTS
 from verse.params import Params
 
 WAITING = 32  # who may wait for the models
@@ -132,11 +131,8 @@ class Desk:
         }
 
     def named(self, name: str) -> dict[str, str]:
-        return {
-            "name": name,
-            "zh": CONTESTANTS[name].label,
-            "en": CONTESTANTS[name].english,
-        }
+        one = self.library.contestants[name]
+        return {"name": name, "zh": one.label, "en": one.english}
 
     def random(self) -> dict[str, str]:
         return {"couplet": self.library.any_couplet()}
