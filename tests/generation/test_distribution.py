@@ -75,9 +75,9 @@ def test_without_sampling_the_likeliest_is_certain():
 
 
 def test_poems_are_drawn_from_it(mini):
-    """Over 3,000 tokens of 1,000 answers, how often the nth likeliest was drawn is what it says."""
+    """Over 1,200 tokens of 400 answers, how often the nth likeliest was drawn is what it says."""
     model, tokenizer = mini
-    prompts = {n: encode_prompt(tokenizer, poem["input"]) for n, poem in enumerate(POEMS[:1000])}
+    prompts = {n: encode_prompt(tokenizer, poem["input"]) for n, poem in enumerate(POEMS[:400])}
     tokens = {n: [] for n in prompts}
     answer(
         model,
@@ -89,6 +89,8 @@ def test_poems_are_drawn_from_it(mini):
         answers={},
         on_token=lambda n, token: tokens[n].append(token),
     )
+    # Answering made the model compute in tiles, which single passes need not fill.
+    model = AutoModelForCausalLM.from_pretrained("models/mini", dtype=torch.float32).eval()
     ranks = DECODING.top_k
     drawn, expected, variance = (torch.zeros(ranks, dtype=torch.float64) for _ in range(3))
     impossible = 0
@@ -102,8 +104,8 @@ def test_poems_are_drawn_from_it(mini):
             variance += shares * (1 - shares)
             impossible += found.drawn[token] == 0
     assert impossible <= 1  # a token on the brink of top-p, by the last bits of one pass or many
-    assert drawn.sum() >= 2900
-    assert (expected > 20).sum() >= 8
+    assert drawn.sum() >= 1150
+    assert (expected > 5).sum() >= 8
     deviations = (drawn - expected).abs() / variance.sqrt().clamp(min=1)
     assert deviations.max() < 4, deviations
 
