@@ -60,6 +60,8 @@ def main(options: argparse.Namespace) -> None:
     decoding = adjusted(p, "options", **{key: getattr(options, key) for key in DECODING})
     seed = p.seed if options.seed is None else options.seed % 2**32
 
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads take turns
+
     from verse.app import couplets
 
     given = [couplets.written(text) for text in texts]

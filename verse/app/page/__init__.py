@@ -27,6 +27,7 @@ def main(options: argparse.Namespace) -> None:
     p = params.read()
     if not 0 <= options.port < 2**16:
         raise UserError(f"--port {options.port}: a port is a number from 0 to 65535")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads take turns
     os.environ.setdefault("TQDM_DISABLE", "1")  # the page shows how far a poem is
 
     from verse.app.page.server import Server  # heavy
