@@ -2,6 +2,7 @@
 # make lint    check style                              make audit   look for known vulnerabilities
 # make soak    the long tests: kills, broken inputs     make merge   write the merged model
 # make show    experiments that fit a terminal          make grid    twelve decodings compared
+# make page    a page to write poems on
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -30,6 +31,9 @@ grid: .venv/runtime
 	dvc exp run --queue --name grid -S 'decoding.temperature=0.1,0.4,0.7,1.0' -S 'decoding.top_p=0.3,0.6,0.9'
 	dvc exp run --run-all --jobs 2
 	verse compare $$(dvc exp list --name-only | grep '^grid-') --to docs/decoding
+
+page: .venv/runtime
+	verse page
 
 lint: .venv/development
 	ruff check .
@@ -62,4 +66,4 @@ lock: .venv/development
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-.PHONY: repro test soak merge show grid lint audit lock
+.PHONY: repro test soak merge show grid page lint audit lock

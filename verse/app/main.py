@@ -1,5 +1,7 @@
 """The command `verse`: what people run beside the pipeline.
 
+verse write      finish a couplet on the terminal
+verse page       a page to write poems on, and to see what decoding does
 verse show       experiments in a table that fits a terminal
 verse compare    experiments with intervals, paired differences and a picture
 verse plots      the plots of dvc.yaml as SVG and PNG
@@ -9,9 +11,17 @@ verse merge      write models/merged, the adapter merged into the full-precision
 import argparse
 
 from verse import errors
-from verse.app import compare, merge, plots, show
+from verse.app import compare, merge, page, plots, show, write
 
-COMMANDS = {"show": show, "compare": compare, "plots": plots, "merge": merge}
+COMMANDS = {
+    "write": write,
+    "page": page,
+    "show": show,
+    "compare": compare,
+    "plots": plots,
+    "merge": merge,
+}
+"""Each has `main`, which takes the options that its `add_options` declares."""
 
 
 def main() -> None:

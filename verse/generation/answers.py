@@ -6,7 +6,8 @@ meets is the same to the last bit in whatever company (`rows`); on a GPU kernels
 there are (`slots`). Beams, and models whose attention is of another kind, go Transformers' own way.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
@@ -29,25 +30,26 @@ REFILLED = 0.75  # prompts that wait come in when no more than this share is sti
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 0.1}
 """How far scores may be from the model's own, as a share of their spread."""
 
-OnToken = Callable[[int, int], None]
+Key = TypeVar("Key", bound=Hashable)
 
 
 def answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: dict[int, list[int]],
+    prompts: dict[Key, list[int]],
     decoding: Decoding,
     *,
     seed: int,
     batch_size: int,
-    answers: dict[int, str],
-    on_token: OnToken | None = None,
+    answers: dict[Key, str],
+    on_token: Callable[[Key, int], None] | None = None,
 ) -> None:
     """Put the model's answer to each prompt, without special tokens, under its key in `answers`.
 
     prompts: token ids by a key. batch_size: how many are answered at once. What `answers` holds
     already is left alone, so that another call goes on where one has run out of memory. on_token:
-    called with the key and the id of each token as it is chosen; not where there are beams.
+    called with the key and each token of its answer, the end token too, as it is chosen; in
+    Transformers' own way, once the answer is whole. What it raises stops the answering.
     """
     if model.device.type == "cpu":
         use_tiles(model)
@@ -56,7 +58,7 @@ def answer(
         return
     progress = tqdm(total=len(prompts), initial=len(answers), unit="poem", disable=None)
 
-    def finish(ended: Iterator[tuple[int, list[int]]]) -> None:
+    def finish(ended: Iterator[tuple[Key, list[int]]]) -> None:
         for key, ids in ended:
             answers[key] = tokenizer.decode(ids, skip_special_tokens=True)
             progress.update()
@@ -78,12 +80,12 @@ class Unsuited(Exception):
 def answer_together(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: dict[int, list[int]],
+    prompts: dict[Key, list[int]],
     decoding: Decoding,
     seed: int,
     batch_size: int,
-    on_token: OnToken | None,
-) -> Iterator[tuple[int, list[int]]]:
+    on_token: Callable[[Key, int], None] | None,
+) -> Iterator[tuple[Key, list[int]]]:
     """The keys and new token ids of prompts of any lengths, as they end.
 
     Raises Unsuited before the first of them.
@@ -91,9 +93,9 @@ def answer_together(
     ends, draw = set(end_tokens(model, tokenizer)), Draw(decoding)
     waiting = sorted(prompts, key=lambda key: (-len(prompts[key]), prompts[key]))
     batch_size = min(batch_size, len(waiting))
-    keys: list[int] = []
-    written: dict[int, list[int]] = {}
-    numbers: dict[int, torch.Tensor] = {}
+    keys: list[Key] = []
+    written: dict[Key, list[int]] = {}
+    numbers: dict[Key, torch.Tensor] = {}
     rows: Rows | Slots | None = None
     while waiting or keys:
         if waiting and len(keys) <= REFILLED * batch_size:
@@ -155,27 +157,29 @@ def first_rows(
 def answer_apart(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: dict[int, list[int]],
+    prompts: dict[Key, list[int]],
     decoding: Decoding,
     seed: int,
     batch_size: int,
-    on_token: OnToken | None,
-) -> Iterator[tuple[int, list[int]]]:
+    on_token: Callable[[Key, int], None] | None,
+) -> Iterator[tuple[Key, list[int]]]:
     """The same as `answer_together` by Transformers' generation, prompts of one length at a time.
 
     Sampling with beams draws numbers in Transformers' own way: one prompt at a time.
     """
-    beams = decoding.num_beams > 1
-    for batch in equal_lengths(prompts, 1 if beams and decoding.do_sample else batch_size):
+    ends = set(end_tokens(model, tokenizer))
+    alone = decoding.num_beams > 1 and decoding.do_sample
+    for batch in equal_lengths(prompts, 1 if alone else batch_size):
         found = generate(model, tokenizer, [prompts[key] for key in batch], decoding, seed)
         for key, ids in zip(batch, found, strict=True):
-            if on_token and not beams:
-                for token in ids:
+            end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+            if on_token:
+                for token in ids[: end + 1]:
                     on_token(key, token)
-            yield key, ids
+            yield key, ids[: end + 1]
 
 
-def equal_lengths(prompts: dict[int, list[int]], batch_size: int) -> Iterator[list[int]]:
+def equal_lengths(prompts: dict[Key, list[int]], batch_size: int) -> Iterator[list[Key]]:
     """Keys of up to `batch_size` prompts with equally many tokens."""
     order = sorted(prompts, key=lambda key: (len(prompts[key]), prompts[key]))
     start = 0

@@ -1,0 +1,26 @@
+"""What people ask for in place of params.yaml: decoding, and the seeds of several samples."""
+
+from typing import Any
+
+from verse import params
+from verse.params import Decoding, Params
+
+
+def sample_seed(seed: int, number: int) -> int:
+    """The seed of the sample so numbered, from 0: the first is the poem of the seed itself, the
+    second that of the next seed, and so on, so that each can be had again alone.
+    """
+    return (seed + number) % 2**32
+
+
+def adjusted(p: Params, source: str, **changes: Any) -> Decoding:
+    """The decoding of params.yaml with what is given in place of it; temperature 0 samples nothing.
+
+    source: who gave it, for the ParameterError that names what is out of range.
+    """
+    values = p.model_dump()
+    given = {name: value for name, value in changes.items() if value is not None}
+    values["decoding"] |= given
+    if "temperature" in given:
+        values["decoding"]["do_sample"] = given["temperature"] != 0
+    return params.parse(values, source).decoding
