@@ -33,6 +33,7 @@ def main() -> None:
 
 def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
     from verse.generation.answers import answer
+    from verse.generation.candidates import best, stream, tries
     from verse.model import distributed, memory
     from verse.model.encoding import common_prefix
     from verse.model.opening import open_model
@@ -41,34 +42,40 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
     opening = open_model(p.model, p.machine, seed=p.seed)
     share = poems[distributed.rank() :: distributed.size()]
     prompts = opening.encode_prompts(share, p.decoding.max_new_tokens)
-    at_once = max(1, min(p.machine.batch_size, len(prompts)))
+    at_once = max(1, min(p.machine.batch_size, len(prompts) * tries(p.decoding)))
     own = max(map(len, prompts), default=0) - len(common_prefix(prompts))
     tokens = own + p.decoding.max_new_tokens
     ways = opening.ways(lambda sizes: memory.ways_to_generate(sizes, at_once, tokens))
     if chief:
         print(f"memory: {ways[0]}", flush=True)
     watch = speed.Stopwatch()
-    answers: dict[int, str] = {}
+    numbers = range(tries(p.decoding))
+    answers: dict[tuple[int, int], str] = {}
+    likelihoods: dict[tuple[int, int], float] = {}
 
     def work(way: memory.Way) -> None:
         model = opening.load(way, prompts, ADAPTERS[which])
         watch.restart()
-        numbered = dict(enumerate(prompts))
         answer(
             model,
             opening.tokenizer,
-            numbered,
+            {(number, n): ids for number, ids in enumerate(prompts) for n in numbers},
             p.decoding,
-            seed=p.seed,
+            seed=lambda key: stream(p.seed, key[1]),
             batch_size=way.poems,
             answers=answers,
+            likelihoods=likelihoods,
         )
 
     memory.descend(ways, work, "lower decoding.max_new_tokens, or take a smaller model")
-    texts = distributed.gather([answers[number] for number in range(len(prompts))])
+    kept = [
+        best(poem["input"], [(answers[number, n], likelihoods[number, n]) for n in numbers])
+        for number, poem in enumerate(share)
+    ]
+    texts = distributed.gather(kept)
     if not chief:
         return
-    numbers = watch.numbers(len(poems))
+    speeds = watch.numbers(len(poems))
 
     rows = [
         {"input": poem["input"], "answer": text} for poem, text in zip(poems, texts, strict=True)
@@ -80,7 +87,7 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
         if which == "tuned":
             write_text("data/generated/results.txt", "\n".join(lines) + "\n")
             write_json("data/generated/results.json", predicted)
-        speed.store("metrics/speed.json", STAGES[which], numbers)
+        speed.store("metrics/speed.json", STAGES[which], speeds)
     print(f"{len(rows)} poems finished by the {which} model")
 
 

@@ -134,7 +134,7 @@ def answers_to(couplets: tuple[str, ...], path: str) -> list[str]:
 
 def trimming(poems: list["Judged"]) -> dict[str, float]:
     """The metrics of what a chat model wrote before it was trimmed."""
-    from verse.judging.scoring import in_form
+    from verse.poems.lines import in_form
 
     raw = sum(in_form(one.couplet, one.raw or "") for one in poems)
     trimmed = sum("".join((one.raw or "").split()) != one.answer for one in poems)

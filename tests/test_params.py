@@ -87,6 +87,7 @@ VALUES = {
     "decoding.max_new_tokens": COUNT,
     "decoding.num_beams": ([1, 128], [129, *COUNT[1]]),
     "decoding.no_repeat_ngram_size": COUNT_OR_0,
+    "decoding.candidates": ([1, 1000], [1001, *COUNT[1]]),
     "contestants": (
         [[]],
         [None, {}, "kimi", 1, [None], ["kimi"], [[]]],

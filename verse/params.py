@@ -107,6 +107,7 @@ class Decoding(Section):
     max_new_tokens: Count
     num_beams: Annotated[int, Field(ge=1, le=128)]
     no_repeat_ngram_size: CountOr0
+    candidates: Annotated[int, Field(ge=1, le=1000)]
 
     @field_validator("temperature")
     @classmethod

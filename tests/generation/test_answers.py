@@ -27,6 +27,7 @@ DECODING = Decoding(
     max_new_tokens=12,
     num_beams=1,
     no_repeat_ngram_size=3,
+    candidates=1,
 )
 COUPLETS = [
     "白日依山盡，黃河入海流。",
@@ -124,7 +125,8 @@ def test_sampled_tokens_follow_the_distribution_of_transformers():
     )
     expected = torch.softmax(warpers(None, scores.clone()), -1)[0]
     prompts = [[n] for n in range(20_000)]
-    streams = sampling.OwnStreams(prompts, decoding, seed=0)
+    numbers = torch.stack([sampling.uniform_numbers(prompt, "0", 1) for prompt in prompts])
+    streams = sampling.OwnStreams(numbers, decoding, prompt_length=1)
     drawn = streams(torch.zeros(len(prompts), 1), scores.expand(len(prompts), -1)).argmax(-1)
     shares = torch.bincount(drawn, minlength=6) / len(prompts)
     assert torch.allclose(shares, expected, atol=0.015)

@@ -28,6 +28,7 @@ DECODING = Decoding(
     max_new_tokens=3,
     num_beams=1,
     no_repeat_ngram_size=2,
+    candidates=1,
 )
 POEMS = json.loads(Path("data/embedded/train.json").read_text("utf-8"))
 

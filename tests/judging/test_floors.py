@@ -3,8 +3,8 @@
 import pytest
 
 from verse.judging.floors import another_rest, commonest_shape, constant, random_characters
-from verse.judging.scoring import in_form, judge
-from verse.poems.lines import split_lines
+from verse.judging.scoring import judge
+from verse.poems.lines import in_form, split_lines
 
 FIVE = ("國破山河在，城春草木深。", "感時花濺淚，恨別鳥驚心。")
 SEVEN = ("朝辭白帝彩雲間，千里江陵一日還。", "兩岸猿聲啼不住，輕舟已過萬重山。")

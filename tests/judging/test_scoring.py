@@ -14,7 +14,6 @@ from verse.judging.scoring import (
     COLUMNS,
     SHARES,
     gain,
-    in_form,
     judge,
     likenesses,
     summarise,
@@ -23,7 +22,7 @@ from verse.judging.scoring import (
 )
 from verse.judging.terminal import side_by_side
 from verse.judging.usage import rivals
-from verse.poems.lines import lines_in, split_lines
+from verse.poems.lines import in_form, lines_in, split_lines
 
 COUPLET, REST = "白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。"
 OTHER_COUPLET, OTHER_REST = "紅豆生南國，春來發幾枝。", "願君多采擷，此物最相思。"

@@ -36,6 +36,7 @@ GREEDY = Decoding(
     max_new_tokens=12,
     num_beams=1,
     no_repeat_ngram_size=0,
+    candidates=1,
 )
 
 

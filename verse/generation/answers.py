@@ -7,7 +7,8 @@ there are (`slots`). Beams, and models whose attention is of another kind, go Tr
 """
 
 from collections.abc import Callable, Hashable, Iterator
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -39,37 +40,64 @@ def answer(
     prompts: dict[Key, list[int]],
     decoding: Decoding,
     *,
-    seed: int,
+    seed: int | Callable[[Key], str],
     batch_size: int,
     answers: dict[Key, str],
+    likelihoods: dict[Key, float] | None = None,
     on_token: Callable[[Key, int], None] | None = None,
 ) -> None:
     """Put the model's answer to each prompt, without special tokens, under its key in `answers`.
 
-    prompts: token ids by a key. batch_size: how many are answered at once. What `answers` holds
-    already is left alone, so that another call goes on where one has run out of memory. on_token:
-    called with the key and each token of its answer, the end token too, as it is chosen; in
-    Transformers' own way, once the answer is whole. What it raises stops the answering.
+    prompts: token ids by a key. seed: one for all, or what gives that of a key. batch_size: how
+    many are answered at once. What `answers` holds already is left alone, so that another call
+    goes on where one has run out of memory. likelihoods: gets the mean log-probability of an
+    answer's tokens, at temperature 1 among the `top_k` likeliest; 0 in Transformers' own way.
+    on_token: called with the key and each token of its answer, the end token too, as it is chosen;
+    in Transformers' own way, once the answer is whole. What it raises stops the answering.
     """
     if model.device.type == "cpu":
         use_tiles(model)
     waiting = {key: ids for key, ids in prompts.items() if key not in answers}
     if not waiting:
         return
+    seed_of = seed if callable(seed) else lambda _: str(seed)
+    task = Task(model, tokenizer, waiting, decoding, seed_of, batch_size, on_token or ignore)
     progress = tqdm(total=len(prompts), initial=len(answers), unit="poem", disable=None)
 
-    def finish(ended: Iterator[tuple[Key, list[int]]]) -> None:
-        for key, ids in ended:
+    def finish(ended: Iterator[tuple[Key, list[int], float]]) -> None:
+        for key, ids, likelihood in ended:
             answers[key] = tokenizer.decode(ids, skip_special_tokens=True)
+            if likelihoods is not None:
+                likelihoods[key] = likelihood
             progress.update()
 
-    task = model, tokenizer, waiting, decoding, seed, batch_size, on_token
     try:
-        finish(answer_apart(*task) if decoding.num_beams > 1 else answer_together(*task))
+        finish(answer_apart(task) if decoding.num_beams > 1 else answer_together(task))
     except Unsuited as reason:
         told("prompts of one length at a time, which is slower", reason)
-        finish(answer_apart(*task))
+        finish(answer_apart(task))
     progress.close()
+
+
+@dataclass(frozen=True)
+class Task(Generic[Key]):
+    """What `answer` was given."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    prompts: dict[Key, list[int]]
+    decoding: Decoding
+    seed_of: Callable[[Key], str]
+    batch_size: int
+    on_token: Callable[[Key, int], None]
+
+    def numbers(self, key: Key) -> torch.Tensor:
+        """The random stream of a prompt: a number in [0, 1) for each token."""
+        return uniform_numbers(self.prompts[key], self.seed_of(key), self.decoding.max_new_tokens)
+
+
+def ignore(*_: object) -> None:
+    """What is told of tokens that nobody asked for."""
 
 
 class Unsuited(Exception):
@@ -77,24 +105,18 @@ class Unsuited(Exception):
 
 
 @torch.inference_mode()
-def answer_together(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: dict[Key, list[int]],
-    decoding: Decoding,
-    seed: int,
-    batch_size: int,
-    on_token: Callable[[Key, int], None] | None,
-) -> Iterator[tuple[Key, list[int]]]:
-    """The keys and new token ids of prompts of any lengths, as they end.
+def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
+    """The keys, new token ids and likelihoods of prompts of any lengths, as they end.
 
     Raises Unsuited before the first of them.
     """
-    ends, draw = set(end_tokens(model, tokenizer)), Draw(decoding)
+    prompts, decoding = task.prompts, task.decoding
+    ends, draw = set(end_tokens(task.model, task.tokenizer)), Draw(decoding)
     waiting = sorted(prompts, key=lambda key: (-len(prompts[key]), prompts[key]))
-    batch_size = min(batch_size, len(waiting))
+    batch_size = min(task.batch_size, len(waiting))
     keys: list[Key] = []
     written: dict[Key, list[int]] = {}
+    likelihoods: dict[Key, float] = {}
     numbers: dict[Key, torch.Tensor] = {}
     rows: Rows | Slots | None = None
     while waiting or keys:
@@ -102,23 +124,25 @@ def answer_together(
             new = [waiting.pop() for _ in range(min(batch_size - len(keys), len(waiting)))]
             texts = [prompts[key] for key in new]
             if rows is None:
-                rows = first_rows(model, decoding, list(prompts.values()), texts)
+                rows = first_rows(task.model, decoding, list(prompts.values()), texts)
             else:
                 rows.add(texts)
             for key in new:
-                written[key] = []
-                numbers[key] = uniform_numbers(prompts[key], seed, decoding.max_new_tokens)
+                written[key], likelihoods[key], numbers[key] = [], 0.0, task.numbers(key)
             keys += new
         assert rows
-        drawn = draw(*rows.step(), torch.stack([numbers[key][len(written[key])] for key in keys]))
+        uniform = torch.stack([numbers[key][len(written[key])] for key in keys])
+        drawn, chances = draw(*rows.step(), uniform)
         rows.write(drawn)
         kept = []
-        for row, (key, token) in enumerate(zip(keys, drawn.tolist(), strict=True)):
+        for row, (key, token, chance) in enumerate(
+            zip(keys, drawn.tolist(), chances.tolist(), strict=True)
+        ):
             written[key].append(token)
-            if on_token:
-                on_token(key, token)
+            likelihoods[key] += chance
+            task.on_token(key, token)
             if token in ends or len(written[key]) == decoding.max_new_tokens:
-                yield key, written.pop(key)
+                yield key, written[key], likelihoods[key] / len(written.pop(key))
             else:
                 kept.append(row)
         if len(kept) < len(keys):
@@ -154,29 +178,19 @@ def first_rows(
 
 
 @torch.inference_mode()
-def answer_apart(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: dict[Key, list[int]],
-    decoding: Decoding,
-    seed: int,
-    batch_size: int,
-    on_token: Callable[[Key, int], None] | None,
-) -> Iterator[tuple[Key, list[int]]]:
+def answer_apart(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
     """The same as `answer_together` by Transformers' generation, prompts of one length at a time.
 
     Sampling with beams draws numbers in Transformers' own way: one prompt at a time.
     """
-    ends = set(end_tokens(model, tokenizer))
-    alone = decoding.num_beams > 1 and decoding.do_sample
-    for batch in equal_lengths(prompts, 1 if alone else batch_size):
-        found = generate(model, tokenizer, [prompts[key] for key in batch], decoding, seed)
-        for key, ids in zip(batch, found, strict=True):
+    ends = set(end_tokens(task.model, task.tokenizer))
+    alone = task.decoding.num_beams > 1 and task.decoding.do_sample
+    for batch in equal_lengths(task.prompts, 1 if alone else task.batch_size):
+        for key, ids in zip(batch, generate(task, batch), strict=True):
             end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-            if on_token:
-                for token in ids[: end + 1]:
-                    on_token(key, token)
-            yield key, ids[: end + 1]
+            for token in ids[: end + 1]:
+                task.on_token(key, token)
+            yield key, ids[: end + 1], 0.0
 
 
 def equal_lengths(prompts: dict[Key, list[int]], batch_size: int) -> Iterator[list[Key]]:
@@ -191,21 +205,17 @@ def equal_lengths(prompts: dict[Key, list[int]], batch_size: int) -> Iterator[li
 
 
 @torch.inference_mode()
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[int]],
-    decoding: Decoding,
-    seed: int,
-) -> list[list[int]]:
+def generate(task: Task[Key], batch: list[Key]) -> list[list[int]]:
     """New token ids for prompts of equal length, as Transformers decodes them."""
+    model, decoding = task.model, task.decoding
     device = model.device
     processors = LogitsProcessorList()
     sampling = {}
     if decoding.num_beams == 1:
-        processors.append(OwnStreams(prompts, decoding, seed))
+        numbers = torch.stack([task.numbers(key) for key in batch])
+        processors.append(OwnStreams(numbers, decoding, len(task.prompts[batch[0]])))
     elif decoding.do_sample:
-        torch.manual_seed(int(uniform_numbers(prompts[0], seed, 1).item() * 2**53))
+        torch.manual_seed(int(task.numbers(batch[0])[0].item() * 2**53))
         sampling = {
             "do_sample": True,
             "temperature": decoding.temperature,
@@ -216,11 +226,11 @@ def generate(
         max_new_tokens=decoding.max_new_tokens,
         num_beams=decoding.num_beams,
         no_repeat_ngram_size=decoding.no_repeat_ngram_size if decoding.num_beams > 1 else 0,
-        eos_token_id=end_tokens(model, tokenizer),
-        pad_token_id=tokenizer.eos_token_id,
+        eos_token_id=end_tokens(model, task.tokenizer),
+        pad_token_id=task.tokenizer.eos_token_id,
         **sampling,
     )
-    ids = torch.tensor(prompts, device=device)
+    ids = torch.tensor([task.prompts[key] for key in batch], device=device)
     output = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),

@@ -70,19 +70,23 @@ class Draw:
 
     def __call__(
         self, likeliest: torch.Tensor, tokens: torch.Tensor, numbers: torch.Tensor
-    ) -> torch.Tensor:
-        """likeliest, tokens: (R, k), as `candidates` gives them. numbers: (R,). All on the CPU."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens drawn, and their log-probabilities among the k at temperature 1; both (R,).
+
+        likeliest, tokens: (R, k), as `candidates` gives them. numbers: (R,). All on the CPU.
+        """
         if not likeliest[:, 0].isfinite().all():
             raise UserError(
                 "the model's scores are not finite numbers: its weights are broken, or too large "
                 "for model.dtype: take another model or set model.dtype to float32"
             )
         if not self.sample:
-            return tokens[:, 0]
+            return tokens[:, 0], torch.zeros(len(tokens))
         warped = self.warpers(tokens, likeliest).double()
         cumulative = torch.softmax(warped, -1).cumsum(-1)
         places = torch.searchsorted(cumulative, numbers[:, None] * cumulative[:, -1:], right=True)
-        return tokens.gather(1, places)[:, 0]
+        chances = torch.log_softmax(likeliest, -1).gather(1, places)
+        return tokens.gather(1, places)[:, 0], chances[:, 0]
 
 
 class OwnStreams(LogitsProcessor):
@@ -91,22 +95,21 @@ class OwnStreams(LogitsProcessor):
     Leaves the drawn token as the only possible one, so that greedy search takes it.
     """
 
-    def __init__(self, prompts: list[list[int]], decoding: Decoding, seed: int):
+    def __init__(self, numbers: torch.Tensor, decoding: Decoding, prompt_length: int):
+        """numbers: (R, tokens), each prompt's stream."""
         self.decoding, self.draw = decoding, Draw(decoding)
-        steps = decoding.max_new_tokens
-        self.numbers = torch.stack([uniform_numbers(ids, seed, steps) for ids in prompts])
-        self.prompt_length = len(prompts[0])
+        self.numbers, self.prompt_length = numbers, prompt_length
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         step = input_ids.shape[1] - self.prompt_length
         lengths = torch.full_like(input_ids[:, 0], input_ids.shape[1])
         likeliest, tokens = candidates(scores, input_ids, lengths, self.decoding)
-        drawn = self.draw(likeliest.cpu(), tokens.cpu(), self.numbers[:, step])
+        drawn, _ = self.draw(likeliest.cpu(), tokens.cpu(), self.numbers[:, step])
         chosen = drawn[:, None].to(scores.device)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
-def uniform_numbers(prompt: list[int], seed: int, steps: int) -> torch.Tensor:
+def uniform_numbers(prompt: list[int], seed: str, steps: int) -> torch.Tensor:
     """`steps` numbers in [0, 1) in float64 that depend on the seed and the prompt's ids."""
     digest = hashlib.sha256(f"{seed}:{prompt}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -22,10 +22,8 @@ import pandas as pd
 
 from verse.judging.metrics import INTERVALS, KEYS, METRICS
 from verse.judging.usage import Rivals, fits, words
-from verse.poems.lines import CLOSES, IDEOGRAPHS, PAUSES, POEM_PUNCTUATION, STOPS, split_lines
+from verse.poems.lines import FURTHER_LINES, IDEOGRAPHS, POEM_PUNCTUATION, in_form, split_lines
 from verse.poems.prosody import Analysis, analyse, rhymes
-
-FURTHER_LINES = (2, 6)  # of a quatrain and of an eight-line poem
 
 LEAST_TONE = 0.85
 """Least share of tone rules kept by a whole poem; 87% of true poems have it."""
@@ -83,28 +81,6 @@ class Judged:
     """Prosody of the couplet and the verse; None out of form."""
     raw: str | None = None
     """All that a chat model wrote, where the answer is only what counts of it."""
-
-
-def in_form(couplet: str, answer: str, further: Collection[int] = FURTHER_LINES) -> bool:
-    """Whether further lines follow, each as long as the couplet's two, and nothing else.
-
-    further: how many lines may follow. Lines are Chinese characters alone. A line that opens a
-    couplet ends on one of PAUSES, one that closes it on one of STOPS, the poem's last on one of
-    CLOSES. Nothing may stand before, between or after, be it a blank or a line break.
-    """
-    given, lines = split_lines(couplet), split_lines(answer)
-    return (
-        len(given) == 2
-        and bool(lines)
-        and len(lines) in further
-        and len({len(line) for line, _ in (*given, *lines)}) == 1
-        and all(IDEOGRAPHS.fullmatch(line) for line, _ in lines)
-        and all(len(marks) == 1 for _, marks in lines)
-        and all(marks in PAUSES for _, marks in lines[::2])
-        and all(marks in STOPS for _, marks in lines[1::2])
-        and lines[-1][1] in CLOSES
-        and "".join(line + marks for line, marks in lines) == answer
-    )
 
 
 def judge(couplet: str, answer: str, truth: str, training_lines: Collection[str]) -> Judged:

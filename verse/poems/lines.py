@@ -2,8 +2,9 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+FURTHER_LINES = (2, 6)  # of a quatrain and of an eight-line poem, after the couplet
 FORMS = {(4, 5): "五絕", (4, 7): "七絕", (8, 5): "五律", (8, 7): "七律"}  # (lines, characters)
 
 # By number, since U+F900, the first compatibility ideograph, looks just like U+8C48.
@@ -63,4 +64,26 @@ def write_lines(lines: Iterable[tuple[str, str]]) -> str:
     """
     return "".join(
         line + KEPT_MARKS.get(mark, "，。"[place % 2]) for place, (line, mark) in enumerate(lines)
+    )
+
+
+def in_form(couplet: str, answer: str, further: Collection[int] = FURTHER_LINES) -> bool:
+    """Whether further lines follow, each as long as the couplet's two, and nothing else.
+
+    further: how many lines may follow. Lines are Chinese characters alone. A line that opens a
+    couplet ends on one of PAUSES, one that closes it on one of STOPS, the poem's last on one of
+    CLOSES. Nothing may stand before, between or after, be it a blank or a line break.
+    """
+    given, lines = split_lines(couplet), split_lines(answer)
+    return (
+        len(given) == 2
+        and bool(lines)
+        and len(lines) in further
+        and len({len(line) for line, _ in (*given, *lines)}) == 1
+        and all(IDEOGRAPHS.fullmatch(line) for line, _ in lines)
+        and all(len(marks) == 1 for _, marks in lines)
+        and all(marks in PAUSES for _, marks in lines[::2])
+        and all(marks in STOPS for _, marks in lines[1::2])
+        and lines[-1][1] in CLOSES
+        and "".join(line + marks for line, marks in lines) == answer
     )
