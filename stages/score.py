@@ -32,7 +32,7 @@ def main() -> None:
 
     import pandas as pd
 
-    from verse.judging import marks
+    from verse.judging import floors, marks
     from verse.judging.contestants import ASKED, BASELINE, contestants
     from verse.judging.metrics import HEADLINES, apart
     from verse.judging.report import render
@@ -50,7 +50,7 @@ def main() -> None:
     answers = {
         name: answers_to(couplets, one.answers)
         if one.answers
-        else one.floor(test, training, p.seed)
+        else getattr(floors, one.floor)(test, training, p.seed)
         if one.floor
         else list(truths)
         for name, one in everyone.items()

@@ -23,6 +23,8 @@ SMALL = {
     "train.eval_every": 2,
     "machine.checkpoint_every": 1,
     "decoding.temperature": 1.0,
+    "decoding.top_p": 0.3,
+    "decoding.candidates": 1,
     "decoding.max_new_tokens": 12,
     "score.bootstrap": 100,
 }

@@ -112,6 +112,8 @@ def machine(**changes) -> Machine:
         "cache_dir": None,
         "checkpoint_every": 2,
         "batch_size": 64,
+        "questions": 1,
+        "timeout": 10,
     }
     return Machine(**values | changes)
 

@@ -304,7 +304,7 @@ def told(poet, place, **changes):
     """What the library says of a place: token -> shares of the model, tempered and drawn."""
     poem, _ = poem_of(poet)
     decoding = adjusted(P, "test", **CONTROLS | changes)
-    prompt = poet.prompt({"instruction": INSTRUCTION, "input": COUPLET})
+    prompt = poet.prompt({"instruction": INSTRUCTION, "input": COUPLET}, 0)
     scores = poet.scores(prompt, poem.tokens)
     found = list(poet.distributions(scores, prompt, poem.tokens, decoding))[place]
     rows = {row.token: row for row in [*poet.likeliest(found), poet.row(found, poem.tokens[place])]}

@@ -140,7 +140,7 @@ def test_nothing_to_answer_is_one_line(verse):
         verse(stdin=" \n")
     with pytest.raises(UserError, match="--samples must be at least 1"):
         verse(COUPLET, "--samples", "0")
-    with pytest.raises(UserError, match="do not fit into the 512 of the model"):
+    with pytest.raises(UserError, match="more than the model's 512 positions"):
         verse("山" * 600)
 
 

@@ -518,7 +518,8 @@ def test_browser_lays_out_within_the_width(visit, width, scheme):
 def test_browser_sets_many_contestants_apart(visit, tmp_path_factory, width):
     """Six lines of seven characters from each of six, and a raw answer."""
     names = ("kimi", "chatgpt", "deepseek")
-    everyone = CONTESTANTS | {name: Contestant("", name, "x", chat=True) for name in names}
+    everyone = {name: one for name, one in CONTESTANTS.items() if not one.floor}
+    everyone |= {name: Contestant("", name, "x", chat=True) for name in names}
     poem = next(poem for poem in POEMS if len(poem["output"]) == 6 * 8)
     judged = row(poem["input"], **dict.fromkeys(names, poem["output"]), reference=poem["output"])
     judged["kimi"] = replace(judged["kimi"], raw="好的：\n" + poem["output"])

@@ -94,7 +94,7 @@ def test_a_fault_that_all_processes_have_is_told_once(project):
     done = run(project, "-m", "stages.train")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line == "train: model.name 'base': has no weights (*.safetensors)"
+    assert line == "train: model.name 'base': has no weights (*.safetensors): add them"
 
 
 SCRIPT = """

@@ -64,9 +64,9 @@ class Poet:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.opening.tokenizer
 
-    def prompt(self, poem: dict[str, str]) -> list[int]:
-        """The token ids of a poem's prompt."""
-        return self.opening.encode_prompts([poem])[0]
+    def prompt(self, poem: dict[str, str], new_tokens: int) -> list[int]:
+        """The token ids of a poem's prompt, after which so many others have room."""
+        return self.opening.encode_prompts([poem], new_tokens)[0]
 
     def write(
         self,
@@ -81,9 +81,7 @@ class Poet:
         after each of its tokens. What it raises stops the writing. Raises UserError for a prompt
         and an answer that are too long for the model.
         """
-        prompts = dict(enumerate(self.opening.encode_prompts(poems)))
-        for prompt in prompts.values():
-            self.check_length(prompt, decoding.max_new_tokens)
+        prompts = dict(enumerate(self.opening.encode_prompts(poems, decoding.max_new_tokens)))
         tokens: dict[int, list[int]] = {number: [] for number in prompts}
         answers: dict[int, str] = {}
 
@@ -106,15 +104,6 @@ class Poet:
             Written(answers[number], tokens[number], self.pieces(tokens[number]), seed)
             for number in prompts
         ]
-
-    def check_length(self, prompt: list[int], max_new_tokens: int) -> None:
-        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if most and len(prompt) + max_new_tokens > most:
-            raise UserError(
-                f"a prompt of {len(prompt)} tokens and an answer of up to {max_new_tokens} do not "
-                f"fit into the {most} of the model: give a shorter couplet, or lower "
-                "max_new_tokens"
-            )
 
     def text(self, tokens: list[int]) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)

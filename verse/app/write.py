@@ -117,7 +117,8 @@ class Finished:
         """For each token, its shares and the likeliest beside it; entropies in bits."""
         from verse.generation.distribution import entropy
 
-        prompt, tokens = self.poet.prompt(self.poem), self.written.tokens
+        tokens = self.written.tokens
+        prompt = self.poet.prompt(self.poem, len(tokens))
         scores = self.poet.scores(prompt, tokens)
         along = self.poet.distributions(scores, prompt, tokens, self.decoding)
         return [

@@ -1,12 +1,10 @@
 """Who answers: a list, through which scores, report, plots and tables go."""
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from verse.errors import UserError
 from verse.files import read_text
-from verse.judging import floors
 
 ASKED = "data/answers/contestants.json"
 """The file that names the chat models that were asked."""
@@ -18,8 +16,9 @@ class Contestant:
     english: str
     answers: str | None = None
     """The file of the answers, rows of {"input", "answer"}; None where there is no file."""
-    floor: Callable[[Sequence[floors.Poem], Sequence[floors.Poem], int], list[str]] | None = None
-    """What makes the answers of a floor; with neither this nor a file, they are the true poems."""
+    floor: str = ""
+    """The function of `floors` that makes the answers of one; with neither this nor a file, they
+    are the true poems."""
     chat: bool = False
     """A chat model, whose rows also have `raw`: all that it wrote."""
 
@@ -27,9 +26,9 @@ class Contestant:
 CONTESTANTS = {
     "base": Contestant("未調", "base", "data/generated/base.jsonl"),
     "tuned": Contestant("已調", "tuned", "data/generated/tuned.jsonl"),
-    "random": Contestant("亂字", "random", floor=floors.random_characters),
-    "constant": Contestant("一律", "constant", floor=floors.constant),
-    "another": Contestant("他詩", "another's", floor=floors.another_rest),
+    "random": Contestant("亂字", "random", floor="random_characters"),
+    "constant": Contestant("一律", "constant", floor="constant"),
+    "another": Contestant("他詩", "another's", floor="another_rest"),
     "reference": Contestant("原作", "true"),
 }
 """By the name that metrics/score.json has for them. Those that answer come first, then the floors,

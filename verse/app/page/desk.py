@@ -191,8 +191,7 @@ class Desk:
         poet, poem = self.poet(asked.poet), self.library.poem(asked.couplet)
         if asked.place >= len(asked.tokens) or max(asked.tokens) >= poet.vocabulary:
             raise Refusal(400, "沒有這個位置或這個字。", "There is no such place or token.")
-        prompt = poet.prompt(poem)
-        poet.check_length(prompt, len(asked.tokens))
+        prompt = poet.prompt(poem, len(asked.tokens))
         scores = self.scores_of(asked.poet, prompt, asked.tokens)
         decoding = self.decoding(asked.controls)
         along = list(poet.distributions(scores, prompt, asked.tokens, decoding))
