@@ -36,7 +36,7 @@ from verse.params import Params
 ROOT = Path(__file__).parents[1]
 SMALL = {
     "data.source": str(ROOT / "data/embedded"),
-    "prepare.max_train": 160,
+    "prepare.max_train": 64,
     "prepare.test_poems": 16,  # the first ones, of a source that has more
     "prepare.validation_poems": 1,  # the product alone validates, twice, within its time
     "decoding.max_new_tokens": 64,
