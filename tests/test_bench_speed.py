@@ -1,19 +1,16 @@
 """`bench.speed`, end to end on a model of a few thousand parameters."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from forked import Stages
 from tiny_models import INSTRUCTION, POEMS, build
 
+from bench import speed
 from bench.peers import ENTRIES
 from bench.speed import cells, chosen, compete, least_seconds, start
 from verse.errors import ParameterError
 
-ROOT = Path(__file__).parent.parent
 DEVICE = {
     "operations_per_second": 1000.0,
     "bytes_per_second": 100.0,
@@ -26,44 +23,58 @@ DEVICE = {
 }
 
 
-def bench(*options: str, to: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.speed", *options, "--to", str(to)],
-        cwd=ROOT,
-        env=os.environ | {"XDG_CACHE_HOME": str(to / "cache")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def processes_forked(tmp_path, monkeypatch):
+    """Processes of the bench forked from one that has imported all, since imports take seconds."""
+    stages = Stages(tmp_path)
+
+    def start(module, folder):
+        err = tmp_path / "err"
+        request = {"command": module, "cwd": folder, "limits": {}, "fault": None}
+        environment = {"XDG_CACHE_HOME": f"{folder}/cache"}
+        streams = [tmp_path / "out.txt", err]
+        pid = stages.ask(op="start", env=environment, streams=streams, **request)
+        status = stages.ask(op="wait", pid=pid, seconds=300)
+        return err.read_text("utf-8") if status else ""
+
+    monkeypatch.setattr(speed, "start", start)
+    yield
+    stages.close()
 
 
-def test_everyone_trains_and_answers_and_is_told(tmp_path):
+def test_everyone_trains_and_answers_and_is_told(tmp_path, monkeypatch, capsys, processes_forked):
     build("llama", tmp_path / "model")
-    source = tmp_path / "poems"
+    source, to = tmp_path / "poems", tmp_path / "results"
     source.mkdir()
     rows = [{"instruction": INSTRUCTION, "input": a, "output": b} for a, b in POEMS]
-    (source / "train.json").write_text(json.dumps(rows), "utf-8")
-    (source / "test.json").write_text(json.dumps(rows[:3]), "utf-8")
-    told = bench(
-        *("-S", f"model.name={tmp_path / 'model'}", "-S", f"data.source={source}"),
-        *("-S", "prepare.max_train=3", "-S", "prepare.test_poems=2", "-S", "machine.threads=1"),
-        *("-S", "decoding.max_new_tokens=3", "-S", "machine.device=cpu"),
-        to=tmp_path / "out",
-    )
-    numbers = json.loads((tmp_path / "out/numbers.json").read_text("utf-8"))
-    table = (tmp_path / "out/table.md").read_text("utf-8")
-    assert (tmp_path / "out/chart.png").read_bytes().startswith(b"\x89PNG")
-    assert len(numbers["results"]) == len(ENTRIES)
+    (source / "train.json").write_text(json.dumps(rows[:5]), "utf-8")
+    (source / "test.json").write_text(json.dumps(rows[5:]), "utf-8")
+    options = {
+        "model.name": tmp_path / "model",
+        "data.source": source,
+        "prepare.max_train": 3,
+        "prepare.test_poems": 2,
+        "decoding.max_new_tokens": 3,
+        "machine.device": "cpu",
+        "machine.threads": 1,
+    }
+    settings = [part for key, value in options.items() for part in ("-S", f"{key}={value}")]
+    monkeypatch.setattr("sys.argv", ["bench.speed", *settings, "--to", str(to)])
+    # Whether the others' packages are installed here does not matter.
+    monkeypatch.setattr(speed, "find_spec", lambda package: None)
+    speed.main()
+    numbers = json.loads((to / "numbers.json").read_text("utf-8"))
+    told, table = capsys.readouterr().out, (to / "table.md").read_text("utf-8")
+    assert (to / "chart.png").read_bytes().startswith(b"\x89PNG")
     for entry, result in zip(ENTRIES, numbers["results"], strict=True):
-        assert (
-            " | ".join(cells(entry, result)) in told and " | ".join(cells(entry, result)) in table
-        )
-        if entry.package:  # whether it is installed here does not matter
+        row = " | ".join(cells(entry, result))
+        assert row in told and row in table
+        if entry.package:
+            assert result["failed"] == f"not installed: pip install {entry.package}"
             continue
+        assert "failed" not in result, result
         assert result["poems"] == (3 if entry.job == "train" else 2)
-        assert result["seconds"] > 0 and result["peak_gib"] > 0
-        assert 0 < result["of_limit"] < 1
+        assert result["seconds"] > 0 and result["peak_gib"] > 0 and result["of_limit"] > 0
         if entry.job == "generate":
             assert len(result["tokens"]) == 2 and all(1 <= n <= 3 for n in result["tokens"])
 
