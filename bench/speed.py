@@ -30,7 +30,7 @@ from bench.peers import ENTRIES, PROMPTS, TRAINING, Entry, any_kernel, poems
 from verse import params
 from verse.app.plots import draw
 from verse.errors import ParameterError, UserError, run
-from verse.files import read_jsonl, write_json, write_jsonl, write_text
+from verse.files import cache_dir, read_jsonl, write_json, write_jsonl, write_text
 from verse.params import Params
 
 ROOT = Path(__file__).parents[1]
@@ -144,6 +144,7 @@ def start(module: list[str], folder: str) -> str:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "XDG_CACHE_HOME": str(Path(folder, "cache")),  # where no earlier run left a checkpoint
+        "HF_HOME": os.environ.get("HF_HOME", str(cache_dir().parent / "huggingface")),
     }
     command = [sys.executable, "-m", *module]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
