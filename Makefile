@@ -2,7 +2,7 @@
 # make lint    check style                              make audit   look for known vulnerabilities
 # make soak    the long tests: kills, broken inputs     make merge   write the merged model
 # make show    experiments that fit a terminal          make grid    twelve decodings compared
-# make page    a page to write poems on
+# make page    a page to write poems on             make readme  the last run's figures into the READMEs
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -34,6 +34,9 @@ grid: .venv/runtime
 
 page: .venv/runtime
 	verse page
+
+readme: .venv/development
+	python -m bench.readme
 
 lint: .venv/development
 	ruff check .
@@ -67,4 +70,4 @@ lock: .venv/development
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-.PHONY: repro test soak merge show grid page lint audit lock
+.PHONY: repro test soak merge show grid page readme lint audit lock
