@@ -2,7 +2,7 @@
 # make lint    check style                              make audit   look for known vulnerabilities
 # make soak    the long tests: kills, broken inputs     make merge   write the merged model
 # make show    experiments that fit a terminal          make grid    twelve decodings compared
-# make page    a page to write poems on
+# make page    a page to write poems on             make readme  the last run's figures into the READMEs
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -35,6 +35,9 @@ grid: .venv/runtime
 page: .venv/runtime
 	verse page
 
+readme: .venv/development
+	python -m bench.readme
+
 lint: .venv/development
 	ruff check .
 	ruff format --check .
@@ -44,8 +47,8 @@ lint: .venv/development
 audit: .venv/development
 	pip-audit --strict --no-deps --disable-pip -r requirements.txt
 
-# Pins every package exactly. torch is pinned without a build tag, so that pip may take the CPU
-# build where it is set up for it; torch's own metadata pins its CUDA packages.
+# Pins every package exactly. torch is pinned without a build tag, so that its CPU build fits too
+# (setup/torch_build.py); torch's own metadata pins its CUDA packages.
 lock: export CUSTOM_COMPILE_COMMAND := make lock
 lock: .venv/development
 	pip-compile -q --upgrade --allow-unsafe --strip-extras --no-emit-find-links --no-emit-index-url -o requirements.txt requirements.in
@@ -58,6 +61,7 @@ lock: .venv/development
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) cannot make .venv: on Debian, Ubuntu and Colab, apt-get install python3-venv first" >&2; exit 1; }
 
 .venv/runtime: requirements.txt pyproject.toml | .venv/bin/python
+	@$(BIN)/python setup/torch_build.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
@@ -66,4 +70,4 @@ lock: .venv/development
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-.PHONY: repro test soak merge show grid page lint audit lock
+.PHONY: repro test soak merge show grid page readme lint audit lock

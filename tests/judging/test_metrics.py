@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from verse.judging.contestants import CONTESTANTS, WATCHED
@@ -15,11 +16,12 @@ SCORES = json.loads((ROOT / "metrics/score.json").read_text("utf-8"))
 INTERVALS_FILE = json.loads((ROOT / "metrics/intervals.json").read_text("utf-8"))
 HALVES = {row["contestant"]: row for row in INTERVALS_FILE}
 README = (ROOT / "README.md").read_text("utf-8")
+FIGURES = (ROOT / "docs/figures.md").read_text("utf-8")
 
 
-def table(heading: str) -> list[list[str]]:
-    """The cells of the README's first table below a line."""
-    lines = README[README.index(heading) :].splitlines()
+def table(text: str, heading: str) -> list[list[str]]:
+    """The cells of a page's first table from some words on."""
+    lines = text[text.index(heading) :].splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("|"))
     rows = []
     for line in lines[start:]:
@@ -53,26 +55,35 @@ def test_intervals_stand_apart_from_the_scores():
     assert list(HALVES) == list(CONTESTANTS)
 
 
-def test_the_readme_says_what_each_metric_is():
-    assert [row[0] for row in table("## What the metrics say")[1:]] == NAMES
+def test_the_figures_page_says_what_each_metric_is():
+    assert [row[0] for row in table(FIGURES, "# All figures")[1:]] == NAMES
 
 
-def test_the_readme_has_the_figures_of_the_committed_scores():
-    head, *rows = table("Measured with the embedded model")
-    assert head[1:] == [one.english for one in CONTESTANTS.values()]
-    assert [row[0] for row in rows] == NAMES
+@pytest.mark.parametrize(
+    ("text", "heading", "metrics", "floors"),
+    [
+        (FIGURES, "Measured with the embedded model", NAMES, True),
+        (README, "# verse", HEADLINES, False),
+    ],
+    ids=["docs/figures.md", "README.md"],
+)
+def test_the_pages_have_the_figures_of_the_committed_scores(text, heading, metrics, floors):
+    head, *rows = table(text, heading)
+    shown = {name: one for name, one in CONTESTANTS.items() if floors or not one.floor}
+    assert head[1:] == [one.english for one in shown.values()]
+    assert [row[0] for row in rows] == list(metrics)
     for name, *cells in rows:
-        for cell, (group, values) in zip(cells, SCORES.items(), strict=True):
+        for cell, group in zip(cells, shown, strict=True):
             mean, half = re.fullmatch(r"([\d.]+)(?: ± ([\d.]+))?", cell).groups()
-            assert float(mean) == float(f"{values[name]:.3f}"), name
+            assert float(mean) == float(f"{SCORES[group][name]:.3f}"), name
             if half:
                 assert float(half) == float(f"{HALVES[group][name]:.3f}"), name
 
 
-def test_the_readme_has_the_gain_of_the_committed_scores():
+def test_the_figures_page_has_the_gain_of_the_committed_scores():
     rows = json.loads((ROOT / "metrics/gains.json").read_text("utf-8"))
     (row,) = [row for row in rows if row["contestant"] == WATCHED]
-    (line,) = re.findall("^Gain of tuned over base, poem by poem: (.*)\\.$", README, re.MULTILINE)
+    (line,) = re.findall("^Gain of tuned over base, poem by poem: (.*)\\.$", FIGURES, re.MULTILINE)
     told = re.findall(r"(\w+) ([+-][\d.]+) ± ([\d.]+)", line)
     assert [name for name, _, _ in told] == INTERVALS
     for name, value, half in told:

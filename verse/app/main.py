@@ -1,5 +1,6 @@
 """The command `verse`: what people run beside the pipeline.
 
+verse run        an experiment by a recipe, such as breeze
 verse write      finish a couplet on the terminal
 verse page       a page to write poems on, and to see what decoding does
 verse show       experiments in a table that fits a terminal
@@ -9,11 +10,13 @@ verse merge      write models/merged, the adapter merged into the full-precision
 """
 
 import argparse
+from importlib.metadata import version
 
 from verse import errors
-from verse.app import compare, merge, page, plots, show, write
+from verse.app import compare, merge, page, plots, run, show, write
 
 COMMANDS = {
+    "run": run,
     "write": write,
     "page": page,
     "show": show,
@@ -28,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="verse", description="Teach a language model to finish Tang poems."
     )
+    parser.add_argument("--version", action="version", version=f"verse {version('verse')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, module in COMMANDS.items():
         summary = (module.__doc__ or "").splitlines()[0]
