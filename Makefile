@@ -30,7 +30,7 @@ grid: .venv/runtime
 	dvc repro
 	dvc exp run --queue --name grid -S 'decoding.temperature=0.1,0.4,0.7,1.0' -S 'decoding.top_p=0.3,0.6,0.9' -S decoding.candidates=1
 	dvc exp run --run-all --jobs 2
-	verse compare $$(dvc exp list --name-only | grep '^grid-') --to docs/decoding
+	verse compare $$(dvc exp list --name-only | grep '^grid-') --baseline grid-1 --to docs/decoding
 
 page: .venv/runtime
 	verse page
