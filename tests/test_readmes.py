@@ -43,7 +43,7 @@ def code(text):
 
 def test_these_tests_see_something():
     assert len(commands(ENGLISH)) > 10 and "dvc repro" in commands(ENGLISH)
-    assert len(headings(ENGLISH)) > 4 and len(pictures(ENGLISH)) == 2
+    assert len(headings(ENGLISH)) > 4 and len(pictures(ENGLISH)) == 3
     assert sum(bool(figures) for _, figures in tables(ENGLISH)) >= 5
     assert "params.yaml" in code(ENGLISH)
 
