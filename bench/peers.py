@@ -286,7 +286,7 @@ def generated(p: Params, opening: Any, model: Any, batch: int) -> Numbers:
     from verse.generation.answers import end_tokens
 
     end, ends = opening.tokenizer.eos_token_id, end_tokens(model, opening.tokenizer)
-    decoding = p.decoding.model_dump()
+    decoding = p.decoding.model_dump(exclude={"candidates"})
     if not p.decoding.do_sample:
         decoding = {k: v for k, v in decoding.items() if k not in ("temperature", "top_p", "top_k")}
     config = GenerationConfig(eos_token_id=ends, pad_token_id=end, **decoding)

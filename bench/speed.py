@@ -40,6 +40,7 @@ SMALL = {
     "prepare.test_poems": 16,  # the first ones, of a source that has more
     "prepare.validation_poems": 1,  # the product alone validates, twice, within its time
     "decoding.max_new_tokens": 64,
+    "decoding.candidates": 1,  # what peers write
     "machine.processes": 1,
 }
 NOTES = """\
