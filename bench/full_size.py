@@ -3,8 +3,9 @@
     python -m bench.full_size breeze /tmp/breeze
 
 Speed does not depend on the weights' values. The shapes are those of MediaTek Breeze-7B-Instruct
-(a Mistral) and TAIDE-LX-7B-Chat (a Llama 2 with a longer vocabulary); the tokenizer is that of
-models/mini, a token a character. Wants about 15 GB of disk, and of GPU or main memory.
+(a Mistral), TAIDE-LX-7B-Chat (a Llama 2 with a longer vocabulary) and Llama 2 13B; the tokenizer
+is that of models/mini, a token a character. Wants 2 bytes a weight, 15 to 26 GB, of disk and of GPU
+or main memory.
 """
 
 import sys
@@ -42,6 +43,17 @@ SHAPES = {
             num_key_value_heads=32,
         ),
     ),
+    "llama-13b": (
+        LlamaForCausalLM,
+        LlamaConfig(
+            vocab_size=32000,
+            hidden_size=5120,
+            intermediate_size=13824,
+            num_hidden_layers=40,
+            num_attention_heads=40,
+            num_key_value_heads=40,
+        ),
+    ),
 }
 
 
@@ -61,7 +73,7 @@ def main() -> None:
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = make(config)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="5GB")
     tokenizer.save_pretrained(folder)
     print(f"{sum(w.numel() for w in model.parameters()) / 1e9:.2f}e9 parameters in {folder}")
 

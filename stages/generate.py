@@ -13,6 +13,7 @@ import sys
 from verse import params, speed
 from verse.errors import UserError, run
 from verse.files import read_rows, together, write_json, write_jsonl, write_text
+from verse.fingerprint import fingerprint
 from verse.params import Params
 
 STAGES = {"base": "baseline", "tuned": "generate"}
@@ -34,11 +35,12 @@ def main() -> None:
 def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
     from verse.generation.answers import answer
     from verse.generation.candidates import best, stream, tries
-    from verse.model import distributed, memory
+    from verse.model import distributed, memory, sharding
     from verse.model.encoding import common_prefix
     from verse.model.opening import open_model
 
     chief = distributed.rank() == 0
+    distributed.check_alike(lambda: fingerprint(STAGES[which], p, times=False))
     opening = open_model(p.model, p.machine, seed=p.seed)
     share = poems[distributed.rank() :: distributed.size()]
     prompts = opening.encode_prompts(share, p.decoding.max_new_tokens)
@@ -56,16 +58,17 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
     def work(way: memory.Way) -> None:
         model = opening.load(way, prompts, ADAPTERS[which])
         watch.restart()
-        answer(
-            model,
-            opening.tokenizer,
-            {(number, n): ids for number, ids in enumerate(prompts) for n in numbers},
-            p.decoding,
-            seed=lambda key: stream(p.seed, key[1]),
-            batch_size=way.poems,
-            answers=answers,
-            likelihoods=likelihoods,
-        )
+        with sharding.in_step(model):
+            answer(
+                model,
+                opening.tokenizer,
+                {(number, n): ids for number, ids in enumerate(prompts) for n in numbers},
+                p.decoding,
+                seed=lambda key: stream(p.seed, key[1]),
+                batch_size=way.poems,
+                answers=answers,
+                likelihoods=likelihoods,
+            )
 
     memory.descend(ways, work, "lower decoding.max_new_tokens, or take a smaller model")
     kept = [

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from verse import params, speed
 from verse.errors import run
 from verse.files import cache_dir, digest, read_rows, replacing, together, write_json, write_text
+from verse.fingerprint import fingerprint
 from verse.params import Params
 
 if TYPE_CHECKING:
@@ -41,14 +42,11 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
     from verse.training.passes import choose_plan
 
     chief = distributed.rank() == 0
+    distributed.check_alike(lambda: fingerprint("train", p, times=False))
     checkpoints = checkpoint.Checkpoints(
-        cache_dir() / "checkpoints",
-        checkpoint.fingerprint("train", p),
-        every=p.machine.checkpoint_every,
+        cache_dir() / "checkpoints", fingerprint("train", p), every=p.machine.checkpoint_every
     )
-    if chief:
-        checkpoints.take()
-    distributed.wait_for_all()
+    checkpoints.take()
     opening = open_model(p.model, p.machine, seed=p.seed)
     examples, validation = opening.encode(poems), opening.encode(held_out)
     task = loop.Task(examples, validation, p.train, p.seed)

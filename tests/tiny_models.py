@@ -107,6 +107,7 @@ def machine(**changes) -> Machine:
     values = {
         "device": "cpu",
         "processes": 1,
+        "launch": None,
         "threads": 1,
         "memory": "auto",
         "cache_dir": None,

@@ -190,6 +190,7 @@ class Score(Section):
 class Machine(Section):
     device: Literal["auto", "cpu", "cuda"]
     processes: Literal["auto"] | Count
+    launch: TextOrNull
     threads: Annotated[int, Field(ge=1, le=1024)]
     memory: Annotated[
         Literal["auto"] | Annotated[Real, Field(gt=0, le=100_000)],

@@ -10,6 +10,7 @@ from verse.model.dropout import Masks, masks_of
 from verse.training.loss import behind_prefix, summed_loss
 from verse.training.packing import lay_out, shape_of, shared_prefix
 from verse.training.passes import Passes, Plan, decoder_layers, recompute
+from verse.training.trained import Trained
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 
@@ -80,14 +81,12 @@ def weights(model):
 
 def run(model, plan, poems, key=5):
     """The loss and the gradient of a step, pass by pass."""
-    step = list(enumerate(poems))
-    passes = Passes(model, plan, [step])
+    passes = Passes(model, plan, [poems], Trained(model))
     one = torch.ones(())
-    batches = passes.lay_out(step)
-    model.zero_grad(set_to_none=False)  # passes add to the gradients that they found
+    batches = passes.lay_out(poems)
     with behind_prefix(model):
         loss = sum(passes(batch, torch.tensor(key, dtype=torch.int32), one) for batch in batches)
-    return loss.item(), torch.cat([weight.grad.flatten() for weight in weights(model)])
+    return loss.item(), passes.trained.whole.grad
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +101,9 @@ def compiled(model, kept):
     torch._functorch.config.activation_memory_budget = kept
     torch._dynamo.reset()
     for layer in decoder_layers(model):
-        layer.compile(dynamic=False, backend="aot_eager_decomp_partition")
+        layer.forward = torch.compile(
+            layer.forward, dynamic=False, backend="aot_eager_decomp_partition"
+        )
     return model
 
 

@@ -49,7 +49,7 @@ def test_memory_that_a_model_of_7_billion_needs(breeze):
     assert chosen(12) == (False, 0.75, 16)
     assert chosen(11) == (False, 0.5, 16)
     assert chosen(8)[:2] == (False, 0)
-    with pytest.raises(UserError, match=r"GiB of GPU memory are needed, and 4\.0 may be used"):
+    with pytest.raises(UserError, match=r"GiB of memory are needed, and 4\.0 may be used"):
         best(breeze, 4)
 
 

@@ -19,6 +19,7 @@ from verse.training.evaluation import Evaluation
 from verse.training.loss import behind_prefix, summed_loss
 from verse.training.packing import lay_out, shape_of, shared_prefix, tokens_of_a_pass
 from verse.training.passes import Passes, Plan, choose_plan, recompute
+from verse.training.trained import Trained
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 
@@ -131,10 +132,9 @@ def test_gradients_after_an_evaluation_are_those_of_a_plain_model(settings, poem
         for weight in model.parameters():
             if weight.requires_grad and not weight.any():  # B starts at 0, and hides A
                 nn.init.constant_(weight, 0.01)
-        step = list(enumerate(poems[:4]))
-        passes = Passes(model, how, [step])
-        loop.add_gradients(passes, passes.lay_out(step), 100, scaler, 7)
-        return torch.cat([w.grad.flatten() for w in model.parameters() if w.requires_grad])
+        passes = Passes(model, how, [poems[:4]], Trained(model, how.dtype))
+        loop.add_gradients(passes, passes.lay_out(poems[:4]), 100, scaler, 7)
+        return passes.trained.whole.grad
 
     evaluated = adapted(settings, lora, torch.bfloat16)
     Evaluation(evaluated, how, poems)()

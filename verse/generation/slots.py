@@ -17,6 +17,7 @@ from verse.generation.sampling import candidates
 from verse.model.attention import attention, no_mask
 from verse.model.encoding import common_prefix
 from verse.model.graphs import Graph, told
+from verse.model.sharding import is_sharded
 from verse.params import Decoding
 
 MULTIPLE = 8  # of sizes that kernels like
@@ -47,7 +48,7 @@ class Slots:
         self.history = torch.zeros(self.slots, longest, dtype=torch.long, device=self.device)
         self.lengths = torch.full((self.slots,), len(self.prefix) + 1, device=self.device)
         self.graph: Graph[Found] | None = None
-        self.recordable = self.device.type == "cuda"
+        self.recordable = self.device.type == "cuda" and not is_sharded(model)
         self.into: torch.Tensor | None = None
         """The slots that a pass reads prompts into; None if it is a step of all slots."""
         self.hidden: dict[int | None, torch.Tensor] = {}

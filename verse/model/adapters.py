@@ -42,6 +42,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"train.lora.target_modules: {str(error).splitlines()[0]}") from None
+    call_whole(adapted)
     masks = Masks(lora.dropout)
     for module in adapted.modules():
         if isinstance(module, LoraLayer):
@@ -51,6 +52,12 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -
             if lora.dropout > 0:
                 module.lora_dropout["default"] = masks.layer(module.in_features)
     return adapted
+
+
+def call_whole(adapted: PreTrainedModel) -> None:
+    """Let PEFT call the model itself and not its `forward`, past the hooks by which a model that is
+    spread over processes gathers its weights."""
+    adapted.base_model.forward = adapted.get_base_model().__call__
 
 
 def save_adapter(model: PreTrainedModel, folder: Path, card: str) -> None:
@@ -94,6 +101,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool) -> 
             f"{folder}: does not fit this base model: {min(stray)} is in one of them only: "
             "run the train stage again"
         )
+    call_whole(tuned)
     check_finite(tuned, str(folder), "lora_")
     if merge:
         return tuned.merge_and_unload()

@@ -1,21 +1,24 @@
-"""Share work over processes, one a GPU, with PyTorch's own launcher.
+"""Share work over processes: one a GPU, on one machine or several.
 
-`run` is all a stage needs: it starts the stage once more for every process, as torchrun does,
-waits for them, and turns the failure of any into one error. Inside, `rank` and `size` tell a
-process its share, `add_up` and `gather` bring the shares together; in a single process they
-do nothing. The group talks through NCCL between GPUs and gloo between CPU processes.
+`run` is all a stage needs. It starts the stage once more for every process, as torchrun does or as
+the command `machine.launch` does, waits for them, and turns the failure of any into one error. A
+process that torchrun, or whatever sets its variables, has started joins the group. Inside, `rank`
+and `size` tell a process its share, `add_up` and `gather` bring the shares together; in a single
+process they do nothing. Tensors on GPUs travel through NCCL, all else through gloo.
 """
 
-import json
 import logging
 import os
+import shlex
 import signal
+import subprocess
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -23,7 +26,10 @@ from torch import distributed
 from verse.errors import UserError, explain
 from verse.params import Machine
 
-ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # set by the launcher: where a process says why it failed
+FAILURES = "VERSE_FAILURES"  # names the file in which the processes say why they failed
+TIMEOUT = timedelta(minutes=10)  # that a process waits for the others
+LOST = "another process or its machine was lost: run the same command again to go on"
+T = TypeVar("T")
 
 
 def run(work: Callable[[], None], machine: Machine) -> None:
@@ -31,8 +37,15 @@ def run(work: Callable[[], None], machine: Machine) -> None:
 
     Raises UserError if there are fewer GPUs, and with the first failure of a process.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         work_in_group(work, machine.device)
+    elif machine.launch:
+        if FAILURES in os.environ:
+            raise UserError(
+                f"machine.launch {machine.launch!r}: starts no group of processes: let it end in "
+                "torchrun and its options"
+            )
+        launch_by(machine.launch)
     elif (count := process_count(machine)) == 1:
         work()
     else:
@@ -57,7 +70,7 @@ def process_count(machine: Machine) -> int:
 
 
 def launch(count: int) -> None:
-    """Run this very command in `count` processes and wait for them."""
+    """Run this very command in `count` processes on this machine and wait for them."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -73,48 +86,113 @@ def launch(count: int) -> None:
         local_addr="localhost",
         max_restarts=0,
     )
-    try:
-        elastic_launch(config, sys.executable)(*sys.orig_argv[1:])
-    except SignalException as stopped:
-        if stopped.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        raise UserError("stopped; run the same command again to go on") from None
-    except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
-        told = failure.error_file_data.get("message") == failure.message
-        if failure.exitcode < 0:
-            line = f"process {rank} of {count} was killed by {failure.signal_name()}"
-        else:
-            line = failure.message if told else f"process {rank} of {count} failed, see above"
-        error = UserError(line)
-        error.status = max(1, failure.exitcode)
-        raise error from None
+    with told_failures() as told:
+        try:
+            elastic_launch(config, sys.executable)(*sys.orig_argv[1:])
+        except SignalException as stopped:
+            if stopped.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise UserError("stopped; run the same command again to go on") from None
+        except ChildFailedError as failed:
+            # The launcher ends the others by SIGTERM.
+            own = {r: f for r, f in failed.failures.items() if f.exitcode != -signal.SIGTERM}
+            rank, failure = min((own or failed.failures).items(), key=lambda one: one[1].timestamp)
+            killed = failure.exitcode < 0
+            what = f"was killed by {failure.signal_name()}" if killed else "failed, see above"
+            raise failed_as(told(), f"process {rank} of {count} {what}") from None
+
+
+def launch_by(command: str) -> None:
+    """Let a command, such as torchrun and its options, run this very command in its processes."""
+    words = shlex.split(command)
+    with told_failures() as told:
+        try:
+            started = subprocess.Popen([*words, *sys.orig_argv[1:]])
+        except FileNotFoundError:
+            raise UserError(f"machine.launch: there is no program {words[0]!r}: mend it") from None
+        signal.signal(signal.SIGTERM, lambda number, _: started.send_signal(number))
+        try:
+            status = started.wait()
+        except KeyboardInterrupt:  # which the command has got as well
+            started.wait()
+            raise
+        if status:
+            raise failed_as(told(), f"machine.launch: {words[0]} ended with {status}, see above")
+
+
+@contextmanager
+def told_failures() -> Iterator[Callable[[], list[tuple[int, str]]]]:
+    """Give the processes that are started a file to say why they fail; what they said, in order."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "failures"
+        os.environ[FAILURES] = str(file)
+
+        def told() -> list[tuple[int, str]]:
+            lines = file.read_text("utf-8").splitlines() if file.exists() else []
+            return [(int(status), text) for status, _, text in (s.partition(" ") for s in lines)]
+
+        try:
+            yield told
+        finally:
+            del os.environ[FAILURES]
+
+
+def failed_as(told: list[tuple[int, str]], otherwise: str) -> UserError:
+    """The error of the first process that knows why it failed, else what can be said of it."""
+    status, line = next((one for one in told if one[1] != LOST), (1, otherwise))
+    error = UserError(line)
+    error.status = status
+    return error
 
 
 def work_in_group(work: Callable[[], None], device: str) -> None:
-    """Do `work` as one process of the launcher's group, leaving it an explained error."""
+    """Do `work` as one process of a group, leaving an explained error to who started it."""
     gpu = None
     if device != "cpu" and torch.cuda.is_available():
-        gpu = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(gpu)
+        gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     try:
-        # Process 0 evaluates and writes alone; the launcher ends all when one fails, so that
-        # none waits in vain.
-        distributed.init_process_group(
-            "nccl" if gpu else "gloo", timeout=timedelta(days=1), device_id=gpu
-        )
+        join_group(gpu)
         work()
-        distributed.barrier()
+        wait_for_all()
     except Exception as error:
-        explained = explain(error)
+        lost = isinstance(error, distributed.DistError) or (
+            isinstance(error, RuntimeError) and "gloo" in str(error)
+        )
+        explained = explain(UserError(LOST) if lost else error)
         if explained is None:
             raise
         line, status = explained
-        told = {"message": " ".join(line.split()), "timestamp": int(time.time())}
-        Path(os.environ[ERROR_FILE]).write_text(json.dumps(told), encoding="utf-8")
+        line = " ".join(line.split())
+        if FAILURES in os.environ:
+            with Path(os.environ[FAILURES]).open("a", encoding="utf-8") as file:
+                file.write(f"{status} {line}\n")
+        else:
+            print(f"process {os.environ['RANK']}: {line}", file=sys.stderr)
         sys.stdout.flush()
         os._exit(status)  # without waiting for the others, which may be waiting for this one
     distributed.destroy_process_group()
+
+
+def join_group(gpu: torch.device | None) -> None:
+    """Meet the other processes. Raises UserError if they are not met where the variables say."""
+    if gpu and gpu.index >= torch.cuda.device_count():
+        raise UserError(
+            f"process {os.environ['RANK']} wants GPU {gpu.index} of this machine, which has "
+            f"{torch.cuda.device_count()}: start one process for each GPU"
+        )
+    if gpu:
+        torch.cuda.set_device(gpu)
+    try:
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=TIMEOUT, device_id=gpu
+        )
+    except (distributed.DistError, RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"the other processes cannot be met at {where} ({said}): check the address, and that "
+            "all machines run the same command"
+        ) from None
 
 
 def rank() -> int:
@@ -138,19 +216,40 @@ def add_up(tensors: list[torch.Tensor]) -> None:
 
 
 def in_any(happened: bool) -> bool:
-    """Whether something happened in any of the processes, which all must ask."""
+    """Whether something happened in any of the processes, which all must ask.
+
+    The answer waits for the other processes, and for no GPU.
+    """
     if size() == 1:
         return happened
-    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    count = torch.tensor(int(happened), device=device)
+    count = torch.tensor(int(happened))
     distributed.all_reduce(count)
     return bool(count.item())
 
 
 def wait_for_all() -> None:
     """Go on when all processes have come here."""
-    if size() > 1:
-        distributed.barrier()
+    in_any(False)
+
+
+def from_first(value: T) -> T:
+    """What process 0 has."""
+    if size() == 1:
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box, device=torch.device("cpu"))
+    return box[0]
+
+
+def check_alike(fingerprint: Callable[[], str]) -> None:
+    """Raise UserError unless all processes have the same fingerprint of what they work with."""
+    fingerprints = gather([fingerprint()]) if size() > 1 else []
+    for number, other in enumerate(fingerprints):
+        if other != fingerprints[0]:
+            raise UserError(
+                f"process {number} has other code, parameters or data than process 0: give all "
+                "machines the same folder, or the same commit and the same files"
+            )
 
 
 def gather(share: list[Any]) -> list[Any]:

@@ -5,7 +5,8 @@ runs them. Recorded once and replayed, they are one launch, and the numbers are 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from itertools import cycle
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -29,25 +30,35 @@ class Graph(Generic[T]):
     compute: may change what it finds, such as gradients; it must neither wait for the GPU nor let a
     shape depend on a value, and has been warmed up. inputs: overwritten by every replay. beside: a
     graph that never runs at the same time, so that both take one memory. A replay's result is
-    overwritten by the next. Recording leaves sums of gradients to be cleared. Raises RuntimeError
-    for a model that cannot be recorded.
+    overwritten by the next. copies: recorded, to be replayed in turn: a graph of thousands of
+    kernels is launched while another runs, but not while it runs itself. Recording leaves sums of
+    gradients to be cleared. Raises RuntimeError for a model that cannot be recorded.
     """
 
     def __init__(
-        self, compute: Compute[T], inputs: Sequence[torch.Tensor], beside: "Graph[T] | None" = None
+        self,
+        compute: Compute[T],
+        inputs: Sequence[torch.Tensor],
+        beside: "Graph[T] | None" = None,
+        copies: int = 1,
     ):
         self.inputs = inputs
-        self.graph = torch.cuda.CUDAGraph()
-        pool = beside.graph.pool() if beside else None
-        # NCCL's own thread may look at its events meanwhile.
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-            self.result = compute(inputs)
+        self.pool: Any = beside.pool if beside else torch.cuda.graph_pool_handle()
+        self.recorded: list[tuple[torch.cuda.CUDAGraph, T]] = []
+        for _ in range(copies):
+            graph = torch.cuda.CUDAGraph()
+            # NCCL's own thread may look at its events meanwhile.
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                result = compute(inputs)
+            self.recorded.append((graph, result))
+        self.turns = cycle(self.recorded)
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> T:
         for recorded, values in zip(self.inputs, inputs, strict=True):
             recorded.copy_(values, non_blocking=True)
-        self.graph.replay()
-        return self.result
+        graph, result = next(self.turns)
+        graph.replay()
+        return result
 
 
 def told(what: str, error: Exception) -> None:

@@ -116,7 +116,8 @@ def load_model(
     model.eval()
     check_model(model, found, settings.name)
     if settings.quantization == "nf4" and not four_bit:
-        round_to_nf4(model)
+        for layer in linear_layers(model).values():
+            round_to_nf4(layer)
     return model
 
 
@@ -218,6 +219,12 @@ def check_model(model: PreTrainedModel, found: dict[str, Any], name: str) -> Non
                 "belong together, get the whole model anew"
             )
     check_finite(model, where)
+    check_causal(model, where)
+
+
+@torch.no_grad()
+def check_causal(model: PreTrainedModel, where: str) -> None:
+    """Raise UserError unless the model computes finite scores that know no later token."""
     rows = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(8, device=model.device).view(2, 4) * (rows // 8)
     ids[:, 0] = 0
@@ -237,10 +244,16 @@ def check_model(model: PreTrainedModel, found: dict[str, Any], name: str) -> Non
 def check_finite(model: nn.Module, where: str, part: str = "") -> None:
     """Raise UserError if a weight with `part` in its name holds infinity or no number."""
     for name, weight in model.named_parameters():
-        # The extremes take no memory, as isfinite of the whole weight would.
-        counts = part in name and weight.is_floating_point() and weight.numel()
-        if counts and not torch.stack(torch.aminmax(weight)).isfinite().all():
-            raise UserError(f"{where}: {name} holds numbers that are none: get it anew")
+        if part in name:
+            check_numbers(weight, where, name)
+
+
+def check_numbers(weight: torch.Tensor, where: str, name: str) -> None:
+    """Raise UserError if a weight holds infinity or no number."""
+    # The extremes take no memory, as isfinite of the whole weight would.
+    counts = weight.is_floating_point() and weight.numel()
+    if counts and not torch.stack(torch.aminmax(weight)).isfinite().all():
+        raise UserError(f"{where}: {name} holds numbers that are none: get it anew")
 
 
 def check_tokens(
@@ -265,6 +278,12 @@ def check_tokens(
         )
 
 
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of a model's layers: the longest one there is."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len)
+
+
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """The linear layers that QLoRA quantizes: all but the output layer."""
     output = model.get_output_embeddings()
@@ -276,12 +295,11 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
 
 
 @torch.no_grad()
-def round_to_nf4(model: PreTrainedModel) -> None:
-    """Replace each linear weight by its NF4 value, in place, keeping the layers plain."""
+def round_to_nf4(layer: nn.Linear) -> None:
+    """Replace a layer's weight by its NF4 value, in place, keeping the layer plain."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # slow to import
 
-    for layer in linear_layers(model).values():
-        packed, state = quantize_4bit(
-            layer.weight.contiguous(), quant_type="nf4", compress_statistics=True
-        )
-        layer.weight.copy_(dequantize_4bit(packed, state))
+    packed, state = quantize_4bit(
+        layer.weight.contiguous(), quant_type="nf4", compress_statistics=True
+    )
+    layer.weight.copy_(dequantize_4bit(packed, state))

@@ -2,20 +2,23 @@
 
 A GPU that has room holds plain weights and keeps every activation for the backward pass. With
 less room the weights stay in 4 bits, then activations are computed twice, then fewer poems go
-through the model together: slower each time, the same result but for the last bits. `descend`
-starts on the first way whose estimate fits, and goes on to the next where memory runs out.
+through the model together: slower each time, the same result but for the last bits. What no GPU
+can hold is spread over those of all processes (`verse.model.sharding`). `descend` starts on the
+first way whose estimate fits, and goes on to the next where memory runs out.
 """
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
 from verse.errors import UserError
-from verse.model.loading import linear_layers
+from verse.model import distributed
+from verse.model.loading import decoder_layers, linear_layers
 
 GIB = 2**30
 PASS_TOKENS = 1024  # of a pass that uses a GPU well; a way that has no room for them comes last
@@ -40,11 +43,14 @@ class Way:
     poems: int = 1
     needs: float = 0.0
     """Bytes, by an estimate from above."""
+    sharded: bool = False
+    """Each process holds a part of the weights."""
 
     def __str__(self) -> str:
         weights = "plain weights" if self.expanded else "4-bit weights"
         activations = "" if self.kept == 1 else f", {self.kept:.0%} of the activations kept"
-        return f"{weights}{activations}, {self.poems} at once"
+        spread = f" spread over {distributed.size()} processes" if self.sharded else ""
+        return f"{weights}{spread}{activations}, {self.poems} at once"
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,10 @@ class Sizes:
     """Bytes of the weights as plain numbers, loading included."""
     four_bit: float
     """The same with the linear layers in 4 bits."""
+    block: float
+    """Bytes of a decoder layer's weights as plain numbers."""
+    ends: float
+    """The same of what belongs to no decoder layer, such as the embeddings."""
     layers: int
     width: int
     inner: int
@@ -73,13 +83,17 @@ def sizes(
     plain = everything * dtype.itemsize + 4 * largest  # and one layer being rounded
     four_bit = (everything - sum(linear) + 3 * largest) * dtype.itemsize + sum(linear) * NF4_BYTES
     config = model.config.get_text_config()
+    layers = config.num_hidden_layers
+    blocks = sum(weight.numel() for weight in decoder_layers(model).parameters())
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     return Sizes(
         plain=plain,
         four_bit=four_bit if quantization == "nf4" else plain,
-        layers=config.num_hidden_layers,
+        block=blocks / layers * dtype.itemsize,
+        ends=(everything - blocks) * dtype.itemsize,
+        layers=layers,
         width=config.hidden_size,
         inner=max(inner) if isinstance(inner, list) else inner,
         vocabulary=config.vocab_size,
@@ -93,7 +107,7 @@ def ways_to_train(model: Sizes, poems: int, tokens: Callable[[int], float]) -> l
     tokens: about how many go through the linear layers with so many poems at once.
     """
     plain_only = model.four_bit == model.plain
-    return ladder(
+    own = ladder(
         list(dict.fromkeys([(True, 1.0), *((plain_only, kept) for kept in HELD)])),
         poems,
         tokens,
@@ -102,12 +116,13 @@ def ways_to_train(model: Sizes, poems: int, tokens: Callable[[int], float]) -> l
             + training_bytes(model, tokens(together), kept=kept)
         ),
     )
+    return own + spread(own, model)
 
 
 def ways_to_generate(model: Sizes, prompts: int, tokens: int) -> list[Way]:
     """Ways to answer up to so many prompts at once. tokens: of a prompt's own and its answer."""
     row = tokens * model.cached + model.vocabulary * 12  # scores in two precisions, and a copy
-    return ladder(
+    own = ladder(
         ((True, 1.0), (False, 1.0)) if model.four_bit < model.plain else ((True, 1.0),),
         prompts,
         lambda together: together * tokens,
@@ -115,6 +130,30 @@ def ways_to_generate(model: Sizes, prompts: int, tokens: int) -> list[Way]:
             (model.plain if expanded else model.four_bit) + together * row + OVERHEAD + READING
         ),
     )
+    return own + spread(own, model)
+
+
+def spread(ways: list[Way], model: Sizes) -> list[Way]:
+    """The ways that keep least, with each process holding a part of the weights.
+
+    It also has whole what belongs to no layer, and of the layers one that it loads, or the two or
+    three that compute or come next.
+    """
+    parts = distributed.size()
+    if parts == 1:
+        return []
+    least = min(way.kept for way in ways)
+
+    def needs(way: Way) -> float:
+        weights = model.plain if way.expanded else model.four_bit
+        gathered = model.ends + (3 if way.expanded else 1.5) * model.block
+        return way.needs - weights + weights / parts + gathered
+
+    return [
+        replace(way, needs=needs(way), sharded=True)
+        for way in ways
+        if way.kept == least and (way.expanded or model.four_bit < model.plain)
+    ]
 
 
 def ladder(
@@ -151,15 +190,18 @@ def training_bytes(model: Sizes, tokens: float, *, kept: float) -> float:
 
 
 def room(device: torch.device, wanted: Literal["auto"] | float) -> float:
-    """Bytes of GPU memory to use: what is free, or the GiB that machine.memory says if fewer.
+    """Bytes of memory to use: what is free, or the GiB that machine.memory says if fewer; of
+    several processes, those of the one that has least.
 
-    The latter is a promise: PyTorch will hold no more.
+    On a GPU the latter is a promise: PyTorch will hold no more. On a CPU it must be a number.
     """
-    free, total = torch.cuda.mem_get_info(device)
-    if wanted != "auto":
-        free = min(free, int(wanted * GIB))
-        torch.cuda.set_per_process_memory_fraction(min(1.0, free / total), device)
-    return free
+    free = math.inf if wanted == "auto" else wanted * GIB
+    if device.type == "cuda":
+        unused, total = torch.cuda.mem_get_info(device)
+        free = min(free, unused)
+        if wanted != "auto":
+            torch.cuda.set_per_process_memory_fraction(min(1.0, free / total), device)
+    return min(distributed.gather([free]))
 
 
 def fitting(ways: list[Way], room: float) -> list[Way]:
@@ -167,10 +209,11 @@ def fitting(ways: list[Way], room: float) -> list[Way]:
     for number, way in enumerate(ways):
         if way.needs <= room:
             return ways[number:]
+    least = min(ways, key=lambda way: way.needs)
     raise UserError(
-        f"model.name: about {gib(ways[-1].needs)} GiB of GPU memory are needed, and {gib(room)} "
-        "may be used: set model.quantization to nf4, or take a smaller model or a larger GPU "
-        "(a model is never spread over several)"
+        f"model.name: about {gib(least.needs)} GiB of memory are needed, and {gib(room)} may be "
+        "used: set model.quantization to nf4, or take a smaller model, a larger GPU or more GPUs, "
+        "over which it is spread then"
     )
 
 
@@ -183,7 +226,7 @@ def descend(ways: list[Way], work: Callable[[Way], T], out: str) -> T:
         try:
             return work(way)
         except torch.OutOfMemoryError as error:
-            if following is None:
+            if following is None or way.sharded:  # others wait for this process's part
                 raise UserError(f"out of GPU memory: {out}") from None
             error.__traceback__ = None  # whose frames hold the model
         gc.collect()

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from verse.model import adapters, encoding, loading, memory
+from verse.model import adapters, encoding, loading, memory, sharding
 from verse.model.prompts import prompt_writer
 from verse.params import Machine, Model
 
@@ -53,14 +53,16 @@ class Opening:
         return prompts
 
     def ways(self, reckon: Callable[[memory.Sizes], list[memory.Way]]) -> list[memory.Way]:
-        """The ways that fit, best first: a single one on a CPU, where weights are expanded.
+        """The ways that fit, best first: the best on a CPU, unless machine.memory bounds it.
 
         reckon: what `memory.ways_to_train` or `ways_to_generate` makes of the model's sizes.
         Raises UserError if the model does not fit.
         """
         skeleton = loading.load_skeleton(self.settings, self.machine.cache_dir)
-        ways = reckon(memory.sizes(skeleton, self.dtype, self.settings.quantization))
-        if self.device.type == "cpu":
+        on_cpu = self.device.type == "cpu"  # where weights are expanded
+        quantization = "none" if on_cpu else self.settings.quantization
+        ways = reckon(memory.sizes(skeleton, self.dtype, quantization))
+        if on_cpu and self.machine.memory == "auto":
             return ways[:1]
         return memory.fitting(ways, memory.room(self.device, self.machine.memory))
 
@@ -72,7 +74,8 @@ class Opening:
         texts: token ids of all that it will meet. Raises UserError for a model that cannot be
         read, or that does not know one of the tokens.
         """
-        model = loading.load_model(
+        load = sharding.load_sharded if way.sharded else loading.load_model
+        model = load(
             self.settings,
             self.device,
             self.dtype,
@@ -80,7 +83,8 @@ class Opening:
             cache_dir=self.machine.cache_dir,
         )
         loading.check_tokens(model, self.tokenizer, texts)
-        return adapters.load_adapter(model, adapter, merge=way.expanded) if adapter else model
+        merge = way.expanded and not way.sharded
+        return adapters.load_adapter(model, adapter, merge=merge) if adapter else model
 
 
 def open_model(settings: Model, machine: Machine, *, seed: int) -> Opening:

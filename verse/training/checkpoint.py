@@ -10,69 +10,25 @@ Working copies and temporary experiments share the cache, so a lock keeps traini
 apart: the second waits, and goes on from the last checkpoint of the first.
 """
 
-import hashlib
 import json
 import sys
 import time
-import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from functools import reduce
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
-from verse.files import digest, remove, replacing
-from verse.hub import find_folder
-from verse.params import Params
+from verse.files import remove, replacing
+from verse.model import distributed
 
-ROOT = Path(__file__).parents[2]
 KEPT_SECONDS = 14 * 24 * 3600
 KEPT_OTHERS = 8
-
-
-def fingerprint(stage: str, params: Params) -> str:
-    """A hash of what a stage of dvc.yaml depends on, and of the packages that are installed.
-
-    A model outside of this repository counts by its revision, or by the names, sizes and times
-    of its files: reading 15 GB would take longer than many a training step.
-    """
-    listed = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"][stage]
-    values = params.model_dump()
-    parts: list[Any] = []
-    for key in listed["params"]:
-        if isinstance(key, str):
-            parts.append([key, reduce(lambda section, name: section[name], key.split("."), values)])
-        else:
-            parts += [installed(file, groups) for file, groups in key.items()]
-    parts += [[name, digest(file)] for dep in listed["deps"] for name, file in files(dep)]
-    if (folder := find_folder(params.model.name)) and params.model.name not in listed["deps"]:
-        stats = [(file.name, file.stat()) for file in sorted(folder.iterdir())]
-        parts += [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def installed(file: str, groups: list[str]) -> list[str]:
-    """The installed versions of the packages that groups such as dependency-groups.x name."""
-    project = tomllib.loads((ROOT / file).read_text("utf-8"))
-    pins = [pin for group in groups for pin in reduce(dict.__getitem__, group.split("."), project)]
-    return [f"{name}=={version(name)}" for name in (pin.split("==")[0] for pin in pins)]
-
-
-def files(dep: str) -> Iterator[tuple[str, Path]]:
-    """The files of a dependency: here, or where the code lies."""
-    path = Path(dep) if Path(dep).exists() else ROOT / dep
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file() and file.suffix != ".pyc":
-            yield f"{dep}/{file.relative_to(path)}", file
 
 
 class Checkpoints:
@@ -93,19 +49,17 @@ class Checkpoints:
     def take(self) -> None:
         """Wait until no other process trains the same, and keep others waiting until this ends.
 
-        Who waits holds the lock of the waiting room, so that the one before can tell.
+        Who waits holds the lock of the waiting room, so that the one before can tell. Of processes
+        that train together, process 0 takes the locks, and all wait for it.
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         training, room = self.locks
         told = False
         for lock in (room, training):
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                if not told:
+            while distributed.in_any(distributed.rank() == 0 and not took(lock)):
+                if distributed.rank() == 0 and not told:
                     print("the same training is under way: waiting for it to end", flush=True)
                 told = True
-                lock.acquire()
         room.release()
 
     def due(self, step: int) -> bool:
@@ -114,29 +68,35 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        model: nn.Module,
+        weights: dict[str, torch.Tensor],
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         curves: Any,
     ) -> None:
-        """Replace the checkpoint by one after `step` steps, as the arguments are now."""
-        tensors: dict[str, torch.Tensor] = {
-            f"adapter.{name}": weight for name, weight in trained(model).items()
-        }
+        """Replace the checkpoint by one after `step` steps, as the arguments are now.
+
+        On a GPU they are copied there, and brought to the disk while the training goes on.
+        """
+        tensors = {f"adapter.{name}": weight for name, weight in weights.items()}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
         rest = {"step": step, "scaler": scaler.state_dict(), "curves": vars(curves)}
-        metadata = {"rest": json.dumps(rest)}
-        tensors = {
-            name: value.detach().to("cpu", copy=True).contiguous()
-            for name, value in tensors.items()
-        }
+        tensors["rest"] = torch.frombuffer(bytearray(json.dumps(rest).encode()), dtype=torch.uint8)
         self.wait()
-        self.written = self.writer.submit(self.write, tensors, metadata)
+        copies = {name: copy(value.detach()).contiguous() for name, value in tensors.items()}
+        copied = None
+        if any(value.is_cuda for value in copies.values()):
+            copied = torch.cuda.Event()
+            copied.record()
+        self.written = self.writer.submit(self.write, copies, copied)
 
-    def write(self, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    def write(self, tensors: dict[str, torch.Tensor], copied: torch.cuda.Event | None) -> None:
+        if copied:
+            with torch.cuda.stream(torch.cuda.Stream()):  # beside the one that trains
+                copied.wait()
+                tensors = {name: value.cpu() for name, value in tensors.items()}
         with replacing(self.file) as partial:
-            partial.write_bytes(save(tensors, metadata=metadata))
+            partial.write_bytes(save(tensors))
 
     def wait(self) -> None:
         """Until what was saved last is on the disk. Raises OSError if it is full."""
@@ -146,27 +106,23 @@ class Checkpoints:
 
     def restore(
         self,
-        model: nn.Module,
+        weights: dict[str, torch.Tensor],
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         curves: Any,
     ) -> int:
         """Load the checkpoint into the arguments; the steps it has done, 0 if there is none.
 
-        A broken file counts as none, and is told on stderr.
+        A broken file counts as none, and is told on stderr. Of processes that train together,
+        process 0 reads the file for all.
         """
         self.wait()
-        if not self.file.is_file():
+        stored = self.read() if distributed.rank() == 0 else {}
+        tensors = distributed.from_first(stored)
+        if not tensors:
             return 0
-        try:
-            with safe_open(self.file, "pt") as stored:
-                rest = json.loads(stored.metadata()["rest"])
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError):
-            print(f"{self.file} is broken: the training starts anew", file=sys.stderr)
-            return 0
+        rest = json.loads(bytes(tensors.pop("rest").tolist()))
         states: dict[int, dict[str, torch.Tensor]] = {}
-        weights = trained(model)
         for name, value in tensors.items():
             kind, _, within = name.partition(".")
             if kind == "adapter":
@@ -181,6 +137,17 @@ class Checkpoints:
             scaler.load_state_dict(rest["scaler"])
         curves.train, curves.validation = rest["curves"]["train"], rest["curves"]["validation"]
         return rest["step"]
+
+    def read(self) -> dict[str, torch.Tensor]:
+        if not self.file.is_file():
+            return {}
+        try:
+            tensors = load(self.file.read_bytes())
+            json.loads(bytes(tensors["rest"].tolist()))
+        except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError):
+            print(f"{self.file} is broken: the training starts anew", file=sys.stderr)
+            return {}
+        return tensors
 
     def clear(self) -> None:
         """Remove this training's checkpoint, after its outputs are written.
@@ -204,6 +171,21 @@ class Checkpoints:
                 discard(folder, locks_of(folder))
 
 
+def copy(value: torch.Tensor) -> torch.Tensor:
+    """A copy where the tensor is, on the CPU if there is no room."""
+    try:
+        return value.clone()
+    except torch.OutOfMemoryError:
+        return value.cpu()
+
+
+def took(lock: FileLock, seconds: float = 1) -> bool:
+    """Whether a lock could be taken within that time."""
+    with suppress(Timeout):
+        lock.acquire(timeout=seconds)
+    return lock.is_locked
+
+
 def locks_of(folder: Path) -> tuple[FileLock, FileLock]:
     """The locks of a training: the one who trains holds the first, the next to train the second.
 
@@ -223,8 +205,3 @@ def discard(folder: Path, locks: Iterable[FileLock]) -> None:
         remove(folder)
         for lock in locks_of(folder):
             Path(lock.lock_file).unlink(missing_ok=True)
-
-
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that training changes: the adapter's."""
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

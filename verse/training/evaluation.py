@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from verse.model import distributed
 from verse.model.encoding import Example
 from verse.model.graphs import Graph, told, warm_up
 from verse.training.loss import summed_loss
@@ -15,7 +16,8 @@ from verse.training.passes import Plan, parts, uncompiled
 class Evaluation:
     """Called, it gives the loss of the examples in evaluation mode: a row of the curve.
 
-    beside: a graph that never runs at the same time, in whose memory this one works too.
+    Each process computes its share. beside: a graph that never runs at the same time, in whose
+    memory this one works too.
     """
 
     def __init__(
@@ -28,18 +30,22 @@ class Evaluation:
         self.model, self.plan, self.examples = model, plan, examples
         self.device = next(model.parameters()).device
         by_length = sorted(examples, key=lambda example: example.length)
-        passes = [[e for _, e in part] for part in parts(list(enumerate(by_length)), plan)]
-        self.shape = shape_of(passes, plan.prefix)
+        passes = [[e for _, e in part] for part in parts(by_length, plan)]
+        self.shape = shape_of([part for part in passes if part] or [by_length[:1]], plan.prefix)
         self.batches = [lay_out(part, plan.prefix, self.shape).to(self.device) for part in passes]
         self.graph: Graph[torch.Tensor] | None = None
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and passes and not plan.sharded:
             self.record(beside)
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
         self.model.eval()
         compute = self.graph or self.compute
-        total = sum(compute(list(vars(batch).values())).double().item() for batch in self.batches)
+        summed = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch in self.batches:
+            summed += compute(list(vars(batch).values())).double()
+        distributed.add_up([summed])
+        total = summed.item()
         return {
             "loss": round(total / sum(len(e.completion) for e in self.examples), 4),
             "loss_per_character": round(total / sum(e.characters for e in self.examples), 4),

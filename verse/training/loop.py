@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -22,11 +21,12 @@ from verse.model import distributed
 from verse.model.encoding import Example
 from verse.params import Train
 from verse.speed import Stopwatch
-from verse.training.checkpoint import Checkpoints, trained
+from verse.training.checkpoint import Checkpoints
 from verse.training.evaluation import Evaluation
 from verse.training.loss import behind_prefix
 from verse.training.packing import Batch
 from verse.training.passes import Passes, Plan
+from verse.training.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,10 @@ def train(
     """Train the adapter in place and return its curves; resumes from `checkpoints`.
 
     Under `verse.model.distributed` every process calls this with the same arguments and returns
-    with the same adapter; only process 0 has the validation's curve. Raises UserError if the loss
-    leaves the finite numbers, OutOfMemoryError in all processes if memory runs out in any; the
-    steps before that are in a checkpoint then.
+    with the same adapter and curves. Raises UserError if the loss leaves the finite numbers,
+    OutOfMemoryError in all processes if memory runs out in any; the steps before that are in a
+    checkpoint then. Where the model is spread over the processes it is raised in that process only,
+    since the others wait for its part.
     """
     try:
         with behind_prefix(model) if plan.shared else nullcontext():
@@ -96,7 +97,8 @@ def run(
 ) -> Curves:
     settings, device = task.settings, next(model.parameters()).device
     chief = distributed.rank() == 0
-    weights = joined(list(trained(model).values()))
+    trained = Trained(model, plan.dtype)
+    weights = trained.whole
     optimizer = torch.optim.AdamW(
         [weights],
         lr=settings.learning_rate,
@@ -105,26 +107,30 @@ def run(
     )
     scaler = torch.amp.GradScaler(device.type, enabled=plan.dtype == torch.float16)
     curves = Curves([], [])
-    start = checkpoints.restore(model, optimizer, scaler, curves)
+    start = checkpoints.restore(trained.named(), optimizer, scaler, curves)
+    trained.refresh()
 
-    steps = [own_share(step) for step in task.batches()]
+    steps = list(task.batches())
     short = False
     try:
-        passes = Passes(model, plan, steps)
-        evaluation = Evaluation(model, plan, task.validation, passes.graph) if chief else None
+        passes = Passes(model, plan, steps, trained)
+        evaluation = Evaluation(model, plan, task.validation, passes.graph)
     except torch.OutOfMemoryError:
+        if plan.sharded:
+            raise
         short = True
     if distributed.in_any(short):
         raise torch.OutOfMemoryError
     layouts = (passes.lay_out(step) for step in steps[start:])
     laid_out = next(layouts, None)
+    distributed.add_up([torch.zeros((), device=device)])  # the first exchange sets itself up
     watch.restart()  # all is compiled and recorded
     progress = tqdm(total=task.steps, initial=start, unit="step", disable=None if chief else True)
     unread: list[tuple[int, Reading]] = []
 
     def validate(step: int) -> None:
         known = curves.validation and curves.validation[-1]["step"] == step
-        if evaluation and not known:
+        if not known:
             loss = evaluation()
             check_finite(loss["loss"], step, plan.dtype)
             curves.validation.append({"step": step, **loss})
@@ -149,11 +155,13 @@ def run(
             key = (task.seed * 1_000_003 + step) % 2**31
             mean_loss = add_gradients(passes, laid_out or [], tokens, scaler, key)
         except torch.OutOfMemoryError:
+            if plan.sharded:
+                raise
             short = True
         if distributed.in_any(short):
             read_losses()
             if chief:
-                checkpoints.save(step, model, optimizer, scaler, curves)
+                checkpoints.save(step, trained.named(), optimizer, scaler, curves)
                 checkpoints.wait()
             distributed.wait_for_all()
             raise torch.OutOfMemoryError
@@ -163,16 +171,18 @@ def run(
         torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         scaler.step(optimizer)
         scaler.update()
-        optimizer.zero_grad(set_to_none=False)
+        trained.clear()
+        trained.refresh()
         laid_out = next(layouts, None)
         read_losses()
         unread.append((step + 1, Reading(mean_loss)))
         if chief and checkpoints.due(step + 1) and step + 1 < task.steps:
             read_losses()
-            checkpoints.save(step + 1, model, optimizer, scaler, curves)
+            checkpoints.save(step + 1, trained.named(), optimizer, scaler, curves)
     read_losses()
     progress.close()
     validate(task.steps)
+    trained.give_back()
     return curves
 
 
@@ -206,26 +216,6 @@ def check_finite(loss: float, step: int, dtype: torch.dtype) -> None:
     if not math.isfinite(loss):
         advice = " or set model.dtype to float32" if dtype == torch.float16 else ""
         raise UserError(f"the loss is {loss} at step {step}: lower train.learning_rate{advice}")
-
-
-def own_share(batch: list[Example]) -> list[tuple[int, Example]]:
-    """The poems of a step that this process computes, by their numbers in the step."""
-    return list(enumerate(batch))[distributed.rank() :: distributed.size()]
-
-
-def joined(weights: list[nn.Parameter]) -> nn.Parameter:
-    """All weights as one, which holds their values and gradients from here on.
-
-    What is done to every weight after a pass (clipping, AdamW, adding up over processes) is a few
-    kernels then and not a few for each of hundreds, which Python launches slower than they run.
-    """
-    sizes = [weight.numel() for weight in weights]
-    whole = nn.Parameter(torch.cat([weight.detach().flatten() for weight in weights]))
-    whole.grad = torch.zeros_like(whole)
-    values, gradients = whole.detach().split(sizes), whole.grad.split(sizes)
-    for weight, value, gradient in zip(weights, values, gradients, strict=True):
-        weight.data, weight.grad = value.view_as(weight), gradient.view_as(weight)
-    return whole
 
 
 def add_gradients(

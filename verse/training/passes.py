@@ -14,16 +14,18 @@ from dataclasses import dataclass
 
 import torch
 import torch._functorch.config
-from torch import nn
 from transformers import PreTrainedModel
 
 from verse.files import cache_dir
+from verse.model import distributed
 from verse.model.dropout import masks_of
 from verse.model.encoding import Example
 from verse.model.graphs import Graph, told, warm_up
+from verse.model.loading import decoder_layers, linear_layers
 from verse.model.memory import Way
 from verse.training.loss import as_rows, shares_prefix, summed_loss
 from verse.training.packing import Batch, lay_out, shape_of, shared_prefix
+from verse.training.trained import Trained
 
 WORTH_COMPILING = 5e14  # weights times tokens of a training that repays the time to compile
 
@@ -42,6 +44,8 @@ class Plan:
     compiled: bool = False
     shared: bool = True
     """The prefix is computed once a pass; else once a poem, for models that know no other way."""
+    sharded: bool = False
+    """Each process has a part of the model, so that all must make equally many passes."""
 
 
 def choose_plan(
@@ -54,40 +58,44 @@ def choose_plan(
     device = next(model.parameters()).device
     prefix = shared_prefix(examples)
     own = sum(e.length - len(prefix) for e in examples) / len(examples)
-    work = model.get_base_model().num_parameters() * seen * own
-    compiled = device.type == "cuda" and work > WORTH_COMPILING
+    weights = sum(layer.in_features * layer.out_features for layer in linear_layers(model).values())
+    compiled = device.type == "cuda" and weights * seen * own > WORTH_COMPILING
     poems = examples[:2]
     shape = shape_of([poems], prefix)
     reason = shares_prefix(model, lay_out(poems, prefix, shape).to(device), shape, dtype)
     if reason:
         print(f"each poem with its own prefix, which is slower: {reason}", flush=True)
-    return Plan(prefix, dtype, way.poems, way.kept, compiled, shared=not reason)
+    return Plan(prefix, dtype, way.poems, way.kept, compiled, not reason, way.sharded)
 
 
-def parts(poems: Sequence[tuple[int, Example]], plan: Plan) -> Iterator[list[tuple[int, Example]]]:
-    """The passes of a step, at most `plan.poems` of its numbered poems each.
+def parts(step: Sequence[Example], plan: Plan) -> Iterator[list[tuple[int, Example]]]:
+    """The passes of this process over its share of a step: at most `plan.poems` poems each, by
+    their numbers in the step.
 
-    The poems come sorted by length; dealt out in turn, they make passes of about one length.
+    The poems come sorted by length; dealt out in turn, they make shares and passes of about one
+    length. A model that is spread over the processes wants equally many passes of each: where a
+    share is short, the last ones are empty.
     """
-    count = -(-len(poems) // plan.poems)
+    share = list(enumerate(step))[distributed.rank() :: distributed.size()]
+    largest = -(-len(step) // distributed.size())
+    count = -(-(largest if plan.sharded else len(share)) // plan.poems)
     for number in range(count):
-        yield list(poems[number::count])
+        yield share[number::count]
 
 
 class Passes:
     """All passes of a training, of one shape."""
 
-    def __init__(self, model: PreTrainedModel, plan: Plan, steps: list[list[tuple[int, Example]]]):
-        """steps: this process's numbered poems of every step."""
-        self.model, self.plan = model, plan
+    def __init__(
+        self, model: PreTrainedModel, plan: Plan, steps: list[list[Example]], trained: Trained
+    ):
+        """steps: the poems of every step, those of other processes too. trained: the model's
+        weights, which get the gradients."""
+        self.model, self.plan, self.trained = model, plan, trained
         self.device = next(model.parameters()).device
-        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
-        for weight in self.weights:
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-        self.sums = [weight.grad for weight in self.weights if weight.grad is not None]
         every = [[e for _, e in part] for step in steps for part in parts(step, plan)]
-        self.shape = shape_of(every, plan.prefix) if every else None
+        filled = [part for part in every if part] or [step[:1] for step in steps[: len(every)]]
+        self.shape = shape_of(filled, plan.prefix) if every else None
         self.masks = masks_of(model)
         self.graph: Graph[torch.Tensor] | None = None
         if self.shape is None:
@@ -95,7 +103,7 @@ class Passes:
         if self.masks:
             self.masks.reserve(self.tokens, plan.dtype, self.device)
         if self.device.type == "cuda":
-            self.record(next(step for step in steps if step))
+            self.record(next(step for step in steps if list(parts(step, plan))))
         elif plan.kept < 1:
             recompute(model)
 
@@ -107,9 +115,8 @@ class Passes:
             return self.shape.prefix + self.shape.tokens
         return self.shape.poems * (self.shape.shared + self.shape.longest)
 
-    def lay_out(self, step: list[tuple[int, Example]]) -> list[Batch]:
+    def lay_out(self, step: list[Example]) -> list[Batch]:
         """The passes of a step, on the CPU."""
-        assert self.shape or not step
         return [
             lay_out([e for _, e in part], self.plan.prefix, self.shape, [n for n, _ in part])
             for part in parts(step, self.plan)
@@ -139,14 +146,14 @@ class Passes:
             self.masks.draw(places, step)
         shared, dtype = self.plan.shared, self.plan.dtype
         loss = summed_loss(self.model, batch, self.shape, dtype, shared=shared)
-        # Added to the sums all together: a kernel for each of hundreds would take its time.
+        weights = self.trained.parameters
         gradients = torch.autograd.grad(
-            loss * factor, self.weights, allow_unused=True, materialize_grads=True
+            loss * factor, weights, allow_unused=True, materialize_grads=True
         )
-        torch._foreach_add_(self.sums, gradients)
+        self.trained.add(gradients)
         return loss.detach()
 
-    def record(self, step: list[tuple[int, Example]]) -> None:
+    def record(self, step: list[Example]) -> None:
         """Compile and record, as far as the machine and the model allow."""
         batch = self.lay_out(step)[0].to(self.device)
         zero = torch.zeros((), device=self.device)
@@ -154,20 +161,20 @@ class Passes:
         self.model.train()
         self.warm_up(inputs)
         try:
-            self.graph = Graph(self.compute, inputs)
+            if not self.plan.sharded:  # weights that come and go cannot be recorded
+                self.graph = Graph(self.compute, inputs, copies=2)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             told("without a CUDA graph, which would be faster", error)
-        self.model.zero_grad(set_to_none=False)
+        self.trained.clear()
 
     def warm_up(self, inputs: Sequence[torch.Tensor]) -> None:
         if self.plan.compiled:
             # Where the next training finds the compiled code.
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
             torch._functorch.config.activation_memory_budget = self.plan.kept
-            for layer in decoder_layers(self.model):
-                layer.compile(dynamic=False)
+            compile_layers(self.model)
             try:
                 return warm_up(self.compute, inputs)
             except torch.OutOfMemoryError:
@@ -175,11 +182,18 @@ class Passes:
             except Exception as error:  # a compiler may raise anything
                 told("layers are not compiled, which would be faster", error)
                 for layer in decoder_layers(self.model):
-                    layer._compiled_call_impl = None
-                self.model.zero_grad(set_to_none=False)
+                    layer.__dict__.pop("forward")
+                self.trained.clear()
         if self.plan.kept < 1:
             recompute(self.model)
         warm_up(self.compute, inputs)
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile what the layers do, but not their hooks, by which a model that is spread over
+    processes gathers their weights."""
+    for layer in decoder_layers(model):
+        layer.forward = torch.compile(layer.forward, dynamic=False)
 
 
 def recompute(model: PreTrainedModel) -> None:
@@ -188,21 +202,14 @@ def recompute(model: PreTrainedModel) -> None:
     model.gradient_checkpointing_enable(settings)
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of a model's layers: the longest one there is."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len)
-
-
 @contextmanager
 def uncompiled(model: PreTrainedModel) -> Iterator[None]:
     """Run the layers as they are: compiling them once more, for evaluation, takes too long."""
     layers = decoder_layers(model)
-    calls = [layer._compiled_call_impl for layer in layers]
+    compiled = [layer.__dict__.pop("forward", None) for layer in layers]
     try:
-        for layer in layers:
-            layer._compiled_call_impl = None
         yield
     finally:
-        for layer, call in zip(layers, calls, strict=True):
-            layer._compiled_call_impl = call
+        for layer, forward in zip(layers, compiled, strict=True):
+            if forward:
+                layer.forward = forward

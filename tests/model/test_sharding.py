@@ -1,0 +1,96 @@
+"""`verse.model.sharding`: a model spread over processes computes what it computes on its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import SHAPES, build, settings
+
+from verse.errors import UserError
+from verse.model import sharding
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+
+SPREAD = """
+import json, resource, sys
+from pathlib import Path
+import torch
+from tiny_models import settings
+from verse.model import distributed, loading, sharding
+
+CPU = torch.device("cpu")
+ids = torch.arange(12).view(2, 6)
+
+
+def held(model):
+    """Bytes of the weights that this process has."""
+    own = [w.to_local() if hasattr(w, "to_local") else w for w in model.parameters()]
+    return sum(w.numel() * w.element_size() for w in own)
+
+
+@torch.no_grad()
+def work():
+    found = {}
+    for quantization, expanded in (("none", True), ("nf4", True), ("nf4", False)):
+        model = settings("base", quantization=quantization)
+        plain = loading.load_model(model, CPU, torch.float32)
+        spread = sharding.load_sharded(model, CPU, torch.float32, expanded=expanded)
+        expected, logits = plain(input_ids=ids).logits, spread(input_ids=ids).logits
+        found[f"{quantization} {expanded}"] = {
+            "apart": ((logits - expected).abs().max() / expected.std()).item(),
+            "share": held(spread) / sum(w.numel() * 4 for w in plain.parameters()),
+            "ends": spread.generation_config.eos_token_id,
+        }
+    Path(f"{distributed.rank()}.json").write_text(json.dumps(found))
+
+
+distributed.work_in_group(work, "cpu")
+"""
+
+
+def torchrun(folder, processes, *command):
+    """A program in so many processes; its stderr."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *command],
+        cwd=folder,
+        env=os.environ
+        | {
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("shape", "processes"), [(shape, 2) for shape in SHAPES] + [("llama", 1), ("qwen3", 4)]
+)
+def test_a_spread_model_is_the_same_model(tmp_path, shape, processes):
+    build(shape, tmp_path / "base")
+    (tmp_path / "work.py").write_text(SPREAD)
+    torchrun(tmp_path, processes, "work.py")
+    for rank in range(processes):
+        for way, found in json.loads((tmp_path / f"{rank}.json").read_text()).items():
+            assert found["apart"] < 1e-4, (way, found)
+            assert found["ends"] == 1
+            most = 1.1 / processes if "True" in way else 0.7 / processes
+            assert found["share"] < most, (way, found)
+
+
+def test_a_folder_that_lacks_a_layer_is_refused(tmp_path):
+    build("llama", tmp_path / "base")
+    config = json.loads((tmp_path / "base/config.json").read_text("utf-8"))
+    config["num_hidden_layers"] = 3
+    (tmp_path / "base/config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(UserError, match=r"cannot be spread .* since model\.layers\.2\..* 8 more"):
+        sharding.load_sharded(settings(str(tmp_path / "base")), CPU, torch.float32, expanded=True)

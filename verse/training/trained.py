@@ -1,0 +1,59 @@
+"""The weights that training changes, all as one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+class Trained:
+    """The adapter's weights of a model, in float32.
+
+    `whole` holds them all, and `whole.grad` their gradients. What is done to every weight after a
+    pass (clipping, AdamW, adding up over processes) is a few kernels then and not a few for each of
+    hundreds, which Python launches slower than they run. Where the model computes in another
+    precision it has a copy of them, made anew by `refresh`: autocast would cast each of them in
+    each pass, to the same numbers.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32):
+        named = {name: w for name, w in model.named_parameters() if w.requires_grad}
+        self.parameters, self.names = list(named.values()), list(named)
+        self.shapes = [weight.shape for weight in self.parameters]
+        self.whole = nn.Parameter(torch.cat([w.detach().flatten() for w in self.parameters]))
+        self.whole.grad = torch.zeros_like(self.whole)
+        self.copy = self.whole.detach().to(dtype)  # itself in float32
+        self.put(self.copy)
+
+    def views(self, whole: torch.Tensor) -> list[torch.Tensor]:
+        """Each weight's part of what is laid out like `whole`."""
+        parts = whole.split([shape.numel() for shape in self.shapes])
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def named(self) -> dict[str, torch.Tensor]:
+        """The weights by their names in the model."""
+        return dict(zip(self.names, self.views(self.whole.detach()), strict=True))
+
+    def put(self, whole: torch.Tensor) -> None:
+        """Let the model compute with these values."""
+        for weight, value in zip(self.parameters, self.views(whole), strict=True):
+            weight.data = value
+
+    def refresh(self) -> None:
+        """Let the model compute with what the weights are now."""
+        if self.copy.dtype != self.whole.dtype:
+            self.copy.copy_(self.whole.detach())
+
+    def clear(self) -> None:
+        """Let the gradients be zero."""
+        assert self.whole.grad is not None
+        self.whole.grad.zero_()
+
+    def add(self, gradients: Sequence[torch.Tensor]) -> None:
+        """Add the gradients of all weights."""
+        assert self.whole.grad is not None
+        self.whole.grad += torch.cat([gradient.flatten() for gradient in gradients])
+
+    def give_back(self) -> None:
+        """Let the model have its weights in float32, as they are now."""
+        self.put(self.whole.detach())
