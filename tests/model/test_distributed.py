@@ -1,68 +1,17 @@
 """Work shared by processes: the same curves and answers as one, and one line for a failure."""
 
-import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import yaml
-from tiny_models import INSTRUCTION, POEMS, build, byte_pairs, machine, training
+from grouped import PATHS, change, curve, run
+from tiny_models import POEMS, machine
 
 from verse.errors import UserError
 from verse.model import distributed
-
-ROOT = Path(__file__).parents[2]
-PATHS = f"{ROOT}:{ROOT / 'tests'}"
-
-
-def run(folder, *command):
-    """A stage or a script in `folder`, as a user runs it."""
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env=os.environ
-        | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "XDG_CACHE_HOME": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-    )
-
-
-@pytest.fixture
-def project(tmp_path):
-    """A folder with a tiny model, the poems and params.yaml, for the stages to run in."""
-    settings = build("llama", tmp_path / "base", byte_pairs())
-    rows = [
-        {"instruction": INSTRUCTION, "input": couplet, "output": rest} for couplet, rest in POEMS
-    ]
-    for part in ("train", "validation", "test"):
-        file = tmp_path / "data" / "prepared" / f"{part}.jsonl"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (tmp_path / "metrics").mkdir()
-    params = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
-    params["model"] = settings.model_dump() | {"name": "base"}
-    # Seven poems, three a step: the last step of an epoch has one, and process 1 has none.
-    params["train"] = training(batch_size=3).model_dump()
-    params["machine"] = machine().model_dump()
-    params["decoding"]["max_new_tokens"] = 8
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    return tmp_path
-
-
-def change(project, **values):
-    """Change keys of the `machine` section."""
-    file = project / "params.yaml"
-    params = yaml.safe_load(file.read_text("utf-8"))
-    params["machine"] |= values
-    file.write_text(yaml.safe_dump(params), encoding="utf-8")
-
-
-def curve(project, part):
-    lines = (project / "metrics" / "plots" / f"{part}_loss.csv").read_text().splitlines()[1:]
-    return [float(line.split(",")[1]) for line in lines]
 
 
 def test_two_processes_do_the_same_as_one(project):
@@ -95,6 +44,137 @@ def test_a_fault_that_all_processes_have_is_told_once(project):
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line == "train: model.name 'base': has no weights (*.safetensors): add them"
+
+
+AGENT = (
+    f"{sys.executable} -m torch.distributed.run --nproc-per-node 2 --rdzv-backend c10d "
+    "--rdzv-endpoint localhost:{port} --rdzv-id poems"
+)
+
+
+def launch(project, port=0, nodes=1):
+    """Let the stages be started by torchrun, by one for each of so many machines."""
+    agent = AGENT.format(port=port) + f' --nnodes {nodes} "$@"'
+    script = f"{agent} &\n" * (nodes - 1) + f"{agent}\nstatus=$?\nwait\nexit $status\n"
+    (project / "launch.sh").write_text(script)
+    change(project, launch="sh launch.sh")
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def test_two_machines_of_two_processes_do_the_same_as_one(project):
+    results = []
+    for nodes in (0, 2):
+        if nodes:
+            launch(project, free_port(), nodes)
+        for stage in (["stages.train"], ["stages.generate", "tuned"]):
+            done = run(project, "-m", *stage)
+            assert done.returncode == 0, done.stderr
+        text = (project / "data" / "generated" / "results.txt").read_text("utf-8")
+        results.append((curve(project, "train"), curve(project, "validation"), text))
+    one, four = results
+    assert one[0] == pytest.approx(four[0], abs=1e-3)
+    assert one[1] == pytest.approx(four[1], abs=1e-3)
+    assert one[2] == four[2]
+
+
+KILLED = """
+import os, signal, sys
+from verse.training import loop
+
+add_gradients, calls = loop.add_gradients, []
+
+def killed(*arguments):
+    calls.append(arguments)
+    if len(calls) > 5 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return add_gradients(*arguments)
+
+if "RANK" in os.environ:
+    loop.add_gradients = killed
+from verse.errors import run
+from stages.train import main
+run(main, "train")
+"""
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_killed_process_is_one_line_and_others_go_on(project, launched):
+    done = run(project, "-m", "stages.train")
+    expected = curve(project, "train")
+    (project / "killed.py").write_text(KILLED)
+    change(project, processes=2)
+    if launched:
+        launch(project)
+    done = run(project, "killed.py")
+    assert done.returncode == 1
+    said = done.stderr.splitlines()
+    if launched:
+        assert said[-1].startswith("train: machine.launch: sh ended with 1, see above")
+    else:
+        assert said == ["train: process 1 of 2 was killed by SIGKILL"]
+    (checkpoint,) = (project / "cache").rglob("checkpoint.safetensors")
+    change(project, processes=1, launch=None)
+    done = run(project, "-m", "stages.train")
+    assert done.returncode == 0, done.stderr
+    assert not checkpoint.exists()
+    assert curve(project, "train") == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("nosuchprogram --nnodes 2", "there is no program 'nosuchprogram'"),
+        (f"{sys.executable}", "starts no group of processes: let it end in torchrun"),
+        ("false", "false ended with 1, see above"),
+    ],
+)
+def test_a_command_that_starts_no_group(project, command, said):
+    change(project, launch=command)
+    done = run(project, "-m", "stages.train")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("train: machine.launch") and said in line
+
+
+def test_a_wrong_address(project):
+    (project / "lone.py").write_text(
+        "from datetime import timedelta\n"
+        "from verse.model import distributed\n"
+        "distributed.TIMEOUT = timedelta(seconds=2)\n"
+        "from verse.errors import run\nfrom stages.train import main\nrun(main, 'train')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "lone.py"],
+        cwd=project,
+        env=os.environ
+        | {"PYTHONPATH": PATHS, "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+        | {"MASTER_PORT": str(free_port())},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("process 1: the other processes cannot be met at localhost:")
+
+
+def test_other_poems_on_another_machine(project):
+    (project / "other.py").write_text(
+        "import os\n"
+        "from verse import fingerprint\n"
+        "alike = fingerprint.fingerprint\n"
+        "fingerprint.fingerprint = lambda *a, **k: alike(*a, **k) + os.environ.get('RANK', '')\n"
+        "from verse.errors import run\nfrom stages.train import main\nrun(main, 'train')\n"
+    )
+    change(project, processes=2)
+    done = run(project, "other.py")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("train: process 1 has other code, parameters or data than process 0")
 
 
 SCRIPT = """

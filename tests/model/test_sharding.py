@@ -4,17 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from grouped import PATHS, change, run
 from tiny_models import SHAPES, build, settings
 
 from verse.errors import UserError
 from verse.model import sharding
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
 
 SPREAD = """
 import json, resource, sys
@@ -28,7 +27,6 @@ ids = torch.arange(12).view(2, 6)
 
 
 def held(model):
-    """Bytes of the weights that this process has."""
     own = [w.to_local() if hasattr(w, "to_local") else w for w in model.parameters()]
     return sum(w.numel() * w.element_size() for w in own)
 
@@ -61,7 +59,7 @@ def torchrun(folder, processes, *command):
         cwd=folder,
         env=os.environ
         | {
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "PYTHONPATH": PATHS,
             "XDG_CACHE_HOME": str(folder / "cache"),
             "OMP_NUM_THREADS": "1",
         },
@@ -94,3 +92,45 @@ def test_a_folder_that_lacks_a_layer_is_refused(tmp_path):
     (tmp_path / "base/config.json").write_text(json.dumps(config), "utf-8")
     with pytest.raises(UserError, match=r"cannot be spread .* since model\.layers\.2\..* 8 more"):
         sharding.load_sharded(settings(str(tmp_path / "base")), CPU, torch.float32, expanded=True)
+
+
+FORCED = """
+import sys
+from verse.model import memory
+
+for name in ("ways_to_train", "ways_to_generate"):
+    def spread(*sizes, ways=getattr(memory, name)):
+        return [way for way in ways(*sizes) if way.sharded] or ways(*sizes)
+    setattr(memory, name, spread)
+from verse.errors import run
+from stages import generate, train
+run({"train": train.main, "generate": generate.main}[sys.argv.pop(1)])
+"""
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_training_and_generation_of_a_spread_model(project, processes):
+    """Seven poems, three a step: some processes have none, and compute along."""
+
+    def outcome():
+        results = (project / "data/generated/results.txt").read_bytes()
+        losses = [
+            float(line.split(",")[1])
+            for part in ("train", "validation")
+            for line in (project / f"metrics/plots/{part}_loss.csv").read_text().split()[1:]
+        ]
+        adapter = (project / "models/adapter/adapter_model.safetensors").stat().st_size
+        return losses, results, adapter
+
+    (project / "forced.py").write_text(FORCED)
+    outcomes = []
+    for count in (1, processes):
+        change(project, processes=count)
+        for arguments in (["train"], ["generate", "tuned"]):
+            done = run(project, "forced.py", *arguments)
+            assert done.returncode == 0, done.stderr
+            assert ("spread over" in done.stdout) == (count > 1)
+        outcomes.append(outcome())
+    one, spread = outcomes
+    assert one[0] == pytest.approx(spread[0], abs=2e-4)
+    assert one[1:] == spread[1:]

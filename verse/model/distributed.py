@@ -163,10 +163,10 @@ def work_in_group(work: Callable[[], None], device: str) -> None:
             raise
         line, status = explained
         line = " ".join(line.split())
-        if FAILURES in os.environ:
+        try:
             with Path(os.environ[FAILURES]).open("a", encoding="utf-8") as file:
                 file.write(f"{status} {line}\n")
-        else:
+        except (KeyError, OSError):  # whoever started it is on another machine, or does not ask
             print(f"process {os.environ['RANK']}: {line}", file=sys.stderr)
         sys.stdout.flush()
         os._exit(status)  # without waiting for the others, which may be waiting for this one
