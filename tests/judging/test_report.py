@@ -175,6 +175,14 @@ def test_metrics_that_a_group_lacks_are_dashes():
     assert "<td>—</td><td>12.500</td><td>100.000</td>" in html
 
 
+def test_a_page_of_the_first_poems_says_so():
+    rows, metrics = sample(3)
+    assert render(rows, metrics, tested=3) == render(rows, metrics)
+    html = render(rows[:2], metrics, tested=50_000)
+    assert len(re.findall("<article", html)) == 2
+    assert "<caption>50000 首" in html and "The first 2 of 50,000;" in html
+
+
 def test_a_page_of_no_poems():
     html = render([], measure([row()]))
     assert not of(html, "article") and "<caption>0 首" in html
