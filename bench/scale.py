@@ -8,9 +8,9 @@ with them before it opens the model. A tenth of them are test poems, up to 50,00
 made of true poems: base has the rest of another, tuned the true rest with every twelfth character
 changed.
 
-Prints a table of CPU seconds, which a busy machine does not change much, and of the highest resident memory, in MiB, and what 100,000 poems more
-take, by the two largest numbers. Works in a folder that goes when it ends; 500,000 poems want 3 GB
-of disk there.
+Prints a table of CPU seconds, which a busy machine changes little, and of the highest resident
+memory in MiB, and what 100,000 poems more take, by the two largest numbers. Works in a folder that
+goes when it ends.
 """
 
 import os

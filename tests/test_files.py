@@ -315,11 +315,14 @@ def test_lines_are_those_of_the_whole_text(tmp_path, parts):
 
 
 def test_rows_are_read_from_a_file_larger_than_the_memory_for_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "LARGEST", 10)
+    monkeypatch.setattr(files, "LARGEST", 13)
     write_jsonl(tmp_path / "a.jsonl", [{"a": "山"}] * 3)
-    with pytest.raises(UserError, match="larger than 10 bytes"):
+    with pytest.raises(UserError, match="larger than 13 bytes"):
         read_text(tmp_path / "a.jsonl")
     assert len(read_rows(tmp_path / "a.jsonl", "a")) == 3
+    write_jsonl(tmp_path / "a.jsonl", [{"a": "山水"}])
+    with pytest.raises(UserError, match="a line larger than 13 bytes"):
+        read_rows(tmp_path / "a.jsonl", "a")
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path):

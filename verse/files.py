@@ -253,12 +253,16 @@ def read_text(path: str | Path) -> str:
 def iter_lines(path: str | Path) -> Iterator[str]:
     """The lines of a file, which is never in memory as a whole; only a line feed ends one.
 
-    Raises UserError like `read_text`, but for a large file.
+    Raises UserError like `read_text`, for a large line and not for a large file.
     """
     check_plain(path)
     start = 0
     with Path(path).open("rb") as file:
-        for line in file:
+        while line := file.readline(LARGEST + 1):
+            if len(line) > LARGEST:
+                raise UserError(
+                    f"{path}: a line larger than {LARGEST:,} bytes: run dvc repro again"
+                )
             yield decoded(line, path, start)
             start += len(line)
 
