@@ -130,6 +130,13 @@ def test_an_experiment_that_fails_holds_up_no_other(shared):
     assert output.splitlines()[-1].endswith("when this machine runs this again: bad")
 
 
+def test_without_dvc_nothing_is_claimed(shared):
+    copy = machine(shared, "one")
+    process = sweep(copy, env={"PATH": "/usr/bin:/bin"})
+    assert "source .venv/bin/activate" in process.communicate()[0] and process.returncode == 1
+    assert copy.run("git", "ls-remote", "origin", "refs/sweep/*") == ""
+
+
 def test_a_remote_that_takes_no_claims_is_told(shared):
     copy = machine(shared, "one")
     shutil.rmtree(shared)

@@ -11,7 +11,11 @@
 # Who pushes refs/sweep/<commit>/<name> first has the experiment: git lets no other in. The same
 # machine has it again when it is started again.
 set -euo pipefail
-list=$1 machine=${2:-$(hostname):$PWD} remote=origin
+list=${1:?a file with the experiments is wanted} machine=${2:-$(hostname):$PWD} remote=origin
+command -v dvc >/dev/null || {
+    echo "sweep: there is no dvc: source .venv/bin/activate" >&2
+    exit 1
+}
 commit=$(git rev-parse HEAD)
 place=${commit:0:2}/${commit:2} # below refs/exps, where DVC keeps the commit's experiments
 # Made of the machine's name and nothing else, so that the machine's later claims are this one too.
