@@ -307,7 +307,7 @@ def read_jsonl(path: str | Path) -> list[Any]:
 
 
 def iter_rows(path: str | Path, *keys: str, mended: bool = False) -> Iterator[dict[str, str]]:
-    """The rows of a JSON Lines file of ours, one at a time, each with a text under each of `keys`.
+    """The texts under `keys` in each row of a JSON Lines file of ours, one row at a time.
 
     mended: half a surrogate pair, which a chat model may write, becomes �; else it is a fault.
     Raises UserError naming the row where one was changed by hand.
@@ -317,7 +317,7 @@ def iter_rows(path: str | Path, *keys: str, mended: bool = False) -> Iterator[di
         if not all(isinstance(t, str) and (mended or not SURROGATE.search(t)) for t in texts):
             wanted = " and ".join(keys)
             raise UserError(f"{path}, row {number}: no text under {wanted}: run dvc repro again")
-        yield row | {key: SURROGATE.sub("\ufffd", row[key]) for key in keys} if mended else row
+        yield {key: SURROGATE.sub("\ufffd", row[key]) if mended else row[key] for key in keys}
 
 
 def read_rows(path: str | Path, *keys: str) -> list[dict[str, str]]:
