@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -283,6 +284,19 @@ def test_half_a_surrogate_pair_is_mended_where_that_is_asked_for(tmp_path):
     assert list(iter_rows(tmp_path / "a.jsonl", "a", mended=True)) == [{"a": "山\ufffd"}]
     with pytest.raises(UserError, match="row 1: no text under b"):
         list(iter_rows(tmp_path / "a.jsonl", "b", mended=True))
+
+
+def test_rows_pass_through_without_being_held(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", ({"a": "山" * 100} for _ in range(10_000)))
+    assert (tmp_path / "a.jsonl").stat().st_size > 3_000_000
+    tracemalloc.start()
+    try:
+        write_jsonl(tmp_path / "b.jsonl", iter_rows(tmp_path / "a.jsonl", "a"))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 300_000
+    assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
 
 
 def test_rows_that_fail_half_way_leave_what_was_there(tmp_path):
