@@ -395,8 +395,8 @@ def test_browser_names_what_can_be_used(visitor):
     assert unnamed == []
 
 
-def test_browser_says_that_the_server_is_gone_and_goes_on_when_it_is_back(chrome, page, poets):
-    visitor = Visitor(chrome, page).visit()
+def test_browser_says_that_the_server_is_gone_and_goes_on_when_it_is_back(browser, page, poets):
+    visitor = Visitor(browser, page).visit()
     page.kill()
     visitor.write()
     assert "cannot be reached" in visitor.text("#error")
@@ -407,4 +407,4 @@ def test_browser_says_that_the_server_is_gone_and_goes_on_when_it_is_back(chrome
     )
     assert visitor.text("#tuned .whole") == poem_of(poets["tuned"])[0].text
     assert visitor.text("#error") == ""
-    chrome.get_log("browser")  # of the refused connections
+    browser.get_log("browser")  # of the refused connections
