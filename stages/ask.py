@@ -9,17 +9,16 @@ asked again.
 """
 
 from verse import params
-from verse.asking import rows
 from verse.asking.answers import finish
 from verse.asking.chat import key_for
 from verse.asking.store import Store
 from verse.errors import run
-from verse.files import cache_dir, replacing, write_json, write_jsonl, write_text
+from verse.files import cache_dir, read_rows, replacing, write_json, write_jsonl, write_text
 
 
 def main() -> None:
     p = params.read()
-    poems = rows.read("data/prepared/test.jsonl", "instruction", "input")
+    poems = read_rows("data/prepared/test.jsonl", "instruction", "input")
 
     for one in p.contestants:  # before the first question
         key_for(one, one.name)

@@ -11,19 +11,19 @@ Without a judge the file is empty.
 from itertools import chain
 
 from verse import params
-from verse.asking import grader, rows
+from verse.asking import grader
 from verse.asking.store import Store
 from verse.errors import run
-from verse.files import cache_dir, replacing, write_jsonl
-from verse.judging.contestants import ASKED, SCRAMBLED, contestants
+from verse.files import cache_dir, read_rows, replacing, write_jsonl
+from verse.judging.contestants import ASKED, SCRAMBLED, TEST, answers_to, contestants
 
 
 def main() -> None:
     p = params.read()
-    poems = rows.read("data/prepared/test.jsonl", "input", "output")
+    poems = read_rows(TEST, "input", "output")
     couplets, truths = [poem["input"] for poem in poems], [poem["output"] for poem in poems]
     answers = {
-        name: [row["answer"] for row in rows.read(one.answers, "input", "answer", like=poems)]
+        name: answers_to(couplets, one.answers)
         for name, one in contestants(ASKED).items()
         if one.answers
     }

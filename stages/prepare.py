@@ -11,7 +11,7 @@ from typing import Any
 
 from verse import params
 from verse.errors import UserError, run
-from verse.files import read_rows, replacing, together, write_json, write_jsonl
+from verse.files import iter_rows, replacing, together, write_json, write_jsonl
 from verse.poems.lines import FORMS
 
 
@@ -20,18 +20,15 @@ def main() -> None:
 
     from verse.poems import dataset  # pandas is slow to import
 
-    raw = {
-        part: dataset.table(
-            read_rows(f"data/raw/{part}.jsonl", *dataset.COLUMNS, may_be_empty=True)
-        )
-        for part in ("train", "test")
-    }
-    train, dropped = dataset.clean(raw["train"])
-    test, dropped_test = dataset.clean(raw["test"], dataset.COUPLETS)
+    train, dropped = dataset.clean(iter_rows("data/raw/train.jsonl", *dataset.COLUMNS))
+    test, dropped_test = dataset.clean(
+        iter_rows("data/raw/test.jsonl", *dataset.COLUMNS), dataset.COUPLETS
+    )
+    read = {"train": len(train) + dropped.total(), "test": len(test) + dropped_test.total()}
     if train.empty:
         why = [f"{dropped[key]} {what}" for key, what in dataset.DROPPED.items() if dropped[key]]
         raise UserError(
-            f"data/raw/train.jsonl: no poem is left to train on: none of {len(raw['train'])} is "
+            f"data/raw/train.jsonl: no poem is left to train on: none of {read['train']} is "
             f"usable ({'; '.join(why)}): mend them or take another data.source"
         )
     split = dataset.split(train, test, p.prepare, p.seed)
@@ -39,7 +36,7 @@ def main() -> None:
 
     dropped += dropped_test + split.dropped
     metrics = {
-        "read": {part: len(poems) for part, poems in raw.items()},
+        "read": read,
         "dropped": {reason: dropped[reason] for reason in dataset.DROPPED},
         "kept": sum(map(len, parts.values())),
         **{part: dataset.describe(poems) for part, poems in parts.items()},
@@ -47,7 +44,7 @@ def main() -> None:
     with together():
         with replacing("data/prepared") as folder:
             for part, poems in parts.items():
-                write_jsonl(folder / f"{part}.jsonl", poems.to_dict("records"))
+                write_jsonl(folder / f"{part}.jsonl", dataset.rows_of(poems))
         write_json("metrics/data.json", metrics)
     show(metrics, parts)
 

@@ -9,22 +9,23 @@ and contestant, the data of two plots below metrics/plots and metrics/report.htm
 metrics and three poems.
 """
 
-import re
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from verse import params
 from verse.errors import UserError, run
-from verse.files import read_jsonl, together, write_json, write_text
+from verse.files import iter_jsonl, iter_rows, together, write_json, write_text
 
 if TYPE_CHECKING:
     from verse.judging.scoring import Judged
 
-TRAIN, TEST = "data/prepared/train.jsonl", "data/prepared/test.jsonl"
+TRAIN = "data/prepared/train.jsonl"
 MARKS = "data/marks/marks.jsonl"
 MANY_LINES = 9  # a plot's last bar counts the answers with as many lines or more
 SHOWN = 3
+REPORTED = 1000  # poems on the page, at most; metrics/poems.csv has all
 
 
 def main() -> None:
@@ -33,19 +34,19 @@ def main() -> None:
     import pandas as pd
 
     from verse.judging import floors, marks
-    from verse.judging.contestants import ASKED, BASELINE, contestants
+    from verse.judging.contestants import ASKED, BASELINE, TEST, answers_to, contestants
     from verse.judging.metrics import HEADLINES, apart
     from verse.judging.report import render
-    from verse.judging.scoring import gain, judge, likenesses, summarise, tabulate
+    from verse.judging.scoring import gain, judge, learnt, summarise, tabulate
     from verse.judging.terminal import gains_table, metrics_table, side_by_side
     from verse.judging.usage import rivals
-    from verse.poems.lines import lines_in, split_lines
+    from verse.poems.lines import split_lines
 
-    test = [(couplet, rest) for couplet, rest in columns(TEST, "input", "output")]
+    test = poems_in(TEST)
     if not test:
         raise UserError(f"{TEST}: no poems to score: raise prepare.test_poems")
     couplets, truths = zip(*test, strict=True)
-    training = [(couplet, rest) for couplet, rest in columns(TRAIN, "input", "output")]
+    training = poems_in(TRAIN)
     everyone = contestants(ASKED)
     answers = {
         name: answers_to(couplets, one.answers)
@@ -55,34 +56,33 @@ def main() -> None:
         else list(truths)
         for name, one in everyone.items()
     }
-    training_lines = likenesses(lines_in(a + b for a, b in training))
-    others = rivals([[line for line, _ in split_lines(couplet)] for couplet, _ in training])
+    known = learnt(chain(*answers.values()), (a + b for a, b in training))
+    others = rivals([line for line, _ in split_lines(couplet)] for couplet, _ in training)
+    marked = marks.table(iter_jsonl(MARKS))
 
-    judged = {
-        name: [judge(*poem, training_lines) for poem in zip(couplets, texts, truths, strict=True)]
-        for name, texts in answers.items()
-    }
-    tables = {name: tabulate(poems, others) for name, poems in judged.items()}
+    tables, metrics, shown, plots = {}, {}, {}, {}
     draws = {"seed": p.seed, "resamples": p.score.bootstrap}
-    metrics = {
-        name: summarise(poems, tables[name], truths, **draws) for name, poems in judged.items()
-    }
+    for name, one in everyone.items():
+        finished = zip(couplets, answers[name], truths, strict=True)
+        judged = [judge(*poem, known) for poem in finished]
+        tables[name] = tabulate(judged, others)
+        metrics[name] = summarise(judged, tables[name], truths, **draws)
+        if one.chat and one.answers:
+            raws = [row["raw"] for row in iter_rows(one.answers, "raw", mended=True)]
+            judged = [replace(a, raw=raw) for a, raw in zip(judged, raws, strict=True)]
+            metrics[name] |= trimming(judged)
+        if not one.floor:
+            plots[name] = lines_plot(judged)
+            shown[name] = judged[:REPORTED]
     gains = {
         name: gain(tables[name], tables[BASELINE], **draws)
         for name, one in everyone.items()
         if one.answers and name != BASELINE
     }
-    for name, one in everyone.items():
-        if one.chat and one.answers:
-            raws = [raw for (raw,) in columns(one.answers, "raw")]
-            judged[name] = [replace(a, raw=raw) for a, raw in zip(judged[name], raws, strict=True)]
-            metrics[name] |= trimming(judged[name])
-    marked = marks.table(read_jsonl(MARKS))
     for name, given in marks.summarise(marked, **draws).items():
         if name in metrics:
             metrics[name] |= given
 
-    shown = {name: poems for name, poems in judged.items() if not everyone[name].floor}
     rows = [dict(zip(shown, row, strict=True)) for row in zip(*shown.values(), strict=True)]
     poems = pd.concat(tables, names=["contestant"]).reset_index("contestant").round(4)
     scores, intervals = apart(metrics)
@@ -93,9 +93,9 @@ def main() -> None:
         write_json("metrics/judge.json", marks.measure(marked, poems))
         write_text("metrics/poems.csv", poems.to_csv(index=False, lineterminator="\n"))
         write_text("metrics/plots/quality.csv", quality_plot(metrics, HEADLINES))
-        for name, ones in shown.items():
-            write_text(f"metrics/plots/lines/{name}.csv", lines_plot(ones))
-        write_text("metrics/report.html", render(rows, metrics, everyone))
+        for name, plot in plots.items():
+            write_text(f"metrics/plots/lines/{name}.csv", plot)
+        write_text("metrics/report.html", render(rows, metrics, everyone, len(test)))
 
     print(metrics_table(metrics))
     print("\n" + gains_table(gains, BASELINE))
@@ -104,32 +104,10 @@ def main() -> None:
         print("\n" + side_by_side({"prompt": row["reference"].couplet, **texts}))
 
 
-def columns(path: str, *keys: str) -> list[tuple[str, ...]]:
-    """The texts under `keys` in each row of a JSON Lines file; half surrogate pairs become �."""
-    rows = []
-    for number, row in enumerate(read_jsonl(path), 1):
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
-            wanted = " and ".join(keys)
-            raise UserError(f"{path}, row {number}: no text under {wanted}: run dvc repro again")
-        rows.append(tuple(re.sub("[\ud800-\udfff]", "\ufffd", row[key]) for key in keys))
-    return rows
-
-
-def answers_to(couplets: tuple[str, ...], path: str) -> list[str]:
-    """The answers of a file. Raises UserError unless they are to these couplets, in this order."""
-    rows = columns(path, "input", "answer")
-    if len(rows) != len(couplets):
-        raise UserError(
-            f"{path}: {len(rows)} answers for the {len(couplets)} poems of {TEST}: "
-            "run dvc repro to generate them anew"
-        )
-    for number, (couplet, (asked, _)) in enumerate(zip(couplets, rows, strict=True), 1):
-        if asked != couplet:
-            raise UserError(
-                f"{path}, row {number}: answers another couplet than row {number} of {TEST}: "
-                "run dvc repro to generate them anew"
-            )
-    return [answer for _, answer in rows]
+def poems_in(path: str) -> list[tuple[str, str]]:
+    """The couplets and rests of a file."""
+    rows = iter_rows(path, "input", "output", mended=True)
+    return [(row["input"], row["output"]) for row in rows]
 
 
 def trimming(poems: list["Judged"]) -> dict[str, float]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from verse import files
 from verse.errors import UserError
 from verse.files import (
+    iter_lines,
+    iter_rows,
     read_jsonl,
     read_rows,
     read_text,
@@ -273,7 +276,67 @@ def test_a_row_that_was_changed_by_hand_is_named(tmp_path, row):
     (tmp_path / "a.jsonl").write_text("\n")
     with pytest.raises(UserError, match="holds no poems"):
         read_rows(tmp_path / "a.jsonl", "a")
-    assert read_rows(tmp_path / "a.jsonl", "a", may_be_empty=True) == []
+    assert list(iter_rows(tmp_path / "a.jsonl", "a")) == []
+
+
+def test_half_a_surrogate_pair_is_mended_where_that_is_asked_for(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": "山\\ud800", "b": 1}\n')
+    assert list(iter_rows(tmp_path / "a.jsonl", "a", mended=True)) == [{"a": "山\ufffd"}]
+    with pytest.raises(UserError, match="row 1: no text under b"):
+        list(iter_rows(tmp_path / "a.jsonl", "b", mended=True))
+
+
+def test_rows_pass_through_without_being_held(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", ({"a": "山" * 100} for _ in range(10_000)))
+    assert (tmp_path / "a.jsonl").stat().st_size > 3_000_000
+    tracemalloc.start()
+    try:
+        write_jsonl(tmp_path / "b.jsonl", iter_rows(tmp_path / "a.jsonl", "a"))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 300_000
+    assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
+
+
+def test_rows_that_fail_half_way_leave_what_was_there(tmp_path):
+    def rows():
+        yield {"a": 1}
+        raise KeyboardInterrupt
+
+    write_jsonl(tmp_path / "a.jsonl", [{"a": 0}])
+    with pytest.raises(KeyboardInterrupt):
+        write_jsonl(tmp_path / "a.jsonl", rows())
+    assert read_jsonl(tmp_path / "a.jsonl") == [{"a": 0}] and names(tmp_path) == ["a.jsonl"]
+
+
+LINES = st.text().map(lambda text: text.encode()) | st.binary(max_size=8)
+
+
+@given(st.lists(LINES, max_size=5))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_lines_are_those_of_the_whole_text(tmp_path, parts):
+    """Or one error: where either way of reading finds one, so does the other."""
+    (tmp_path / "a").write_bytes(b"\n".join(parts))
+
+    def told(read):
+        try:
+            return read(tmp_path / "a")
+        except UserError as error:
+            return str(error)
+
+    assert told(lambda path: "".join(iter_lines(path))) == told(read_text)
+
+
+def test_rows_are_read_from_a_file_larger_than_the_memory_for_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST", 13)
+    write_jsonl(tmp_path / "a.jsonl", [{"a": "山"}] * 3)
+    with pytest.raises(UserError, match="larger than 13 bytes"):
+        read_text(tmp_path / "a.jsonl")
+    assert len(read_rows(tmp_path / "a.jsonl", "a")) == 3
+    write_jsonl(tmp_path / "a.jsonl", [{"a": "山水"}])
+    with pytest.raises(UserError, match="a line larger than 13 bytes"):
+        read_rows(tmp_path / "a.jsonl", "a")
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path):

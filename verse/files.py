@@ -209,7 +209,9 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[Any, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """JSON Lines, written as the rows come."""
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def check_plain(path: str | Path) -> int:
@@ -245,45 +247,82 @@ def read_text(path: str | Path) -> str:
     """The text of a file. Raises UserError if it is missing, no file, compressed or not UTF-8."""
     if check_plain(path) > LARGEST:
         raise UserError(f"{path}: larger than {LARGEST:,} bytes: give a part of it")
-    content = Path(path).read_bytes()
-    for start, kind in COMPRESSED.items():
-        if content.startswith(start):
+    return decoded(Path(path).read_bytes(), path)
+
+
+def iter_lines(path: str | Path) -> Iterator[str]:
+    """The lines of a file, which is never in memory as a whole; only a line feed ends one.
+
+    Raises UserError like `read_text`, for a large line and not for a large file.
+    """
+    check_plain(path)
+    start = 0
+    with Path(path).open("rb") as file:
+        while line := file.readline(LARGEST + 1):
+            if len(line) > LARGEST:
+                raise UserError(
+                    f"{path}: a line larger than {LARGEST:,} bytes: run dvc repro again"
+                )
+            yield decoded(line, path, start)
+            start += len(line)
+
+
+def decoded(content: bytes, path: str | Path, start: int = 0) -> str:
+    """The text of a file, or of a part of it that starts at that byte.
+
+    Raises UserError if it is compressed or not UTF-8.
+    """
+    for opening, kind in COMPRESSED.items():
+        if start == 0 and content.startswith(opening):
             raise UserError(f"{path}: compressed ({kind}): unpack it first")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8" if start else "utf-8-sig")
     except UnicodeDecodeError as error:
         if error.reason == "unexpected end of data":
             raise UserError(
                 f"{path}: cut off within its last character: download or copy the file again"
             ) from None
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}): save the file as UTF-8") from None
+        place = start + error.start
+        raise UserError(f"{path}: not UTF-8 (byte {place}): save the file as UTF-8") from None
 
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a JSON Lines file. Raises UserError naming the file and line that is broken."""
-    rows = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+def iter_jsonl(path: str | Path) -> Iterator[Any]:
+    """The rows of a JSON Lines file, one at a time.
+
+    Raises UserError naming the file and line that is broken.
+    """
+    for number, line in enumerate(iter_lines(path), 1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
+                yield json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
             except (RecursionError, ValueError):  # brackets or digits by the thousand
                 raise UserError(f"{path}, line {number}: not JSON that can be read") from None
-    return rows
 
 
-def read_rows(path: str | Path, *keys: str, may_be_empty: bool = False) -> list[dict[str, str]]:
-    """The rows of a JSON Lines file of ours, each with a text under each of `keys`.
+def read_jsonl(path: str | Path) -> list[Any]:
+    """All rows of a JSON Lines file: see `iter_jsonl`."""
+    return list(iter_jsonl(path))
 
-    Raises UserError naming the row where one was changed by hand, or if there is none.
+
+def iter_rows(path: str | Path, *keys: str, mended: bool = False) -> Iterator[dict[str, str]]:
+    """The texts under `keys` in each row of a JSON Lines file of ours, one row at a time.
+
+    mended: half a surrogate pair, which a chat model may write, becomes �; else it is a fault.
+    Raises UserError naming the row where one was changed by hand.
     """
-    rows = read_jsonl(path)
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(iter_jsonl(path), 1):
         texts = [row.get(key) for key in keys] if isinstance(row, dict) else [None]
-        if not all(isinstance(text, str) and not SURROGATE.search(text) for text in texts):
+        if not all(isinstance(t, str) and (mended or not SURROGATE.search(t)) for t in texts):
             wanted = " and ".join(keys)
             raise UserError(f"{path}, row {number}: no text under {wanted}: run dvc repro again")
-    if not rows and not may_be_empty:
+        yield {key: SURROGATE.sub("\ufffd", row[key]) if mended else row[key] for key in keys}
+
+
+def read_rows(path: str | Path, *keys: str) -> list[dict[str, str]]:
+    """All rows of a JSON Lines file of ours: see `iter_rows`. Raises UserError if there is none."""
+    rows = list(iter_rows(path, *keys))
+    if not rows:
         raise UserError(f"{path}: holds no poems: run dvc repro again")
     return rows

@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -186,33 +185,6 @@ def test_a_poem_that_nobody_waits_for_is_given_up(monkeypatch, poets):
 
 # In a browser
 
-FLAGS = (
-    "headless=new",
-    "no-sandbox",
-    "disable-gpu",
-    "no-first-run",
-    "disable-sync",
-    "disable-background-networking",
-    "disable-component-update",
-    "hide-scrollbars",
-)
-
-
-@pytest.fixture(scope="module")
-def chrome(tmp_path_factory):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no browser: install chromium and chromium-driver to test the page in one")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
-
 
 class Visitor:
     """Someone at the page, in the tab that is open."""
@@ -295,9 +267,9 @@ DONE = (
 
 
 @pytest.fixture
-def visitor(chrome, page):
-    yield Visitor(chrome, page)
-    assert chrome.get_log("browser") == []
+def visitor(browser, page):
+    yield Visitor(browser, page)
+    assert browser.get_log("browser") == []
 
 
 def told(poet, place, **changes):
@@ -423,8 +395,8 @@ def test_browser_names_what_can_be_used(visitor):
     assert unnamed == []
 
 
-def test_browser_says_that_the_server_is_gone_and_goes_on_when_it_is_back(chrome, page, poets):
-    visitor = Visitor(chrome, page).visit()
+def test_browser_says_that_the_server_is_gone_and_goes_on_when_it_is_back(browser, page, poets):
+    visitor = Visitor(browser, page).visit()
     page.kill()
     visitor.write()
     assert "cannot be reached" in visitor.text("#error")
@@ -435,4 +407,4 @@ def test_browser_says_that_the_server_is_gone_and_goes_on_when_it_is_back(chrome
     )
     assert visitor.text("#tuned .whole") == poem_of(poets["tuned"])[0].text
     assert visitor.text("#error") == ""
-    chrome.get_log("browser")  # of the refused connections
+    browser.get_log("browser")  # of the refused connections

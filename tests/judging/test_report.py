@@ -11,7 +11,6 @@ import json
 import os
 import random
 import re
-import shutil
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -175,6 +174,14 @@ def test_metrics_that_a_group_lacks_are_dashes():
     assert "<td>—</td><td>12.500</td><td>100.000</td>" in html
 
 
+def test_a_page_of_the_first_poems_says_so():
+    rows, metrics = sample(3)
+    assert render(rows, metrics, tested=3) == render(rows, metrics)
+    html = render(rows[:2], metrics, tested=50_000)
+    assert len(re.findall("<article", html)) == 2
+    assert "<caption>50000 首" in html and "The first 2 of 50,000;" in html
+
+
 def test_a_page_of_no_poems():
     html = render([], measure([row()]))
     assert not of(html, "article") and "<caption>0 首" in html
@@ -335,34 +342,6 @@ def test_only_the_page_s_own_script_and_style_may_run():
 
 
 # The page in a browser
-
-FLAGS = (
-    "headless=new",
-    "no-sandbox",
-    "disable-gpu",
-    "disable-quic",
-    "no-first-run",
-    "disable-sync",
-    "disable-background-networking",
-    "disable-component-update",
-    "hide-scrollbars",
-)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no browser: install chromium and chromium-driver to test the report in one")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from verse.judging.scoring import (
     SHARES,
     gain,
     judge,
+    learnt,
     likenesses,
     summarise,
     tabulate,
@@ -238,6 +239,15 @@ def test_shared_with_another_answer_up_to_a_character():
 def test_a_line_that_an_answer_has_twice_is_echo_and_not_shared():
     twice = table_of("欲窮千里目，欲窮千里目。", OTHER_REST)
     assert twice["echo"].tolist() == [0.5, 0] and twice["shared"].tolist() == [0, 0]
+
+
+@given(st.lists(st.text("山水雲月，", max_size=12)), st.lists(st.text("山水雲月，", max_size=12)))
+def test_what_is_learnt_of_training_poems_judges_as_all_of_them_do(answers, training):
+    known = learnt(answers, training)
+    assert known <= likenesses(lines_in(answers))
+    everything = likenesses(lines_in(training))
+    for answer in answers:
+        assert judge(COUPLET, answer, REST, known) == judge(COUPLET, answer, REST, everything)
 
 
 def test_likenesses_meet_where_one_character_differs():

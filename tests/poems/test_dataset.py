@@ -5,13 +5,14 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from verse.errors import UserError
 from verse.poems import dataset, sources
-from verse.poems.dataset import COUPLETS, DROPPED, QUATRAIN_OR_OCTAVE, table
+from verse.poems.dataset import COLUMNS, COUPLETS, DROPPED, QUATRAIN_OR_OCTAVE
 from verse.poems.lines import lines_in
 
 INSTRUCTION = sources.INSTRUCTION
@@ -32,13 +33,17 @@ SPRING = record(
 )
 
 
+def table(records):
+    return pd.DataFrame(records, columns=COLUMNS, dtype="str")
+
+
 def rows(poems):
-    return poems.to_dict("records")
+    return list(dataset.rows_of(poems))
 
 
 def clean(records, rests=QUATRAIN_OR_OCTAVE):
     """`dataset.clean` on lists of records."""
-    poems, dropped = dataset.clean(table(records), rests)
+    poems, dropped = dataset.clean(records, rests)
     return rows(poems), dropped
 
 

@@ -27,7 +27,7 @@ import torch
 import yaml
 from clones import change, clone
 from clones import outputs as outputs_of
-from forked import STAGES, Stages, is_one_line, outputs, workplace
+from forked import STAGES, is_one_line, outputs
 from safetensors.torch import load_file, save_file
 from test_params import VALUES
 
@@ -49,20 +49,6 @@ def repository(tmp_path_factory):
     copy.dvc("repro")
     copy.commit()
     return copy
-
-
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory):
-    server = Stages(tmp_path_factory.mktemp("stages"))
-    yield server
-    server.close()
-    print(f"\n{TOTALS['bad inputs']} bad inputs, each one line, its exit status, nothing touched")
-
-
-@pytest.fixture(scope="module")
-def whole(stages, tmp_path_factory):
-    """A folder in which all stages have run."""
-    return workplace(tmp_path_factory.mktemp("bad") / "work", stages)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import sys
 
 import pytest
 from clones import change
-from forked import ROOT, STAGES, Stages, cache, is_one_line, outputs, workplace
+from forked import ROOT, STAGES, cache, is_one_line, outputs
 
 CHANGES = {
     "fetch": {"data.source": "others"},
@@ -34,23 +34,8 @@ ERRORS = [  # and whether all that takes room fails from then on
     (errno.EFBIG, True),
 ]
 MOST = {"train": 12, "baseline": 19, "generate": 19}  # of each kind, spread over the changes
+pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc to build tests/faults.c")
 TOTALS = {"kills": 0, "errors of the system": 0, "standard streams": 0, "runs at the same time": 0}
-
-
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory):
-    if not shutil.which("gcc"):
-        pytest.skip("needs gcc to build tests/faults.c")
-    server = Stages(tmp_path_factory.mktemp("stages"))
-    yield server
-    server.close()
-    print("\n" + ", ".join(f"{count} {what}" for what, count in TOTALS.items()))
-
-
-@pytest.fixture(scope="module")
-def whole(stages, tmp_path_factory):
-    """A folder in which all stages have run."""
-    return workplace(tmp_path_factory.mktemp("whole") / "work", stages)
 
 
 def fresh(whole, folder, changes):

@@ -16,7 +16,7 @@ import shutil
 import pytest
 import torch
 from clones import change
-from forked import Stages, cache, is_one_line, outputs, workplace
+from forked import cache, is_one_line, outputs
 from safetensors.torch import load_file, save_file
 from tiny_models import build, byte_pairs
 from transformers import (
@@ -41,19 +41,6 @@ FREE = {
     "rms_norm_eps",
     "rope_parameters",
 }
-
-
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory):
-    server = Stages(tmp_path_factory.mktemp("stages"))
-    yield server
-    server.close()
-    print("\n" + ", ".join(f"{count} {what}" for what, count in TOTALS.items()))
-
-
-@pytest.fixture(scope="module")
-def whole(stages, tmp_path_factory):
-    return workplace(tmp_path_factory.mktemp("whole") / "work", stages)
 
 
 def other_values(value):

@@ -130,9 +130,10 @@ def test_rows_that_are_broken(project, text):
 
 def test_answers_to_other_couplets(project):
     ask.main()
-    for rows in ([], read_jsonl("data/generated/base.jsonl")[::-1]):
-        write_jsonl("data/generated/base.jsonl", rows)
-        with pytest.raises(UserError, match=r"base\.jsonl: answers other couplets"):
+    rows = read_jsonl("data/generated/base.jsonl")
+    for spoilt, told in (([], ": 0 answers for"), (rows[::-1], ", row 1: answers another couplet")):
+        write_jsonl("data/generated/base.jsonl", spoilt)
+        with pytest.raises(UserError, match=rf"base\.jsonl{told}"):
             judge.main()
 
 

@@ -223,6 +223,14 @@ def test_the_report_shows_every_poem(project):
     assert "\x1b" not in page
 
 
+def test_where_poems_are_many_the_report_has_the_first_and_the_table_all(project, monkeypatch):
+    monkeypatch.setattr(score, "REPORTED", 1)
+    score.main()
+    page = Path("metrics/report.html").read_text(encoding="utf-8")
+    assert page.count("<article") == 1 and "The first 1 of 2;" in page
+    assert len(rows_of("metrics/poems.csv")) == 2 * len(CONTESTANTS)
+
+
 def test_twice_the_same_bytes(project):
     score.main()
     first = [Path("metrics", name).read_bytes() for name in OUTPUTS]

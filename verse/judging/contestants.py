@@ -1,10 +1,14 @@
 """Who answers: a list, through which scores, report, plots and tables go."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verse.errors import UserError
-from verse.files import read_text
+from verse.files import iter_rows, read_text
+
+TEST = "data/prepared/test.jsonl"
+"""The file of the test poems."""
 
 ASKED = "data/answers/contestants.json"
 """The file that names the chat models that were asked."""
@@ -53,6 +57,28 @@ def contestants(asked: str) -> dict[str, Contestant]:
         raise UserError(f"{asked}: not a list of contestants: run dvc repro again") from None
     models = {name: one for name, one in CONTESTANTS.items() if one.answers}
     return models | others | {n: one for n, one in CONTESTANTS.items() if n not in models}
+
+
+def answers_to(couplets: Sequence[str], path: str) -> list[str]:
+    """The answers of a contestant's file, in which half a surrogate pair becomes �.
+
+    Raises UserError unless they are to these couplets, in this order.
+    """
+    rows = [
+        (row["input"], row["answer"]) for row in iter_rows(path, "input", "answer", mended=True)
+    ]
+    if len(rows) != len(couplets):
+        raise UserError(
+            f"{path}: {len(rows)} answers for the {len(couplets)} poems of {TEST}: "
+            "run dvc repro to generate them anew"
+        )
+    for number, (couplet, (asked, _)) in enumerate(zip(couplets, rows, strict=True), 1):
+        if asked != couplet:
+            raise UserError(
+                f"{path}, row {number}: answers another couplet than row {number} of {TEST}: "
+                "run dvc repro to generate them anew"
+            )
+    return [answer for _, answer in rows]
 
 
 SCRAMBLED = "scrambled"

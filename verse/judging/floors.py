@@ -31,14 +31,16 @@ def random_characters(poems: Sequence[Poem], training: Sequence[Poem], seed: int
     """
     lines = commonest_shape(training)[0]
     text = "".join(a + b for a, b in training)
-    level = [c for c in text if tone_bits(c) == LEVEL]
-    oblique = [c for c in text if tone_bits(c) == OBLIQUE]
+    level, oblique = (
+        text.translate({ord(c): None for c in set(text) if tone_bits(c) != bits})
+        for bits in (LEVEL, OBLIQUE)
+    )
     finals = {line[-1:] for _, rest in training for line, _ in split_lines(rest)}
     rhymes: dict[str, list[str]] = {}
     for final in sorted(finals):
         for group in sorted(final_groups(final)):
             rhymes.setdefault(group, []).append(final)
-    pools = {"平": level or ["平"], "仄": oblique or ["仄"]}
+    pools = {"平": level or "平", "仄": oblique or "仄"}
     return [
         toned(couplet, lines, pools, rhymes, random.Random(f"{seed} {couplet}"))
         for couplet, _ in poems

@@ -1,6 +1,6 @@
 """What a judge's marks say of the poems, and what they say of the judge."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from verse.judging.contestants import SCRAMBLED
 RULES = ("tone", "rhyme")
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Marks as a table: a row a contestant, poem and question, with their `mean` and `best`.
 
     rows: of data/marks/marks.jsonl. A mark that could not be read counts for nothing; where none of

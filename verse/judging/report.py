@@ -61,8 +61,12 @@ def render(
     rows: Sequence[Row],
     metrics: Mapping[str, Mapping[str, Any]],
     contestants: Mapping[str, Contestant] = CONTESTANTS,
+    tested: int | None = None,
 ) -> str:
     """The page for `rows`, in their order, and the metrics of each contestant.
+
+    tested: how many test poems the metrics are of, where the rows are the first of them; the page
+    says so.
 
     The same input gives the same text, and any text can be written as UTF-8.
     """
@@ -80,7 +84,9 @@ def render(
         metrics=list(metric_rows(metrics)),
         forms=choices((f, f, [form_of(r) == f for r in rows]) for f in (*FORMS.values(), OTHER)),
         faults=choices((f, v, [f in faults(r[WATCHED]) for r in rows]) for f, v in FAULTS.items()),
-        poems=[poem(row) for row in rows],
+        poems=(poem(row) for row in rows),
+        shown=len(rows),
+        tested=tested or len(rows),
         long=LONG,
     )
 

@@ -22,7 +22,14 @@ import pandas as pd
 
 from verse.judging.metrics import INTERVALS, KEYS, METRICS
 from verse.judging.usage import Rivals, fits, words
-from verse.poems.lines import FURTHER_LINES, IDEOGRAPHS, POEM_PUNCTUATION, in_form, split_lines
+from verse.poems.lines import (
+    FURTHER_LINES,
+    IDEOGRAPHS,
+    POEM_PUNCTUATION,
+    in_form,
+    lines_in,
+    split_lines,
+)
 from verse.poems.prosody import Analysis, analyse, rhymes
 
 LEAST_TONE = 0.85
@@ -86,8 +93,8 @@ class Judged:
 def judge(couplet: str, answer: str, truth: str, training_lines: Collection[str]) -> Judged:
     """Judge an answer to a couplet whose true rest is `truth`.
 
-    training_lines: as `likenesses` gives them of the training poems' lines; plain lines will do,
-    but then a line with one character changed passes for new.
+    training_lines: as `learnt` or `likenesses` gives them of the training poems; plain lines will
+    do, but then a line with one character changed passes for new.
     """
     given = [line for line, _ in split_lines(couplet)]
     lines = tuple(line for line, _ in split_lines(answer))
@@ -119,6 +126,21 @@ def judge(couplet: str, answer: str, truth: str, training_lines: Collection[str]
         repeats=1 - len(set(characters)) / len(characters) if characters else 0.0,
         analysis=analysis if form else None,
     )
+
+
+def learnt(answers: Iterable[str], training: Iterable[str]) -> set[str]:
+    """What `judge` wants of training poems: the likenesses of their lines that an answer's has too.
+
+    Takes memory for the answers, and none for the training poems, however many.
+    """
+    wanted = likenesses(lines_in(answers))
+    return {
+        alike
+        for text in training
+        for line, _ in split_lines(text)
+        for alike in (line, *blanked(line))
+        if alike in wanted
+    }
 
 
 def likenesses(lines: Iterable[str]) -> set[str]:

@@ -6,10 +6,10 @@ a say. A pair counts as attested if two poems have it: a poem that was counted b
 one of a user's own, attests none of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,9 +59,9 @@ class Rivals:
     """(couplets,) characters of their first lines."""
 
 
-def rivals(couplets: Sequence[Sequence[str]]) -> Rivals:
+def rivals(couplets: Iterable[Sequence[str]]) -> Rivals:
     """The first RIVALS of the couplets, each given as its lines."""
-    chosen = couplets[:RIVALS]
+    chosen = list(islice(couplets, RIVALS))
     return Rivals(counted(chosen), np.array([len("".join(lines[:1])) for lines in chosen], int))
 
 

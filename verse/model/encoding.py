@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -9,8 +10,11 @@ from verse.errors import UserError
 from verse.hub import find_folder, origin, reading
 from verse.params import Model
 
+pooled = cache(int)
+"""A token id as the one object that all poems share: each of their own would take 32 bytes."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One poem as token ids; `completion` ends with the end token, exactly once."""
 
@@ -48,7 +52,7 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Its token ids, with the start token if the tokenizer has one, never with the end token."""
-    ids = tokenizer(prompt)["input_ids"]
+    ids = list(map(pooled, tokenizer(prompt)["input_ids"]))
     while ids and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]
     return ids
@@ -78,7 +82,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> 
     if ids[: len(prompt_ids)] == prompt_ids:
         answer = ids[len(prompt_ids) :]
     else:
-        answer = tokenizer(completion, add_special_tokens=False)["input_ids"]
+        answer = list(map(pooled, tokenizer(completion, add_special_tokens=False)["input_ids"]))
     return Example(prompt_ids, [*answer, tokenizer.eos_token_id], len(completion) + 1)
 
 

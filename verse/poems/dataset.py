@@ -9,7 +9,7 @@ say in it.
 import re
 import sys
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -51,17 +51,18 @@ class Split:
     """Poems that went to no part, by reason: shared_line, over_max_train."""
 
 
-def table(rows: Iterable[dict[str, str]]) -> pd.DataFrame:
-    """Rows of {"instruction", "input", "output"} as the DataFrame that this module works on."""
-    texts = [[row[name] for name in COLUMNS] for row in rows]
-    return pd.DataFrame(texts, columns=COLUMNS, dtype="str")
+def rows_of(poems: pd.DataFrame) -> Iterator[dict[str, str]]:
+    """Poems as rows of {"instruction", "input", "output"}, one at a time."""
+    for texts in poems.itertuples(index=False, name=None):
+        yield dict(zip(COLUMNS, texts, strict=True))
 
 
 def clean(
-    poems: pd.DataFrame, rests: Container[int] = QUATRAIN_OR_OCTAVE
+    rows: Iterable[Mapping[str, str]], rests: Container[int] = QUATRAIN_OR_OCTAVE
 ) -> tuple[pd.DataFrame, Counter[str]]:
     """The usable poems, in order, and how many were dropped for which reason.
 
+    rows: of {"instruction", "input", "output"}.
     rests: how many lines may follow the first couplet. The homework's eighth test poem has
         eight, so COUPLETS, any even number, is right for test poems that are given.
 
@@ -72,18 +73,21 @@ def clean(
     to "duplicate". Poems are the same if their lines are, whatever the punctuation; of two
     rows of one poem the first in code-point order is kept, at the place of the earlier.
     """
-    parsed = poems[["input", "output"]].map(parse_lines)
-    halves = zip(parsed["input"], parsed["output"], strict=True)
-    faults = [fault(couplet, rest, rests) for couplet, rest in halves]
-    written = poems.assign(**parsed.map(write_lines))
-    usable = written.loc[[reason is None for reason in faults]]
-
-    same = pd.Series([" ".join(lines) for lines in poem_lines(usable)], dtype="str")
-    places, _ = same.factorize()
-    ordered = usable.assign(place=places).sort_values(["place", *COLUMNS])
-    kept = ordered.drop_duplicates("place")[COLUMNS].reset_index(drop=True)
-    dropped = Counter(filter(None, faults)) + Counter(duplicate=len(usable) - len(kept))
-    return kept, dropped
+    kept: dict[str, tuple[str, str, str]] = {}
+    dropped = Counter[str]()
+    for row in rows:
+        couplet, rest = parse_lines(row["input"]), parse_lines(row["output"])
+        if reason := fault(couplet, rest, rests):
+            dropped[reason] += 1
+            continue
+        # Most poems have the same instruction, which is kept once.
+        poem = (sys.intern(row["instruction"]), write_lines(couplet), write_lines(rest))
+        lines = " ".join(line for line, _ in couplet + rest)
+        if lines in kept:
+            dropped["duplicate"] += 1
+            poem = min(poem, kept[lines])
+        kept[lines] = poem
+    return pd.DataFrame(kept.values(), columns=COLUMNS, dtype="str"), dropped
 
 
 def fault(
@@ -107,20 +111,26 @@ def fault(
     return None
 
 
-def poem_lines(poems: pd.DataFrame) -> list[list[str]]:
+def poem_texts(poems: pd.DataFrame) -> Iterator[str]:
+    """The couplet and the rest of each poem."""
+    return (couplet + rest for couplet, rest in zip(poems["input"], poems["output"], strict=True))
+
+
+def poem_lines(poems: pd.DataFrame) -> Iterator[list[str]]:
     """The lines of each poem that `clean` has passed, without punctuation."""
-    texts = poems["input"] + poems["output"]
-    return [[line for line, _ in split_lines(text)] for text in texts]
+    return ([line for line, _ in split_lines(text)] for text in poem_texts(poems))
 
 
 def describe(poems: pd.DataFrame) -> dict[str, int]:
     """How many poems, of each form and of another, and characters without punctuation."""
-    poem_by_poem = poem_lines(poems)
-    forms = Counter(FORMS.get((len(lines), len(lines[0])), "other") for lines in poem_by_poem)
+    shapes = Counter((len(lines), len(lines[0])) for lines in poem_lines(poems))
+    forms = Counter[str]()
+    for shape, count in shapes.items():
+        forms[FORMS.get(shape, "other")] += count
     return {
         "poems": len(poems),
         **{form: forms[form] for form in (*FORMS.values(), "other")},
-        "characters": sum(len("".join(lines)) for lines in poem_by_poem),
+        "characters": sum(lines * length * count for (lines, length), count in shapes.items()),
     }
 
 
@@ -161,12 +171,11 @@ def split(train: pd.DataFrame, test: pd.DataFrame, wanted: Prepare, seed: int) -
 
 def apart(poems: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
     """The poems that share no line with any of the others, in their order."""
-    taken = lines_in(others["input"] + others["output"])
+    taken = lines_in(poem_texts(others))
     return poems.loc[[taken.isdisjoint(lines) for lines in poem_lines(poems)]]
 
 
 def ranked(poems: pd.DataFrame, seed: int) -> pd.DataFrame:
     """The poems in the order of a hash of the seed and the text of each."""
-    texts = poems["input"] + poems["output"]
-    ranks = [sha256(f"{seed} {text}".encode()).hexdigest() for text in texts]
-    return poems.assign(rank=ranks).sort_values("rank")[COLUMNS]
+    ranks = [sha256(f"{seed} {text}".encode()).digest() for text in poem_texts(poems)]
+    return poems.iloc[sorted(range(len(poems)), key=ranks.__getitem__)]

@@ -8,6 +8,7 @@
 import json
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,13 +178,11 @@ def read_poems(path: Path, shown: str = "", *, may_be_empty: bool = False) -> li
     """The poems of a JSON list or JSON Lines file; errors call the file `shown`."""
     shown = shown or str(path)
     try:
-        text = read_text(path)
+        poems = parse_json(read_text(path), shown, may_be_empty)
     except UserError as error:  # under the name that the user knows, not the cache's
         raise UserError(str(error).replace(str(path), shown, 1)) from None
-    poems = [
-        checked(record, shown, number)
-        for number, record in enumerate(parse_json(text, shown, may_be_empty), 1)
-    ]
+    for number, record in enumerate(poems, 1):
+        poems[number - 1] = checked(record, shown, number)
     if not poems and not may_be_empty:
         raise UserError(f"{shown}: holds no poems: give a file with at least one record")
     return poems
@@ -249,6 +248,7 @@ def checked(
             raise UserError(f"{where}: {key!r} holds half a surrogate pair: mend the escape")
         else:
             row[key] = record[key]
+    row["instruction"] = sys.intern(row["instruction"])  # of most poems the same: kept once
     return row
 
 
