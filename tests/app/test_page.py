@@ -306,7 +306,7 @@ def told(poet, place, **changes):
     decoding = adjusted(P, "test", **CONTROLS | changes)
     prompt = poet.prompt({"instruction": INSTRUCTION, "input": COUPLET}, 0)
     scores = poet.scores(prompt, poem.tokens)
-    found = list(poet.distributions(scores, prompt, poem.tokens, decoding))[place]
+    found = list(poet.distributions(scores, prompt, poem.tokens, decoding, COUPLET))[place]
     rows = {row.token: row for row in [*poet.likeliest(found), poet.row(found, poem.tokens[place])]}
     return {
         str(token): pytest.approx([row.model, row.tempered, row.drawn], abs=1e-6)

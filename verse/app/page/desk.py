@@ -194,7 +194,7 @@ class Desk:
         prompt = poet.prompt(poem, len(asked.tokens))
         scores = self.scores_of(asked.poet, prompt, asked.tokens)
         decoding = self.decoding(asked.controls)
-        along = list(poet.distributions(scores, prompt, asked.tokens, decoding))
+        along = list(poet.distributions(scores, prompt, asked.tokens, decoding, poem["input"]))
         here, token = along[asked.place], asked.tokens[asked.place]
         return {
             "entropy": [

@@ -3,7 +3,7 @@
 const $ = id => document.getElementById(id);
 const form = document.querySelector("form"), poems = $("poems");
 const sliders = ["temperature", "top_k", "top_p", "max_new_tokens"];
-const CUTS = {top_k: ["前 k", "top-k"], top_p: ["前 p", "top-p"], no_repeat_ngram_size: ["重複", "repeats"]};
+const CUTS = {top_k: ["前 k", "top-k"], top_p: ["前 p", "top-p"], no_repeat_ngram_size: ["重複", "repeats"], constrain: ["格律", "rules"]};
 let state;            // what the server told at the start
 let chosen = null;    // {poem, place}: the character that the lesson is about
 let running = null;   // stops the answers that are being written

@@ -1,0 +1,476 @@
+"""Let a model write by the rules of verse alone, whatever model and tokenizer it is.
+
+Before a token is chosen, those that would break a rule are masked. `decoding.constrain` names the
+rules: form, rhyme and tone, as `verse.poems` judges them. A token may be a character, several,
+either with a mark behind, or some bytes of a character; one that goes on behind a mark is never
+taken. What may come next depends on the couplet and the row's own tokens only. Where rules leave
+nothing, tone gives way first, then rhyme; form never does.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
+from verse.errors import UserError
+from verse.generation.sampling import permitted
+from verse.params import Decoding
+from verse.poems.lines import CLOSES, FURTHER_LINES, IDEOGRAPHS, PAUSES, STOPS, split_lines
+from verse.poems.prosody import (
+    BOOK,
+    LENGTHS,
+    LEVEL_GROUPS,
+    READINGS,
+    allowed_tones,
+    final_groups,
+    settled_tones,
+    tone_bits,
+)
+
+PAUSE, STOP, CLOSE = 1, 2, 4  # bits: what a mark may do
+MARKS = {
+    mark: PAUSE * (mark in PAUSES) + STOP * (mark in STOPS) + CLOSE * (mark in CLOSES)
+    for mark in PAUSES + STOPS + CLOSES
+}
+BYTES = 3  # of a mark, and of any character that is written in parts
+HASTE = 8  # tokens: a line that may take so many more than it must is in no hurry
+MASKS = 512  # kept
+BEYOND = 0x40000  # any ideograph's code point
+BYTE = re.compile("<0x([0-9A-F]{2})>")
+
+Flags = npt.NDArray[np.bool_]
+
+
+class Place(NamedTuple):
+    """All that decides which tokens may come next."""
+
+    unfinished: bytes
+    """The first bytes of a character or mark."""
+    room: int
+    """Characters that the line still wants, the unfinished one too."""
+    tones: tuple[frozenset[int], ...]
+    """Tone bits that the next of them may have."""
+    groups: frozenset[str]
+    """The line's last character has to rhyme on one of these; none where it need not, or is far."""
+    taken: frozenset[str]
+    """Characters that have rhymed already."""
+    marks: int
+    """What the mark at its end has to do."""
+    tokens: int
+    """How many the line may take after the next."""
+    may_go_on: bool
+    may_end: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The tokens of verse after an unfinished character, by what they and that have written."""
+
+    ids: npt.NDArray[np.int64]
+    """(T,)"""
+    characters: npt.NDArray[np.int64]
+    """(T, C + 1) whole ones by their code points; 0 behind the last."""
+    count: npt.NDArray[np.int64]
+    """(T,) how many there are, C at most."""
+    marks: npt.NDArray[np.int64]
+    """(T,) what the mark behind them may do; 0 without one."""
+    part: npt.NDArray[np.int64]
+    """(T,) which of `parts` stands at the end."""
+    parts: list[bytes]
+    """Characters' first bytes; none to begin with."""
+
+    @cached_property
+    def reach(self) -> int:
+        """How many characters a token has a part in, at most."""
+        return int((self.count + (self.part > 0)).max(initial=0))
+
+    @cached_property
+    def missing(self) -> npt.NDArray[np.int64]:
+        """(T,) bytes that a part at the end still wants."""
+        return np.array([BYTES - len(part) if part else 0 for part in self.parts])[self.part]
+
+    def leads(self, characters: frozenset[str], taken: frozenset[str]) -> Flags:
+        """(T,) whether a part at the end, if there is one, can become one of the characters."""
+        led = by_beginning(characters)
+        can = [not part or not led.get(part, taken) <= taken for part in self.parts]
+        return np.array(can)[self.part]
+
+
+@lru_cache(maxsize=256)
+def among(tokens: Tokens, characters: frozenset[str]) -> Flags:
+    """(T, C + 1) which characters are among some."""
+    flags = np.zeros(BEYOND, np.bool_)
+    flags[[ord(c) for c in characters]] = True
+    return flags[tokens.characters]
+
+
+class Vocabulary:
+    """What a tokenizer's tokens write. Raises UserError if they cannot write any verse."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.texts = token_bytes(tokenizer)
+        self.inner = [n for n, text in enumerate(self.texts) if text and 0x80 <= text[0] < 0xC0]
+        """Tokens that begin within a character."""
+        self.found: dict[bytes, Tokens] = {}
+        alone = {text[0] for text in self.texts if len(text) == 1}
+        self.bytewise = alone.issuperset((*range(0x80, 0xC0), *range(0xE3, 0xF0)))
+        """Whether any character of three bytes can be written in parts."""
+        whole = self.after(b"")
+        bare = int(np.bitwise_or.reduce(whole.marks[whole.count == 0], initial=0))
+        single = (whole.count == 1) & (whole.marks == 0) & (whole.part == 0)
+        self.character = 1 if single.any() else BYTES
+        """Tokens that a character takes, if few will do."""
+        self.mark = 1 if bare & PAUSE and bare & CLOSE else BYTES
+        """Tokens that a mark takes."""
+        finished = whole.ids[whole.part == 0].tolist()
+        text = b"".join(self.texts[token] for token in finished).decode()
+        if BYTES in (self.character, self.mark) and not self.bytewise:
+            raise UserError(unfit("lacks Chinese characters or punctuation"))
+        if tokenizer.decode(finished) != text:
+            raise UserError(unfit("sets something between its tokens, such as blanks"))
+
+    def after(self, unfinished: bytes) -> Tokens:
+        """What can follow the first bytes of a character, or none."""
+        if unfinished not in self.found:
+            self.found[unfinished] = self.read(unfinished)
+        return self.found[unfinished]
+
+    def read(self, unfinished: bytes) -> Tokens:
+        ids, bodies, marks, places, parts = [], [], [], [], {b"": 0}
+        for token in self.inner if unfinished else range(len(self.texts)):
+            found = verse_in(unfinished + self.texts[token])
+            if found and (self.bytewise or not found[2]):
+                body, mark, part = found
+                ids.append(token)
+                bodies.append(body)
+                marks.append(MARKS.get(mark, 0))
+                places.append(parts.setdefault(part, len(parts)))
+        characters = np.zeros((len(ids), max(map(len, bodies), default=0) + 1), np.int64)
+        for row, body in zip(characters, bodies, strict=True):
+            row[: len(body)] = [ord(c) for c in body]
+        return Tokens(
+            ids=np.array(ids, np.int64),
+            characters=characters,
+            count=np.array([len(body) for body in bodies], np.int64),
+            marks=np.array(marks, np.int64),
+            part=np.array(places, np.int64),
+            parts=list(parts),
+        )
+
+
+vocabulary_of = lru_cache(maxsize=4)(Vocabulary)
+"""A large vocabulary takes a second to read."""
+
+
+def unfit(reason: str) -> str:
+    return f"decoding.constrain: the model's tokenizer {reason}: set it to []"
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
+    """What each token writes, in UTF-8; nothing for a special one."""
+    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    letters = byte_letters() if "ByteLevel" in repr(getattr(backend, "decoder", None)) else {}
+    added = tokenizer.added_tokens_decoder
+    texts = []
+    for token, name in enumerate(names):
+        if token in added:
+            texts.append(b"" if added[token].special else added[token].content.encode())
+        elif byte := BYTE.fullmatch(name or ""):
+            texts.append(bytes([int(byte[1], 16)]))
+        elif letters and all(letter in letters for letter in name):
+            texts.append(bytes(letters[letter] for letter in name))
+        else:
+            texts.append((name or "").encode())
+    return texts
+
+
+def byte_letters() -> dict[str, int]:
+    """How byte-level tokenizers write bytes, as GPT-2's did: letter -> byte."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(0x100 + n): b for n, b in enumerate(others)}
+
+
+def verse_in(text: bytes) -> tuple[str, str, bytes] | None:
+    """Characters, the mark behind them or "", and the first bytes of another character or mark;
+    None if a text is anything else, or nothing.
+    """
+    found = split(text)
+    if found is None or not text:
+        return None
+    body, part = found
+    mark = body[-1:] if body[-1:] in MARKS else ""
+    body = body.removesuffix(mark)
+    if (body and not IDEOGRAPHS.fullmatch(body)) or (mark and part):
+        return None
+    led = not part or part in by_beginning(any_character()) or part in by_beginning(any_mark())
+    return (body, mark, part) if led else None
+
+
+def split(text: bytes) -> tuple[str, bytes] | None:
+    """The whole characters of some bytes, and the first bytes of another; None if it is no UTF-8.
+
+    >>> split("山水".encode()[:5]) == ("山", "水".encode()[:2])
+    True
+    """
+    part = b""
+    for length in range(1, min(BYTES, len(text) + 1)):
+        lead = text[-length]
+        if lead >= 0xC0:  # begins a character of 2, 3 or 4 bytes
+            whole = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 0
+            part = text[-length:] if length < whole else b""
+            break
+    try:
+        return text[: len(text) - len(part)].decode(), part
+    except UnicodeDecodeError:
+        return None
+
+
+@cache
+def any_character() -> frozenset[str]:
+    """Those that may be written in parts."""
+    text = "".join(chr(code) for code in (*range(0x3000, 0xD800), *range(0xE000, 0x10000)))
+    return frozenset("".join(IDEOGRAPHS.findall(text)))
+
+
+@cache
+def any_mark(bits: int = PAUSE | STOP | CLOSE) -> frozenset[str]:
+    """Those that may do one of some things."""
+    return frozenset(mark for mark, does in MARKS.items() if does & bits)
+
+
+@cache
+def toned(bits: frozenset[int]) -> frozenset[str]:
+    """The characters of the book with one of some tone bits."""
+    return frozenset(c for c in READINGS if tone_bits(c) in bits)
+
+
+@cache
+def rhyming(groups: frozenset[str]) -> frozenset[str]:
+    """The characters that rhyme on one of some groups."""
+    return frozenset("".join(text for reading, text in BOOK.items() if reading.group in groups))
+
+
+@cache
+def by_beginning(characters: frozenset[str]) -> dict[bytes, frozenset[str]]:
+    """First bytes -> those of the characters, of BYTES bytes each, that begin so."""
+    found: dict[bytes, set[str]] = {}
+    for c in characters:
+        text = c.encode()
+        for length in range(1, BYTES) if len(text) == BYTES else ():
+            found.setdefault(text[:length], set()).add(c)
+    return {part: frozenset(led) for part, led in found.items()}
+
+
+class Constraint:
+    """Which tokens the rules allow."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        decoding: Decoding,
+        ends: Iterable[int],
+    ):
+        """ends: tokens that end an answer. Raises UserError if the tokenizer cannot write verse."""
+        self.vocabulary = vocabulary_of(tokenizer)
+        self.rules, self.most = frozenset(decoding.constrain), decoding.max_new_tokens
+        self.ends, self.device = sorted(ends), model.device
+        self.width = int(model.get_input_embeddings().weight.shape[0])
+        self.mask = lru_cache(maxsize=MASKS)(self.make_mask)
+
+    def draft(self, couplet: str, tokens: Iterable[int] = ()) -> "Draft":
+        """An answer of so many tokens so far. Raises UserError if it has no room for two lines."""
+        draft = Draft(self, couplet)
+        for token in tokens:
+            draft.add(token)
+        return draft
+
+    def allowed(self, drafts: Iterable["Draft"]) -> torch.Tensor:
+        """Which tokens may come next in each draft, (R, vocabulary), on the model's device."""
+        return torch.stack([self.mask(draft.place()) for draft in drafts])
+
+    def make_mask(self, place: Place | None) -> torch.Tensor:
+        """At one place, (vocabulary,); None is behind the end."""
+        mask = torch.zeros(self.width, dtype=torch.bool)
+        if place is None or place.may_end:
+            mask[self.ends] = True
+        if place and place.may_go_on:
+            tokens = self.vocabulary.after(place.unfinished)
+            formed = self.formed(tokens, place)
+            rhymed = formed & self.rhymed(tokens, place)
+            both = rhymed & self.toned(tokens, place)
+            found = next((flags for flags in (both, rhymed) if flags.any()), formed)
+            mask[torch.from_numpy(tokens.ids[found])] = True
+        return mask.to(self.device)
+
+    def formed(self, tokens: Tokens, place: Place) -> Flags:
+        """(T,) which tokens keep the form, and leave tokens enough to end in form."""
+        left = place.room - tokens.count
+        marked, begun = tokens.marks > 0, tokens.part > 0
+        fits = (left >= 0) & (~marked | ((left == 0) & (tokens.marks & place.marks > 0)))
+        fits &= (left == 0) | tokens.leads(any_character(), frozenset())
+        fits &= (left > 0) | tokens.leads(any_mark(place.marks), frozenset())
+        characters = left - (begun & (left > 0))
+        mark = ~marked & ~(begun & (left == 0))
+        short = self.vocabulary
+        needed = characters * short.character + mark * short.mark + tokens.missing
+        return fits & (needed <= place.tokens)
+
+    def rhymed(self, tokens: Tokens, place: Place) -> Flags:
+        """(T,) which tokens do not close the line on a character that does not rhyme."""
+        if not place.groups:
+            return np.ones(len(tokens.ids), np.bool_)
+        return keeps(tokens, place.room - 1, rhyming(place.groups), place.taken)
+
+    def toned(self, tokens: Tokens, place: Place) -> Flags:
+        """(T,) which tokens keep the tones."""
+        fits = np.ones(len(tokens.ids), np.bool_)
+        for number, bits in enumerate(place.tones):
+            if 0 not in bits:
+                fits &= keeps(tokens, number, toned(bits))
+        return fits
+
+
+def keeps(
+    tokens: Tokens,
+    number: int,
+    characters: frozenset[str],
+    taken: frozenset[str] = frozenset(),
+) -> Flags:
+    """(T,) which tokens have no other than some characters, without those taken, at a place."""
+    if number >= tokens.reach:
+        return np.ones(len(tokens.ids), np.bool_)
+    whole = among(tokens, characters)[:, number]
+    for c in taken:
+        whole = whole & (tokens.characters[:, number] != ord(c))
+    other = (tokens.count != number) | tokens.leads(characters, taken)
+    return np.where(tokens.count > number, whole, other)
+
+
+class Draft:
+    """An answer that is being written, and what its place in the poem asks of it."""
+
+    def __init__(self, constraint: Constraint, couplet: str):
+        given = [line for line, _ in split_lines(couplet)] or [""]
+        self.constraint, self.vocabulary = constraint, constraint.vocabulary
+        self.length = len(given[-1]) or min(LENGTHS)
+        self.line, self.unfinished = "", b""
+        self.tokens, self.lines = constraint.most, 0
+        """Tokens that are left, and lines that are written."""
+        self.closed = self.over = False
+        self.taken, self.groups = frozenset(given[-1][-1:]), final_groups(given[-1])
+        if "tone" in constraint.rules:
+            self.groups = self.groups & LEVEL_GROUPS or self.groups
+        bits = tuple(map(tone_bits, given[-1]))
+        self.above = settled_tones((0,) * len(bits), bits)
+        short = self.vocabulary
+        self.line_takes = self.length * short.character + short.mark
+        if (needed := self.needed(FURTHER_LINES[0])) > self.tokens:
+            raise UserError(
+                f"decoding.max_new_tokens: {self.tokens} are too few for {FURTHER_LINES[0]} lines "
+                f"of {self.length} characters: set it to {needed} or more"
+            )
+
+    def needed(self, lines: int) -> int:
+        """Tokens for so many more lines and the end, if few will do."""
+        return lines * self.line_takes + 1
+
+    def add(self, token: int) -> None:
+        """What is no verse is taken too: beams try it, and let go of it."""
+        self.tokens -= 1
+        texts = self.vocabulary.texts  # the model may know more tokens than the tokenizer
+        found = split(self.unfinished + texts[token]) if token < len(texts) else None
+        if token in self.constraint.ends or found is None:
+            self.over = True
+            return
+        text, self.unfinished = found
+        for c in text:
+            if c in MARKS:
+                self.close(MARKS[c])
+            else:
+                self.line += c
+
+    def close(self, mark: int) -> None:
+        """End a line on a mark."""
+        opens = self.lines % 2 == 0
+        self.above = settled_tones(self.above, tuple(map(tone_bits, self.line)), opens)
+        if not opens:
+            self.groups = self.groups & final_groups(self.line) or self.groups
+            self.taken |= {self.line[-1:]}
+        self.closed = not opens and mark & CLOSE > 0
+        self.line = ""
+        self.lines += 1
+
+    def place(self) -> Place | None:
+        """Where it stands; None behind its end, or where it is no verse any more."""
+        room = self.length - len(self.line)
+        if self.over or room < 0 or self.lines > FURTHER_LINES[-1]:
+            return None
+        starts = not self.line and not self.unfinished
+        may_end = starts and self.closed and self.lines in FURTHER_LINES
+        further = [lines - self.lines for lines in FURTHER_LINES if lines > self.lines]
+        may_go_on = bool(further) and (not may_end or self.needed(further[0]) <= self.tokens)
+        if not may_go_on:
+            return Place(b"", 0, (), frozenset(), frozenset(), 0, 0, False, may_end)
+        opens = self.lines % 2 == 0
+        reach = self.vocabulary.after(self.unfinished).reach
+        tones: tuple[frozenset[int], ...] = ()
+        rules = self.constraint.rules
+        if "tone" in rules and self.length in LENGTHS and len(self.above) == self.length and room:
+            begun = tuple(map(tone_bits, self.line))
+            level = bool(self.groups & LEVEL_GROUPS)
+            tones = allowed_tones(self.above, begun, opens, level)[:reach]
+        rhymes = "rhyme" in rules and not opens and 0 < room <= reach
+        must = room * self.vocabulary.character + self.vocabulary.mark + HASTE
+        return Place(
+            unfinished=self.unfinished,
+            room=room,
+            tones=tones,
+            groups=self.groups if rhymes else frozenset(),
+            taken=self.taken if rhymes else frozenset(),
+            marks=PAUSE if opens else self.closing(room, further),
+            tokens=min(self.tokens - 1 - self.needed(further[0] - 1), must),
+            may_go_on=True,
+            may_end=may_end,
+        )
+
+    def closing(self, room: int, further: Sequence[int]) -> int:
+        """What the mark has to do that closes this couplet."""
+        if further[0] > 1:
+            return STOP
+        must = room * self.vocabulary.character + self.vocabulary.mark + HASTE
+        more = further[1:] and self.needed(further[1] - 1) + must <= self.tokens
+        return STOP if more else CLOSE
+
+
+class Constrained(LogitsProcessor):
+    """The same within Transformers' own generation, for prompts of equal length."""
+
+    def __init__(
+        self,
+        constraint: Constraint,
+        couplets: Sequence[str],
+        prompt_length: int,
+        no_repeat_ngram_size: int,
+    ):
+        """couplets: one for each prompt, which has as many rows as there are beams."""
+        self.constraint, self.couplets = constraint, couplets
+        self.prompt_length, self.size = prompt_length, no_repeat_ngram_size
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        beams = len(input_ids) // len(self.couplets)
+        drafts = [
+            self.constraint.draft(self.couplets[row // beams], ids)
+            for row, ids in enumerate(input_ids[:, self.prompt_length :].tolist())
+        ]
+        lengths = torch.full_like(input_ids[:, 0], input_ids.shape[1])
+        allowed = self.constraint.allowed(drafts)
+        return permitted(scores, input_ids, lengths, self.size, allowed)
