@@ -23,6 +23,7 @@ from verse.generation.sampling import permitted
 from verse.params import Decoding
 from verse.poems.lines import CLOSES, FURTHER_LINES, IDEOGRAPHS, PAUSES, STOPS, split_lines
 from verse.poems.prosody import (
+    ANY,
     BOOK,
     LENGTHS,
     LEVEL_GROUPS,
@@ -247,15 +248,10 @@ def any_mark(bits: int = PAUSE | STOP | CLOSE) -> frozenset[str]:
 
 
 @cache
-def toned(bits: frozenset[int]) -> frozenset[str]:
-    """The characters of the book with one of some tone bits."""
-    return frozenset(c for c in READINGS if tone_bits(c) in bits)
-
-
-@cache
-def rhyming(groups: frozenset[str]) -> frozenset[str]:
-    """The characters that rhyme on one of some groups."""
-    return frozenset("".join(text for reading, text in BOOK.items() if reading.group in groups))
+def characters_of(tones: frozenset[int], groups: frozenset[str]) -> frozenset[str]:
+    """Those of the book with one of some tone bits that rhyme on one of some groups, if any."""
+    rhyming = "".join(text for reading, text in BOOK.items() if reading.group in groups)
+    return frozenset(c for c in (rhyming or READINGS) if tone_bits(c) in tones)
 
 
 @cache
@@ -304,10 +300,11 @@ class Constraint:
             mask[self.ends] = True
         if place and place.may_go_on:
             tokens = self.vocabulary.after(place.unfinished)
-            formed = self.formed(tokens, place)
-            rhymed = formed & self.rhymed(tokens, place)
-            both = rhymed & self.toned(tokens, place)
-            found = next((flags for flags in (both, rhymed) if flags.any()), formed)
+            formed, easier = self.formed(tokens, place), place._replace(tones=())
+            for asked in (place, easier, easier._replace(groups=frozenset())):
+                found = formed & kept(tokens, asked)
+                if found.any():
+                    break
             mask[torch.from_numpy(tokens.ids[found])] = True
         return mask.to(self.device)
 
@@ -324,35 +321,22 @@ class Constraint:
         needed = characters * short.character + mark * short.mark + tokens.missing
         return fits & (needed <= place.tokens)
 
-    def rhymed(self, tokens: Tokens, place: Place) -> Flags:
-        """(T,) which tokens do not close the line on a character that does not rhyme."""
-        if not place.groups:
-            return np.ones(len(tokens.ids), np.bool_)
-        return keeps(tokens, place.room - 1, rhyming(place.groups), place.taken)
 
-    def toned(self, tokens: Tokens, place: Place) -> Flags:
-        """(T,) which tokens keep the tones."""
-        fits = np.ones(len(tokens.ids), np.bool_)
-        for number, bits in enumerate(place.tones):
-            if 0 not in bits:
-                fits &= keeps(tokens, number, toned(bits))
-        return fits
-
-
-def keeps(
-    tokens: Tokens,
-    number: int,
-    characters: frozenset[str],
-    taken: frozenset[str] = frozenset(),
-) -> Flags:
-    """(T,) which tokens have no other than some characters, without those taken, at a place."""
-    if number >= tokens.reach:
-        return np.ones(len(tokens.ids), np.bool_)
-    whole = among(tokens, characters)[:, number]
-    for c in taken:
-        whole = whole & (tokens.characters[:, number] != ord(c))
-    other = (tokens.count != number) | tokens.leads(characters, taken)
-    return np.where(tokens.count > number, whole, other)
+def kept(tokens: Tokens, place: Place) -> Flags:
+    """(T,) which tokens have no characters but those that tones and rhyme allow."""
+    fits = np.ones(len(tokens.ids), np.bool_)
+    for number in range(min(place.room, tokens.reach)):
+        tones = place.tones[number] if place.tones else ANY
+        groups = place.groups if number == place.room - 1 else frozenset()
+        if tones == ANY and not groups:
+            continue
+        characters, taken = characters_of(tones, groups), place.taken if groups else frozenset()
+        whole = among(tokens, characters)[:, number]
+        for c in taken:
+            whole = whole & (tokens.characters[:, number] != ord(c))
+        other = (tokens.count < number) | tokens.leads(characters, taken)
+        fits &= np.where(tokens.count > number, whole, other)
+    return fits
 
 
 class Draft:
