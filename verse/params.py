@@ -48,6 +48,9 @@ Text = Annotated[str, Field(pattern=r"\S", description="text")]
 TextOrNull = Annotated[str | None, Field(pattern=r"\S", description="text or null")]
 
 
+Rule = Literal["form", "rhyme", "tone"]
+
+
 class Section(BaseModel):
     """Keys and values of params.yaml that belong together."""
 
@@ -109,7 +112,7 @@ class Decoding(Section):
     no_repeat_ngram_size: CountOr0
     candidates: Annotated[int, Field(ge=1, le=1000)]
     constrain: Annotated[
-        list[Literal["form", "rhyme", "tone"]],
+        list[Rule],
         Field(description="a list of form and, beside it, rhyme and tone, or []"),
     ]
 

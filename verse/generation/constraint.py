@@ -279,7 +279,7 @@ class Constraint:
         self.vocabulary = vocabulary_of(tokenizer)
         self.rules, self.most = frozenset(decoding.constrain), decoding.max_new_tokens
         self.ends, self.device = sorted(ends), model.device
-        self.width = int(model.get_input_embeddings().weight.shape[0])
+        self.width = int(model.config.get_text_config().vocab_size)
         self.mask = lru_cache(maxsize=MASKS)(self.make_mask)
 
     def draft(self, couplet: str, tokens: Iterable[int] = ()) -> "Draft":
