@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -45,8 +43,6 @@ MASKS = 512  # kept
 BEYOND = 0x40000  # any ideograph's code point
 BYTE = re.compile("<0x([0-9A-F]{2})>")
 
-Flags = npt.NDArray[np.bool_]
-
 
 class Place(NamedTuple):
     """All that decides which tokens may come next."""
@@ -73,15 +69,15 @@ class Place(NamedTuple):
 class Tokens:
     """The tokens of verse after an unfinished character, by what they and that have written."""
 
-    ids: npt.NDArray[np.int64]
+    ids: torch.Tensor
     """(T,)"""
-    characters: npt.NDArray[np.int64]
+    characters: torch.Tensor
     """(T, C + 1) whole ones by their code points; 0 behind the last."""
-    count: npt.NDArray[np.int64]
+    count: torch.Tensor
     """(T,) how many there are, C at most."""
-    marks: npt.NDArray[np.int64]
+    marks: torch.Tensor
     """(T,) what the mark behind them may do; 0 without one."""
-    part: npt.NDArray[np.int64]
+    part: torch.Tensor
     """(T,) which of `parts` stands at the end."""
     parts: list[bytes]
     """Characters' first bytes; none to begin with."""
@@ -89,25 +85,25 @@ class Tokens:
     @cached_property
     def reach(self) -> int:
         """How many characters a token has a part in, at most."""
-        return int((self.count + (self.part > 0)).max(initial=0))
+        return max((self.count + (self.part > 0)).tolist(), default=0)
 
     @cached_property
-    def missing(self) -> npt.NDArray[np.int64]:
+    def missing(self) -> torch.Tensor:
         """(T,) bytes that a part at the end still wants."""
-        return np.array([BYTES - len(part) if part else 0 for part in self.parts])[self.part]
+        return torch.tensor([BYTES - len(part) if part else 0 for part in self.parts])[self.part]
 
-    def leads(self, characters: frozenset[str], taken: frozenset[str]) -> Flags:
+    def leads(self, characters: frozenset[str], taken: frozenset[str]) -> torch.Tensor:
         """(T,) whether a part at the end, if there is one, can become one of the characters."""
         led = by_beginning(characters)
         can = [not part or not led.get(part, taken) <= taken for part in self.parts]
-        return np.array(can)[self.part]
+        return torch.tensor(can)[self.part]
 
 
 @lru_cache(maxsize=256)
-def among(tokens: Tokens, characters: frozenset[str]) -> Flags:
+def among(tokens: Tokens, characters: frozenset[str]) -> torch.Tensor:
     """(T, C + 1) which characters are among some."""
-    flags = np.zeros(BEYOND, np.bool_)
-    flags[[ord(c) for c in characters]] = True
+    flags = torch.zeros(BEYOND, dtype=torch.bool)
+    flags[torch.tensor([ord(c) for c in characters], dtype=torch.long)] = True
     return flags[tokens.characters]
 
 
@@ -123,11 +119,11 @@ class Vocabulary:
         self.bytewise = alone.issuperset((*range(0x80, 0xC0), *range(0xE3, 0xF0)))
         """Whether any character of three bytes can be written in parts."""
         whole = self.after(b"")
-        bare = int(np.bitwise_or.reduce(whole.marks[whole.count == 0], initial=0))
+        bare = whole.marks[whole.count == 0]
         single = (whole.count == 1) & (whole.marks == 0) & (whole.part == 0)
-        self.character = 1 if single.any() else BYTES
+        self.character = 1 if bool(single.any()) else BYTES
         """Tokens that a character takes, if few will do."""
-        self.mark = 1 if bare & PAUSE and bare & CLOSE else BYTES
+        self.mark = 1 if all(bool((bare & does).any()) for does in (PAUSE, CLOSE)) else BYTES
         """Tokens that a mark takes."""
         finished = whole.ids[whole.part == 0].tolist()
         text = b"".join(self.texts[token] for token in finished).decode()
@@ -143,26 +139,23 @@ class Vocabulary:
         return self.found[unfinished]
 
     def read(self, unfinished: bytes) -> Tokens:
-        ids, bodies, marks, places, parts = [], [], [], [], {b"": 0}
+        tokens, bodies, marks, places, parts = [], [], [], [], {b"": 0}
         for token in self.inner if unfinished else range(len(self.texts)):
             found = verse_in(unfinished + self.texts[token])
             if found and (self.bytewise or not found[2]):
-                body, mark, part = found
-                ids.append(token)
+                body, mark, rest = found
+                tokens.append(token)
                 bodies.append(body)
                 marks.append(MARKS.get(mark, 0))
-                places.append(parts.setdefault(part, len(parts)))
-        characters = np.zeros((len(ids), max(map(len, bodies), default=0) + 1), np.int64)
-        for row, body in zip(characters, bodies, strict=True):
-            row[: len(body)] = [ord(c) for c in body]
-        return Tokens(
-            ids=np.array(ids, np.int64),
-            characters=characters,
-            count=np.array([len(body) for body in bodies], np.int64),
-            marks=np.array(marks, np.int64),
-            part=np.array(places, np.int64),
-            parts=list(parts),
+                places.append(parts.setdefault(rest, len(parts)))
+        width = max(map(len, bodies), default=0) + 1
+        codes = [[ord(c) for c in body] + [0] * (width - len(body)) for body in bodies]
+        counts = [len(body) for body in bodies]
+        ids, count, does, part = (
+            torch.tensor(one, dtype=torch.long) for one in (tokens, counts, marks, places)
         )
+        characters = torch.tensor(codes, dtype=torch.long).reshape(len(tokens), width)
+        return Tokens(ids, characters, count, does, part, list(parts))
 
 
 vocabulary_of = lru_cache(maxsize=4)(Vocabulary)
@@ -305,26 +298,26 @@ class Constraint:
                 found = formed & kept(tokens, asked)
                 if found.any():
                     break
-            mask[torch.from_numpy(tokens.ids[found])] = True
+            mask[tokens.ids[found]] = True
         return mask.to(self.device)
 
-    def formed(self, tokens: Tokens, place: Place) -> Flags:
+    def formed(self, tokens: Tokens, place: Place) -> torch.Tensor:
         """(T,) which tokens keep the form, and leave tokens enough to end in form."""
         left = place.room - tokens.count
         marked, begun = tokens.marks > 0, tokens.part > 0
         fits = (left >= 0) & (~marked | ((left == 0) & (tokens.marks & place.marks > 0)))
         fits &= (left == 0) | tokens.leads(any_character(), frozenset())
         fits &= (left > 0) | tokens.leads(any_mark(place.marks), frozenset())
-        characters = left - (begun & (left > 0))
+        characters = left - (begun & (left > 0)).long()
         mark = ~marked & ~(begun & (left == 0))
         short = self.vocabulary
         needed = characters * short.character + mark * short.mark + tokens.missing
         return fits & (needed <= place.tokens)
 
 
-def kept(tokens: Tokens, place: Place) -> Flags:
+def kept(tokens: Tokens, place: Place) -> torch.Tensor:
     """(T,) which tokens have no characters but those that tones and rhyme allow."""
-    fits = np.ones(len(tokens.ids), np.bool_)
+    fits = torch.ones(len(tokens.ids), dtype=torch.bool)
     for number in range(min(place.room, tokens.reach)):
         tones = place.tones[number] if place.tones else ANY
         groups = place.groups if number == place.room - 1 else frozenset()
@@ -335,7 +328,7 @@ def kept(tokens: Tokens, place: Place) -> Flags:
         for c in taken:
             whole = whole & (tokens.characters[:, number] != ord(c))
         other = (tokens.count < number) | tokens.leads(characters, taken)
-        fits &= np.where(tokens.count > number, whole, other)
+        fits &= torch.where(tokens.count > number, whole, other)
     return fits
 
 
