@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from verse.errors import UserError
 from verse.generation import answers
 from verse.generation.answers import constraint_of
-from verse.generation.constraint import Vocabulary, split, verse_in, vocabulary_of
 from verse.generation.slots import Slots
+from verse.generation.vocabulary import Vocabulary, split, verse_in, vocabulary_of
 from verse.model.encoding import encode_prompt
 from verse.params import Decoding
 from verse.poems.lines import in_form, split_lines
