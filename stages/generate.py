@@ -52,6 +52,7 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
         print(f"memory: {ways[0]}", flush=True)
     watch = speed.Stopwatch()
     numbers = range(tries(p.decoding))
+    couplets = {(number, n): poem["input"] for number, poem in enumerate(share) for n in numbers}
     answers: dict[tuple[int, int], str] = {}
     likelihoods: dict[tuple[int, int], float] = {}
 
@@ -67,6 +68,7 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
                 seed=lambda key: stream(p.seed, key[1]),
                 batch_size=way.poems,
                 answers=answers,
+                couplets=couplets,
                 likelihoods=likelihoods,
             )
 

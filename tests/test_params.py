@@ -88,6 +88,10 @@ VALUES = {
     "decoding.num_beams": ([1, 128], [129, *COUNT[1]]),
     "decoding.no_repeat_ngram_size": COUNT_OR_0,
     "decoding.candidates": ([1, 1000], [1001, *COUNT[1]]),
+    "decoding.constrain": (
+        [[], ["form"], ["tone", "form"], ["form", "rhyme", "tone"]],
+        [None, "form", ["rhyme"], ["form", "form"], ["from"], {"form": True}, True],
+    ),
     "contestants": (
         [[]],
         [None, {}, "kimi", 1, [None], ["kimi"], [[]]],

@@ -48,6 +48,9 @@ Text = Annotated[str, Field(pattern=r"\S", description="text")]
 TextOrNull = Annotated[str | None, Field(pattern=r"\S", description="text or null")]
 
 
+Rule = Literal["form", "rhyme", "tone"]
+
+
 class Section(BaseModel):
     """Keys and values of params.yaml that belong together."""
 
@@ -108,6 +111,18 @@ class Decoding(Section):
     num_beams: Annotated[int, Field(ge=1, le=128)]
     no_repeat_ngram_size: CountOr0
     candidates: Annotated[int, Field(ge=1, le=1000)]
+    constrain: Annotated[
+        list[Rule],
+        Field(description="a list of form and, beside it, rhyme and tone, or []"),
+    ]
+
+    @field_validator("constrain")
+    @classmethod
+    def _form_first(cls, rules: list[str]) -> list[str]:
+        """Where a line ends, and so where a rhyme stands, is for the form to say."""
+        if (rules and "form" not in rules) or len(set(rules)) < len(rules):
+            raise ValueError("form, and each once")
+        return rules
 
     @field_validator("temperature")
     @classmethod

@@ -21,6 +21,7 @@ from verse import params
 from verse.app.options import adjusted
 from verse.app.page import desk
 from verse.app.poets import open_poets
+from verse.poems.lines import in_form
 from verse.poems.sources import INSTRUCTION
 
 COUPLET = "白日依山盡，黃河入海流。"
@@ -122,6 +123,11 @@ def test_an_answer_grows_and_is_the_librarys(page, poets):
         ({"controls": CONTROLS | {"temperature": 9.0}}, "controls.temperature: "),
         ({"controls": CONTROLS | {"top_p": float("nan")}}, "controls.top_p: "),
         ({"controls": CONTROLS | {"max_new_tokens": 1000}}, "controls.max_new_tokens: "),
+        ({"controls": CONTROLS | {"constrain": ["rime"]}}, "controls.constrain.0: "),
+        (
+            {"controls": CONTROLS | {"constrain": ["rhyme"]}},
+            "controls: decoding.constrain must be ",
+        ),
         ({"more": 1}, "more: "),
     ],
 )
@@ -129,6 +135,20 @@ def test_what_is_out_of_bounds_is_a_sentence(page, changes, fault):
     status, _, text = page.ask("POST", "/write", json.dumps(WRITING | changes))
     assert status == 400
     assert json.loads(text)["error"]["en"].startswith(fault)
+
+
+def test_rules_that_no_token_may_break(page):
+    rules = {"constrain": ["form", "rhyme"], "max_new_tokens": 64}
+    wild = CONTROLS | {"temperature": 4.0, "top_k": 0, "top_p": 1.0} | rules
+    last = page.write(controls=wild)[-1]
+    assert in_form(COUPLET, last["done"]["text"])
+    asked = {"couplet": COUPLET, "poet": "tuned", "controls": wild}
+    asked |= {"tokens": last["done"]["tokens"], "place": 5}
+    found = json.loads(page.ask("POST", "/explain", json.dumps(asked))[2])
+    assert found["chosen"]["label"] in "，；：？！" and found["chosen"]["drawn"] > 0
+    assert {row["cut_by"] for row in found["likeliest"] if row["label"] not in "，；：？！"} == {
+        "constrain"
+    }
 
 
 def test_only_the_page_itself_may_ask(page):
@@ -278,7 +298,7 @@ def told(poet, place, **changes):
     decoding = adjusted(P, "test", **CONTROLS | changes)
     prompt = poet.prompt({"instruction": INSTRUCTION, "input": COUPLET}, 0)
     scores = poet.scores(prompt, poem.tokens)
-    found = list(poet.distributions(scores, prompt, poem.tokens, decoding))[place]
+    found = list(poet.distributions(scores, prompt, poem.tokens, decoding, COUPLET))[place]
     rows = {row.token: row for row in [*poet.likeliest(found), poet.row(found, poem.tokens[place])]}
     return {
         str(token): pytest.approx([row.model, row.tempered, row.drawn], abs=1e-6)

@@ -15,6 +15,7 @@ from verse.app.options import adjusted, sample_seed
 from verse.app.poets import common, find, open_poets
 from verse.errors import ParameterError, UserError
 from verse.generation import answers
+from verse.poems.lines import in_form
 from verse.poems.sources import INSTRUCTION
 
 COUPLET = "白日依山盡，黃河入海流。"
@@ -116,6 +117,18 @@ def test_what_is_explained_agrees_with_what_was_written(verse):
     ]
     with pytest.raises(UserError, match="--explain 99: the answer has 8 tokens"):
         verse(COUPLET, "--explain", "99", *free)
+
+
+def test_rules_that_no_token_may_break(verse):
+    wild = ("--temperature", "3", "--top-k", "0", "--top-p", "1", "--json")
+    assert not in_form(COUPLET, rows(verse(COUPLET, *wild))[0]["answer"])
+    [row] = rows(verse(COUPLET, *wild, "--constrain", "form,rhyme,tone", "--explain"))
+    assert in_form(COUPLET, row["answer"])
+    assert all(token["drawn"] > 0 and token["cut_by"] == "" for token in row["tokens"])
+    cut = [other["cut_by"] for token in row["tokens"] for other in token["likeliest"]]
+    assert "constrain" in cut
+    with pytest.raises(ParameterError, match=r"options: decoding.constrain must be a list of form"):
+        verse(COUPLET, "--constrain", "rhyme")
 
 
 def test_a_poem_in_form_is_set_with_its_rhyme_and_what_it_breaks(verse, monkeypatch, both):

@@ -28,6 +28,7 @@ DECODING = Decoding(
     num_beams=1,
     no_repeat_ngram_size=3,
     candidates=1,
+    constrain=[],
 )
 COUPLETS = [
     "白日依山盡，黃河入海流。",

@@ -50,6 +50,7 @@ def test_the_likelihood_is_that_of_the_model():
         num_beams=1,
         no_repeat_ngram_size=0,
         candidates=3,
+        constrain=[],
     )
     found: dict[int, str] = {}
     likelihoods: dict[int, float] = {}

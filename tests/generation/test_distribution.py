@@ -29,6 +29,7 @@ DECODING = Decoding(
     num_beams=1,
     no_repeat_ngram_size=2,
     candidates=1,
+    constrain=[],
 )
 POEMS = json.loads(Path("data/embedded/train.json").read_text("utf-8"))
 

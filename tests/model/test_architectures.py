@@ -37,6 +37,7 @@ GREEDY = Decoding(
     num_beams=1,
     no_repeat_ngram_size=0,
     candidates=1,
+    constrain=[],
 )
 
 

@@ -513,3 +513,50 @@ def test_shuffled_tang_poems_do_not(tang_poems):
     found = [analyse(poem) for poem in shuffled(tang_poems, 1)]
     assert mean(a.rhyme for a in found) < 0.05
     assert mean(a.tone for a in found) < 0.6
+
+
+# Tones for lines to come
+
+
+@pytest.mark.parametrize("length", [5, 7])
+@pytest.mark.parametrize("rhyme", ["流", "水"])
+def test_lines_of_allowed_tones_break_no_rule(length, rhyme):
+    """Whatever couplet they follow, and whatever characters they are of."""
+    draw, level = random.Random(length), rhyme == "流"
+    known = draw.sample(sorted(prosody.READINGS), 300)
+    finals = [
+        c
+        for c in sorted(prosody.READINGS)
+        if prosody.final_groups(c) == prosody.final_groups(rhyme)
+    ]
+    for _ in range(40):
+        poem = ["".join(draw.choices(known, k=length)), "".join(draw.choices(known, k=length - 1))]
+        poem[1] += rhyme
+        above = prosody.settled_tones((0,) * length, [prosody.tone_bits(c) for c in poem[1]])
+        for number in range(2, 8):
+            line, opens = "", number % 2 == 0
+            while len(line) < length:
+                begun = tuple(map(prosody.tone_bits, line))
+                allowed = prosody.allowed_tones(above, begun, opens, level)[0]
+                pool = finals if len(line) == length - 1 and not opens else known
+                line += draw.choice([c for c in pool if prosody.tone_bits(c) in allowed])
+            poem.append(line)
+            above = prosody.settled_tones(above, list(map(prosody.tone_bits, line)), opens)
+        found = analyse(poem)
+        broken = {place for place in found.breaks if place.line > 2}
+        assert found.rhyme and {place.rule for place in broken} <= (
+            set() if level else {"level_rhyme"}
+        )
+        assert found.rest_tone > (0.94 if level else 0.75)  # the couplet itself may be irregular
+
+
+def test_allowed_tones_of_a_regulated_poem():
+    level, oblique = prosody.CAN_BE_LEVEL, prosody.CAN_BE_OBLIQUE
+    above = prosody.settled_tones((0,) * 5, [1, 1, 2, 2, 1])  # 平平仄仄平
+    any_tone = prosody.ANY
+    opening = (any_tone, level, any_tone, oblique, oblique)
+    assert prosody.allowed_tones(above, (), True, True) == opening
+    assert prosody.allowed_tones(above, (1, 1, 1), True, True) == opening[3:]
+    above = prosody.settled_tones(above, [1, 1, 1, 2, 2], True)
+    closing = (any_tone, oblique, oblique, level, level)  # no three level tones
+    assert prosody.allowed_tones(above, (), False, True) == closing

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from verse.errors import UserError
 from verse.files import read_text
-from verse.generation.answers import answer, end_tokens
+from verse.generation.answers import answer, constraint_of, end_tokens
 from verse.generation.distribution import Distribution, distribution, scores_along
 from verse.model import memory
 from verse.model.opening import Opening, open_model
@@ -49,7 +49,7 @@ class Row:
     tempered: float
     drawn: float
     cut_by: str
-    """What excludes it: no_repeat_ngram_size, top_k, top_p; "" if it can be drawn."""
+    """What excludes it: constrain, no_repeat_ngram_size, top_k, top_p; "" if it can be drawn."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Poet:
             seed=seed,
             batch_size=self.at_once,
             answers=answers,
+            couplets={number: poem["input"] for number, poem in enumerate(poems)},
             on_token=on_token,
         )
         return [
@@ -139,11 +140,21 @@ class Poet:
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     def distributions(
-        self, scores: Any, prompt: list[int], tokens: list[int], decoding: Decoding
+        self,
+        scores: Any,
+        prompt: list[int],
+        tokens: list[int],
+        decoding: Decoding,
+        couplet: str,
     ) -> Iterator[Distribution]:
-        """What each token of an answer was drawn from, from the scores there."""
-        for number in range(len(tokens)):
-            yield distribution(scores[number], [*prompt, *tokens[:number]], decoding)
+        """What each token of an answer to a couplet was drawn from, from the scores there."""
+        constraint = constraint_of(self.model, self.tokenizer, decoding)
+        drafts = [constraint.draft(couplet)] if constraint else []
+        for number, token in enumerate(tokens):
+            allowed = constraint.allowed(drafts)[0] if constraint else None
+            yield distribution(scores[number], [*prompt, *tokens[:number]], decoding, allowed)
+            for draft in drafts:
+                draft.add(token)
 
     def likeliest(self, found: Distribution) -> list[Row]:
         """The LIKELIEST tokens by the model, likeliest first."""

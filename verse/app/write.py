@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RED, GREEN, FAINT = "31", "32", "2"
 SHOWN = 5  # alternatives beside each token
-DECODING = ("temperature", "top_p", "top_k", "max_new_tokens")
+DECODING = ("temperature", "top_p", "top_k", "max_new_tokens", "constrain")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +38,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     decoding.add_argument("--top-p", type=float, help="in (0, 1]")
     decoding.add_argument("--top-k", type=int, help="0 for all")
     decoding.add_argument("--max-new-tokens", type=int)
+    decoding.add_argument(
+        "--constrain",
+        type=lambda rules: [rule for rule in rules.split(",") if rule],
+        metavar="RULES",
+        help="what no token may break: form, or form,rhyme,tone; '' for nothing",
+    )
     decoding.add_argument("--seed", type=int, help="sample n is the poem of the nth seed from it")
     decoding.add_argument("--samples", type=int, default=1, help="poems for each couplet")
     output = parser.add_argument_group("output")
@@ -120,7 +126,8 @@ class Finished:
         tokens = self.written.tokens
         prompt = self.poet.prompt(self.poem, len(tokens))
         scores = self.poet.scores(prompt, tokens)
-        along = self.poet.distributions(scores, prompt, tokens, self.decoding)
+        couplet = self.poem["input"]
+        along = self.poet.distributions(scores, prompt, tokens, self.decoding, couplet)
         return [
             asdict(self.poet.row(found, token))
             | {

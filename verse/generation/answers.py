@@ -6,7 +6,7 @@ meets is the same to the last bit in whatever company (`rows`); on a GPU kernels
 there are (`slots`). Beams, and models whose attention is of another kind, go Transformers' own way.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from verse.errors import UserError
+from verse.generation.constraint import Constrained, Constraint, Draft
 from verse.generation.rows import Rows
 from verse.generation.sampling import Draw, OwnStreams, uniform_numbers
 from verse.generation.slots import Slots
@@ -43,6 +44,7 @@ def answer(
     seed: int | Callable[[Key], str],
     batch_size: int,
     answers: dict[Key, str],
+    couplets: Mapping[Key, str] | None = None,
     likelihoods: dict[Key, float] | None = None,
     on_token: Callable[[Key, int], None] | None = None,
 ) -> None:
@@ -50,7 +52,8 @@ def answer(
 
     prompts: token ids by a key. seed: one for all, or what gives that of a key. batch_size: how
     many are answered at once. What `answers` holds already is left alone, so that another call
-    goes on where one has run out of memory. likelihoods: gets the mean log-probability of an
+    goes on where one has run out of memory. couplets: what each prompt wants finished, for
+    `decoding.constrain`, which wants them. likelihoods: gets the mean log-probability of an
     answer's tokens, at temperature 1 among the `top_k` likeliest; 0 in Transformers' own way.
     on_token: called with the key and each token of its answer, the end token too, as it is chosen;
     in Transformers' own way, once the answer is whole. What it raises stops the answering.
@@ -61,7 +64,17 @@ def answer(
     if not waiting:
         return
     seed_of = seed if callable(seed) else lambda _: str(seed)
-    task = Task(model, tokenizer, waiting, decoding, seed_of, batch_size, on_token or ignore)
+    task = Task(
+        model=model,
+        tokenizer=tokenizer,
+        prompts=waiting,
+        couplets=couplets or {},
+        decoding=decoding,
+        constraint=constraint_of(model, tokenizer, decoding),
+        seed_of=seed_of,
+        batch_size=batch_size,
+        on_token=on_token or ignore,
+    )
     progress = tqdm(total=len(prompts), initial=len(answers), unit="poem", disable=None)
 
     def finish(ended: Iterator[tuple[Key, list[int], float]]) -> None:
@@ -86,7 +99,9 @@ class Task(Generic[Key]):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     prompts: dict[Key, list[int]]
+    couplets: Mapping[Key, str]
     decoding: Decoding
+    constraint: Constraint | None
     seed_of: Callable[[Key], str]
     batch_size: int
     on_token: Callable[[Key, int], None]
@@ -94,6 +109,10 @@ class Task(Generic[Key]):
     def numbers(self, key: Key) -> torch.Tensor:
         """The random stream of a prompt: a number in [0, 1) for each token."""
         return uniform_numbers(self.prompts[key], self.seed_of(key), self.decoding.max_new_tokens)
+
+    def drafts(self, keys: Iterable[Key]) -> dict[Key, Draft]:
+        """What is written to each prompt where rules constrain it; none where they do not."""
+        return {key: self.constraint.draft(self.couplets[key]) for key in keys if self.constraint}
 
 
 def ignore(*_: object) -> None:
@@ -118,6 +137,7 @@ def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
     written: dict[Key, list[int]] = {}
     likelihoods: dict[Key, float] = {}
     numbers: dict[Key, torch.Tensor] = {}
+    drafts = task.drafts(prompts)
     rows: Rows | Slots | None = None
     while waiting or keys:
         if waiting and len(keys) <= REFILLED * batch_size:
@@ -132,7 +152,8 @@ def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
             keys += new
         assert rows
         uniform = torch.stack([numbers[key][len(written[key])] for key in keys])
-        drawn, chances = draw(*rows.step(), uniform)
+        allowed = task.constraint.allowed(drafts[key] for key in keys) if task.constraint else None
+        drawn, chances = draw(*rows.step(allowed), uniform)
         rows.write(drawn)
         kept = []
         for row, (key, token, chance) in enumerate(
@@ -140,6 +161,8 @@ def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
         ):
             written[key].append(token)
             likelihoods[key] += chance
+            if drafts:
+                drafts[key].add(token)
             task.on_token(key, token)
             if token in ends or len(written[key]) == decoding.max_new_tokens:
                 yield key, written[key], likelihoods[key] / len(written.pop(key))
@@ -210,10 +233,16 @@ def generate(task: Task[Key], batch: list[Key]) -> list[list[int]]:
     model, decoding = task.model, task.decoding
     device = model.device
     processors = LogitsProcessorList()
+    prompt_length = len(task.prompts[batch[0]])
+    if task.constraint:
+        given = [task.couplets[key] for key in batch]
+        size = decoding.no_repeat_ngram_size
+        processors.append(Constrained(task.constraint, given, prompt_length, size))
+        decoding = decoding.model_copy(update={"no_repeat_ngram_size": 0})
     sampling = {}
     if decoding.num_beams == 1:
         numbers = torch.stack([task.numbers(key) for key in batch])
-        processors.append(OwnStreams(numbers, decoding, len(task.prompts[batch[0]])))
+        processors.append(OwnStreams(numbers, decoding, prompt_length))
     elif decoding.do_sample:
         torch.manual_seed(int(task.numbers(batch[0])[0].item() * 2**53))
         sampling = {
@@ -238,6 +267,14 @@ def generate(task: Task[Key], batch: list[Key]) -> list[list[int]]:
         logits_processor=processors,
     )
     return output[:, ids.shape[1] :].tolist()
+
+
+def constraint_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Decoding
+) -> Constraint | None:
+    """The rules that what is written has to keep; None where there are none."""
+    ends = end_tokens(model, tokenizer)
+    return Constraint(model, tokenizer, decoding, ends) if decoding.constrain else None
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,9 +1,10 @@
 """The distribution that a token is drawn from: the model's own, and what decoding leaves of it.
 
 The model gives every token of its vocabulary a probability. What is drawn from is made of that
-in four steps, in the order in which `sampling` takes them: tokens that would repeat an n-gram go,
-the temperature sharpens or flattens what is there, top-k keeps the likeliest, top-p the likeliest
-of those. `distribution` is a function of the scores alone; `scores_along` gets them from a model.
+in steps, in the order in which `sampling` takes them: tokens that would break a rule go, and those
+that would repeat an n-gram, the temperature sharpens or flattens what is there, top-k keeps the
+likeliest, top-p the likeliest of those. `distribution` is a function of the scores alone;
+`scores_along` gets them from a model.
 """
 
 import math
@@ -12,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from transformers import (
     LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
     PreTrainedModel,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
 
+from verse.generation.sampling import permitted
 from verse.params import Decoding
 
 
@@ -28,9 +29,11 @@ class Distribution:
     model: torch.Tensor
     """As the model gives them."""
     tempered: torch.Tensor
-    """By the temperature, once repetitions are forbidden."""
+    """By the temperature, once rules and repetitions have forbidden some."""
     drawn: torch.Tensor
     """What a token is drawn from: after top-k and top-p, shared anew among what is left."""
+    breaks: torch.Tensor
+    """Whether a token would break a rule of `decoding.constrain`."""
     repeats: torch.Tensor
     """Whether a token would repeat an n-gram."""
     in_top_k: torch.Tensor
@@ -45,23 +48,31 @@ class Distribution:
         """Which parameter of decoding excludes a token; "" for one that can be drawn."""
         if self.drawn[token] > 0:
             return ""
+        if self.breaks[token]:
+            return "constrain"
         if self.repeats[token]:
             return "no_repeat_ngram_size"
         return "top_p" if self.in_top_k[token] else "top_k"
 
 
-def distribution(scores: torch.Tensor, before: list[int], decoding: Decoding) -> Distribution:
+def distribution(
+    scores: torch.Tensor,
+    before: list[int],
+    decoding: Decoding,
+    allowed: torch.Tensor | None = None,
+) -> Distribution:
     """What a token is drawn from where the model gives `scores`, logits of shape (vocabulary,).
 
-    before: the ids of all tokens so far, the prompt's too. The warpers are Transformers' own,
-    applied as in `sampling`: to the `top_k` likeliest tokens only. Without sampling, the
-    likeliest token has probability 1, and what cuts the others is "top_k", as with top_k 1.
+    before: the ids of all tokens so far, the prompt's too. allowed: which tokens keep the rules,
+    (vocabulary,); None for all. The warpers are Transformers' own, applied as in `sampling`: to
+    the `top_k` likeliest tokens only. Without sampling, the likeliest token has probability 1, and
+    what cuts the others is "top_k", as with top_k 1.
     """
     row = scores.float().cpu()[None]
     ids = torch.tensor([before])
-    allowed = row.clone()
-    if decoding.no_repeat_ngram_size > 0:
-        allowed = NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size)(ids, allowed)
+    rules = torch.ones_like(row, dtype=torch.bool) if allowed is None else allowed.cpu()[None]
+    lengths = torch.tensor([len(before)])
+    possible = permitted(row, ids, lengths, decoding.no_repeat_ngram_size, rules)
     count = min(decoding.top_k or row.shape[1], row.shape[1])
     temperature = TemperatureLogitsWarper(decoding.temperature) if decoding.do_sample else None
     warpers = LogitsProcessorList([temperature] if temperature else [])
@@ -69,14 +80,15 @@ def distribution(scores: torch.Tensor, before: list[int], decoding: Decoding) ->
         count = 1
     elif decoding.top_p < 1:
         warpers.append(TopPLogitsWarper(decoding.top_p))
-    likeliest, tokens = allowed.topk(count)
+    likeliest, tokens = possible.topk(count)
     left = torch.softmax(warpers(ids, likeliest).double(), -1)
-    tempered = temperature(ids, allowed) if temperature else allowed
+    tempered = temperature(ids, possible) if temperature else possible
     return Distribution(
         model=torch.softmax(row.double(), -1)[0],
         tempered=torch.softmax(tempered.double(), -1)[0],
         drawn=torch.zeros_like(row, dtype=torch.float64).scatter_(1, tokens, left)[0],
-        repeats=(torch.isinf(allowed) & ~torch.isinf(row))[0],
+        breaks=~rules[0],
+        repeats=(rules & torch.isinf(possible) & ~torch.isinf(row))[0],
         in_top_k=torch.zeros_like(row, dtype=torch.bool).scatter_(1, tokens, True)[0],
     )
 

@@ -100,9 +100,9 @@ class Rows:
         last = self.history.gather(1, self.lengths[:, None] - 1)
         return self.forward(self.groups, last, predict=True)[:, -1]
 
-    def step(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The `candidates` that come next in each row."""
-        return candidates(self.scores(), self.history, self.lengths, self.decoding)
+    def step(self, allowed: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The `candidates` that come next in each row, of those allowed, (R, vocabulary)."""
+        return candidates(self.scores(), self.history, self.lengths, self.decoding, allowed)
 
     def write(self, tokens: torch.Tensor) -> None:
         """Add a token to each row."""

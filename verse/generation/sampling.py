@@ -21,22 +21,46 @@ from verse.params import Decoding
 
 
 def candidates(
-    scores: torch.Tensor, history: torch.Tensor, lengths: torch.Tensor, decoding: Decoding
+    scores: torch.Tensor,
+    history: torch.Tensor,
+    lengths: torch.Tensor,
+    decoding: Decoding,
+    allowed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens that may come next, likeliest first: their scores and ids, both (R, k).
 
     scores: (R, vocabulary). history: (R, W), each row's tokens from the left; lengths: (R,), how
-    many of them there are. One candidate only where nothing is drawn.
+    many of them there are. allowed: (R, vocabulary), which tokens may come at all; None allows all.
+    One candidate only where nothing is drawn.
     """
-    scores = scores.float()
-    if decoding.no_repeat_ngram_size > 0:
-        scores = forbid_repeats(scores, history, lengths, decoding.no_repeat_ngram_size)
+    scores = permitted(scores.float(), history, lengths, decoding.no_repeat_ngram_size, allowed)
     if not decoding.do_sample:
         best = scores.argmax(-1, keepdim=True)
         return scores.gather(1, best), best
     count = min(decoding.top_k or scores.shape[1], scores.shape[1])
     likeliest, tokens = scores.topk(count)
     return likeliest, tokens
+
+
+def permitted(
+    scores: torch.Tensor,
+    history: torch.Tensor,
+    lengths: torch.Tensor,
+    no_repeat_ngram_size: int,
+    allowed: torch.Tensor | None,
+) -> torch.Tensor:
+    """`scores` with -inf for every token that is not allowed or would repeat an n-gram.
+
+    Where all that is allowed would, it may. No shape depends on a value.
+    """
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    if no_repeat_ngram_size == 0:
+        return scores
+    left = forbid_repeats(scores, history, lengths, no_repeat_ngram_size)
+    if allowed is None:
+        return left
+    return torch.where(left.isneginf().all(-1, keepdim=True), scores, left)
 
 
 def forbid_repeats(

@@ -47,6 +47,8 @@ class Slots:
         """By layer, keys and values of the rest, (2, slots, K, places, D)."""
         self.history = torch.zeros(self.slots, longest, dtype=torch.long, device=self.device)
         self.lengths = torch.full((self.slots,), len(self.prefix) + 1, device=self.device)
+        self.allowed: torch.Tensor | None = None
+        """Which tokens each slot may take, (slots, vocabulary); None for all."""
         self.graph: Graph[Found] | None = None
         self.recordable = self.device.type == "cuda" and not is_sharded(model)
         self.into: torch.Tensor | None = None
@@ -104,11 +106,16 @@ class Slots:
         last = self.lengths[:, None] - 1
         return self.forward(self.history.gather(1, last), last, predict=True)[:, -1]
 
-    def step(self) -> Found:
-        """The `candidates` that come next in each row, on the CPU."""
+    def step(self, allowed: torch.Tensor | None = None) -> Found:
+        """The `candidates` that come next in each row, of those allowed, (R, vocabulary); on the
+        CPU."""
         with quickly():
             if len(self.order) <= self.slots // 2 and self.slots > MULTIPLE:
                 self.shrink()
+            if allowed is not None:
+                if self.allowed is None:
+                    self.allowed = allowed.new_ones(self.slots, allowed.shape[1])
+                self.allowed[self.order] = allowed
             if self.graph is None:
                 self.graph = self.record()
             likeliest, tokens = self.graph([]) if self.graph else self.compute()
@@ -116,7 +123,8 @@ class Slots:
         return likeliest[self.order], tokens[self.order]
 
     def compute(self, _: Sequence[torch.Tensor] = ()) -> Found:
-        return candidates(self.all_scores(), self.history, self.lengths, self.decoding)
+        scores = self.all_scores()
+        return candidates(scores, self.history, self.lengths, self.decoding, self.allowed)
 
     def record(self, beside: Graph[Found] | None = None) -> Graph[Found] | None:
         if self.recordable:
@@ -138,6 +146,8 @@ class Slots:
         for layer in self.held:
             self.held[layer] = self.held[layer][:, index]
         self.history, self.lengths = self.history[index], self.lengths[index]
+        if self.allowed is not None:
+            self.allowed = self.allowed[index]
         self.slots, self.order = slots, list(range(len(self.order)))
         self.graph = self.record(self.graph)
 

@@ -326,6 +326,66 @@ def rule_places(
     return places
 
 
+OPPOSITE = {LEVEL: OBLIQUE, OBLIQUE: LEVEL}
+BOTH = LEVEL | OBLIQUE
+ANY, KNOWN = frozenset({0, LEVEL, OBLIQUE, BOTH}), frozenset({LEVEL, OBLIQUE, BOTH})
+CAN_BE_LEVEL, CAN_BE_OBLIQUE = frozenset({LEVEL, BOTH}), frozenset({OBLIQUE, BOTH})
+
+
+def settled_tones(
+    above: Sequence[int], begun: Sequence[int], opens: bool = False
+) -> tuple[int, ...]:
+    """The tones of a line as the rules of the 2nd, 4th and 6th characters have them.
+
+    above: the same of the line before, of 5 or 7 characters. begun: the tone bits that this line
+    begins with. opens: whether it opens a couplet. Of those three a character that can be both has
+    the tone that the rules want there; one that is still to come has it too, or 0 where they want
+    none. Where alternation and the line before want different tones, alternation has its way, so
+    that the lines to come can keep both.
+    """
+    line = [*begun, *[0] * (len(above) - len(begun))]
+    beats = range(1, len(above) - 1, 2)
+    for beat in beats:
+        if line[beat] not in OPPOSITE:
+            before = OPPOSITE.get(line[beat - 2], 0) if beat > 1 else 0
+            other = OPPOSITE.get(above[beat], 0)
+            wanted = before or (OPPOSITE.get(other, 0) if opens else other)
+            line[beat] = wanted or line[beat]
+    for beat in beats[-2::-1]:
+        if line[beat] not in OPPOSITE:
+            line[beat] = OPPOSITE.get(line[beat + 2], line[beat])
+    return tuple(line)
+
+
+@cache
+def allowed_tones(
+    above: tuple[int, ...], begun: tuple[int, ...], opens: bool, level: bool
+) -> tuple[frozenset[int], ...]:
+    """For each place of the rest of a line, the tone bits with which a character keeps the rules.
+
+    The arguments are those of `settled_tones`; level: whether the poem rhymes on a level tone. What
+    is said of a later place holds if those before it have the tones that are wanted there.
+    """
+    line, done = settled_tones(above, begun, opens), len(begun)
+    allowed = [ANY] * len(line)
+    for beat in range(1, len(line) - 1, 2):
+        allowed[beat] = frozenset({line[beat], BOTH}) if line[beat] in OPPOSITE else KNOWN
+    a, b, _, d = line[-5:-1]
+    if opens:
+        allowed[-1] = CAN_BE_OBLIQUE
+        if d == LEVEL and BOTH in begun[-4 + len(line) :][:1] and a != OBLIQUE:
+            allowed[-3] = frozenset({LEVEL})  # or the line would count as one that is mended
+    elif level:
+        allowed[-1] = CAN_BE_LEVEL
+        if d == LEVEL:  # no three level tones
+            allowed[-3] = CAN_BE_OBLIQUE
+        elif b == LEVEL and a in (OBLIQUE, 0):  # no lone one
+            allowed[-3] = CAN_BE_LEVEL
+    else:
+        allowed[-1] = frozenset({OBLIQUE})
+    return tuple(allowed[done:])
+
+
 def counted_tones(lines: Sequence[str]) -> tuple[list[list[int]], tuple[int, ...]]:
     """For each line the tone bits that its characters count as, and the lines that are mended.
 

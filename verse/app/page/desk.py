@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,7 +21,7 @@ from verse.app.options import adjusted
 from verse.app.poets import LIKELIEST, Poet, open_poets
 from verse.errors import UserError, is_out_of_memory
 from verse.generation.distribution import entropy
-from verse.params import Params
+from verse.params import Params, Rule
 
 WAITING = 32  # who may wait for the models
 LONGEST_COUPLET = 500  # characters
@@ -58,6 +58,7 @@ class Controls(Asked):
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)]
     top_p: Annotated[float, Field(gt=0, le=1)]
     max_new_tokens: Annotated[int, Field(ge=1, le=LONGEST_ANSWER)]
+    constrain: Annotated[list[Rule], Field(max_length=len(get_args(Rule)))] | None = None
 
 
 class Writing(Couplet):
@@ -127,6 +128,7 @@ class Desk:
                 "top_k": decoding.top_k,
                 "top_p": decoding.top_p,
                 "max_new_tokens": min(decoding.max_new_tokens, LONGEST_ANSWER),
+                "constrain": [rule for rule in get_args(Rule) if rule in decoding.constrain],
             },
         }
 
@@ -194,7 +196,7 @@ class Desk:
         prompt = poet.prompt(poem, len(asked.tokens))
         scores = self.scores_of(asked.poet, prompt, asked.tokens)
         decoding = self.decoding(asked.controls)
-        along = list(poet.distributions(scores, prompt, asked.tokens, decoding))
+        along = list(poet.distributions(scores, prompt, asked.tokens, decoding, poem["input"]))
         here, token = along[asked.place], asked.tokens[asked.place]
         return {
             "entropy": [

@@ -3,7 +3,7 @@
 const $ = id => document.getElementById(id);
 const form = document.querySelector("form"), poems = $("poems");
 const sliders = ["temperature", "top_k", "top_p", "max_new_tokens"];
-const CUTS = {top_k: ["前 k", "top-k"], top_p: ["前 p", "top-p"], no_repeat_ngram_size: ["重複", "repeats"]};
+const CUTS = {top_k: ["前 k", "top-k"], top_p: ["前 p", "top-p"], no_repeat_ngram_size: ["重複", "repeats"], constrain: ["格律", "rules"]};
 let state;            // what the server told at the start
 let chosen = null;    // {poem, place}: the character that the lesson is about
 let running = null;   // stops the answers that are being written
@@ -55,7 +55,8 @@ async function* lines(response) {
 }
 
 function controls() {
-  return Object.fromEntries(sliders.map(name => [name, Number(form.elements[name].value)]));
+  const rules = form.elements.constrain.value.split(",").filter(Boolean);
+  return {...Object.fromEntries(sliders.map(name => [name, Number(form.elements[name].value)])), constrain: rules};
 }
 
 /* Poems */
@@ -324,6 +325,10 @@ function label(name) {
 function setControls(values) {
   for (const [name, value] of Object.entries(values)) {
     const control = form.elements[name];
+    if (!sliders.includes(name)) {
+      control.value = value.join();
+      continue;
+    }
     control.max = Math.max(control.max, value);
     control.value = value;
     label(name);
@@ -349,8 +354,8 @@ $("reseed").addEventListener("click", () => {
   if ($("couplet").value) form.requestSubmit();
 });
 form.addEventListener("input", event => {
-  if (!sliders.includes(event.target.name)) return;
-  label(event.target.name);
+  if (sliders.includes(event.target.name)) label(event.target.name);
+  else if (event.target.name !== "constrain") return;
   explain();
 });
 form.addEventListener("click", ({target}) => {
