@@ -10,6 +10,7 @@ What is no causal model, or whose weights and config do not belong together, wou
 same and write garbage. `read_config` and `check_model` stand at the entrance.
 """
 
+import importlib
 import logging
 import os
 import re
@@ -275,10 +276,27 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     }
 
 
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes without PyTorch's compiler, whose own import takes a second.
+
+    bitsandbytes gives it functions at once, of optimizers and of devices that are not used here.
+    """
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # read where a function is given to the compiler
+    try:
+        importlib.import_module("bitsandbytes")
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
+
+
 @torch.no_grad()
 def round_to_nf4(model: PreTrainedModel) -> None:
     """Replace each linear weight by its NF4 value, in place, keeping the layers plain."""
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # slow to import
+    import_bitsandbytes()
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     for layer in linear_layers(model).values():
         packed, state = quantize_4bit(
