@@ -22,7 +22,7 @@ def use_tiles(model: nn.Module) -> None:
         if type(module) is nn.Linear and not isinstance(module.forward, Tiled):
             weight = module.weight
             sizes = found.setdefault((weight.shape, weight.dtype), Sizes(weight))
-            module.forward = Tiled(module, sizes)  # type: ignore[method-assign]
+            module.forward = Tiled(module, sizes)  # type: ignore[method-assign,assignment]
 
 
 class Sizes:
