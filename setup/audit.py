@@ -7,7 +7,12 @@ did not answer for all of them, so that nothing is known; a line says why.
 import subprocess
 import sys
 
-LOCKS = ("requirements.txt", "requirements-torch.txt", "requirements-dev.txt", "requirements-s3.txt")
+LOCKS = (
+    "requirements.txt",
+    "requirements-torch.txt",
+    "requirements-dev.txt",
+    "requirements-s3.txt",
+)
 
 
 def main() -> int:

@@ -3,9 +3,9 @@
     .venv/bin/python setup/torch_build.py
 
 On Linux the torch of pip's default index brings gigabytes of CUDA. Without an NVIDIA GPU, torch
-alone is taken from PyTorch's CPU index, if that answers within seconds; requirements-torch.txt then
-finds its pin satisfied. An environment in which pip has indexes of its own is left as it is. Says in one
-line what it chose. Standard library only: nothing is installed yet.
+alone is taken from PyTorch's CPU index, if that answers within seconds; requirements-torch.txt
+then finds its pin satisfied. An environment in which pip has indexes of its own is left as it is.
+Says in one line what it chose. Standard library only: nothing is installed yet.
 """
 
 import re
