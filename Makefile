@@ -45,29 +45,31 @@ lint: .venv/development
 	mypy
 
 audit: .venv/development
-	pip-audit --strict --no-deps --disable-pip -r requirements.txt
+	python setup/audit.py
 
-# Pins every package exactly. torch is pinned without a build tag, so that its CPU build fits too
-# (setup/torch_build.py); torch's own metadata pins its CUDA packages.
+# Pins every package exactly, with the hashes of all its files. torch is apart, in requirements-torch.txt.
+PINNED := pip-compile -q --upgrade --generate-hashes --strip-extras --no-emit-find-links --no-emit-index-url
 lock: export CUSTOM_COMPILE_COMMAND := make lock
 lock: .venv/development
-	pip-compile -q --upgrade --allow-unsafe --strip-extras --no-emit-find-links --no-emit-index-url -o requirements.txt requirements.in
-	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.txt
-	pip-compile -q --upgrade --strip-extras --no-emit-find-links --no-emit-index-url -o requirements-dev.txt requirements-dev.in
-	pip-compile -q --upgrade --strip-extras --no-emit-find-links --no-emit-index-url -o requirements-s3.txt requirements-s3.in
+	$(PINNED) --unsafe-package torch -o requirements.txt requirements.in
+	$(PINNED) -o requirements-dev.txt requirements-dev.in
+	$(PINNED) -o requirements-s3.txt requirements-s3.in
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) cannot make .venv: on Debian, Ubuntu and Colab, apt-get install python3-venv first" >&2; exit 1; }
 
-.venv/runtime: requirements.txt pyproject.toml | .venv/bin/python
+# What a lock holds is whole, so pip looks for nothing else; torch is there already, or comes last.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+.venv/runtime: requirements.txt requirements-torch.txt pyproject.toml | .venv/bin/python
 	@$(BIN)/python setup/torch_build.py
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(INSTALL) --no-deps --require-hashes -r requirements.txt
+	$(INSTALL) -r requirements-torch.txt
+	$(INSTALL) --no-deps --editable .
 	@touch $@
 
 .venv/development: requirements-dev.txt .venv/runtime
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(INSTALL) --no-deps --require-hashes -r requirements-dev.txt
 	@touch $@
 
 .PHONY: repro test soak merge show grid page readme lint audit lock

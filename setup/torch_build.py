@@ -3,9 +3,9 @@
     .venv/bin/python setup/torch_build.py
 
 On Linux the torch of pip's default index brings gigabytes of CUDA. Without an NVIDIA GPU, torch
-alone is taken from PyTorch's CPU index, if that answers within seconds; requirements.txt then finds
-its pin satisfied. An environment in which pip has indexes of its own is left as it is. Says in one
-line what it chose. Standard library only: nothing is installed yet.
+alone is taken from PyTorch's CPU index, if that answers within seconds; requirements-torch.txt
+then finds its pin satisfied. An environment in which pip has indexes of its own is left as it is.
+Says in one line what it chose. Standard library only: nothing is installed yet.
 """
 
 import re
@@ -16,7 +16,7 @@ from shutil import which
 
 INDEX = "https://download.pytorch.org/whl/cpu"
 SECONDS = 10  # within which the index must answer
-REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"
+REQUIREMENTS = Path(__file__).parent.parent / "requirements-torch.txt"
 OWN = re.compile(r"^[^=]*\.(extra-index-url|find-links|index-url|no-index)=", re.MULTILINE)
 
 

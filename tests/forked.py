@@ -154,6 +154,7 @@ def serve():
     import pandas  # noqa: F401
     import peft  # noqa: F401
 
+    import verse.asking.grader
     import verse.generation.answers
     import verse.judging.report
     import verse.judging.scoring

@@ -26,11 +26,14 @@ def test_the_hooks_do_what_make_lint_does():
 
 def test_the_workflow_runs_what_continuous_integration_is_here():
     workflow = yaml.safe_load(text(".github/workflows/ci.yml"))
-    (job,) = workflow["jobs"].values()
+    job, metrics = workflow["jobs"]["test"], workflow["jobs"]["metrics"]
     assert ".ci/run" in [step.get("run") for step in job["steps"]]
     lowest = project("requires-python").removeprefix(">=")
     assert job["strategy"]["matrix"]["python"][0] == lowest
     assert workflow["permissions"] == {"contents": "read"}
+    assert "permissions" not in job  # what a pull request runs may not write
+    assert metrics["permissions"] == {"contents": "read", "pull-requests": "write"}
+    assert not any(".ci/run" in str(step) or "make" in str(step) for step in metrics["steps"])
 
 
 def test_the_version_is_one():

@@ -130,8 +130,18 @@ def test_a_stage_depends_on_the_packages_that_can_change_a_number(stage):
 
 
 def test_the_packages_that_are_installed_are_those_of_the_groups():
-    locked = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    locks = [ROOT / "requirements.txt", ROOT / "requirements-torch.txt"]
+    locked = [line.split(" ")[0] for lock in locks for line in lock.read_text("utf-8").splitlines()]
     assert [pin for group in GROUPS.values() for pin in group if pin not in locked] == []
+
+
+def test_what_is_installed_has_a_hash_but_torch():
+    """Of each package a pin and at least one hash; torch's builds come from several indexes."""
+    for lock in ("requirements.txt", "requirements-dev.txt", "requirements-s3.txt"):
+        text = (ROOT / lock).read_text("utf-8").replace("\\\n", "")
+        pins = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+        assert pins and all("==" in pin and "--hash=sha256:" in pin for pin in pins)
+        assert not any(pin.startswith("torch==") for pin in pins)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -93,8 +93,8 @@ def poets(adapter):
 
 
 def poem_of(poet, seed=42, couplet=COUPLET, **changes):
-    """The poem that the library writes, and the decoding that it is written with."""
-    decoding = adjusted(P, "test", **CONTROLS | changes)
+    """The one candidate that the library writes, and the decoding that it is written with."""
+    decoding = adjusted(P, "test", **CONTROLS | changes, candidates=1)
     return poet.write([{"instruction": INSTRUCTION, "input": couplet}], decoding, seed)[0], decoding
 
 

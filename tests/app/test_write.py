@@ -15,6 +15,7 @@ from verse.app.options import adjusted, sample_seed
 from verse.app.poets import common, find, open_poets
 from verse.errors import ParameterError, UserError
 from verse.generation import answers
+from verse.generation.candidates import best, stream
 from verse.poems.lines import in_form
 from verse.poems.sources import INSTRUCTION
 
@@ -47,20 +48,41 @@ def rows(output):
     return [json.loads(line) for line in output.out.splitlines()]
 
 
-def test_a_poem_is_the_one_that_the_pipeline_writes(verse, both):
-    poet, found = both["tuned"], {}
-    ids = poet.opening.encode_prompts([{"instruction": INSTRUCTION, "input": COUPLET}])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_poem_is_the_one_that_the_pipeline_keeps(verse, both, count):
+    poet, found, likelihoods = both["tuned"], {}, {}
+    [ids] = poet.opening.encode_prompts([{"instruction": INSTRUCTION, "input": COUPLET}])
     answers.answer(
         poet.model,
         poet.tokenizer,
-        dict(enumerate(ids)),
-        P.decoding,
-        seed=P.seed,
+        dict.fromkeys(range(count), ids),
+        P.decoding.model_copy(update={"candidates": count}),
+        seed=lambda number: stream(P.seed, number),
         batch_size=1,
         answers=found,
+        likelihoods=likelihoods,
     )
-    [row] = rows(verse(COUPLET, "--json"))
-    assert row == {"input": COUPLET, "answer": found[0], "seed": P.seed}
+    assert len(set(found.values())) == count
+    kept = best(COUPLET, [(found[number], likelihoods[number]) for number in range(count)])
+    [row] = rows(verse(COUPLET, "--json", "--explain", "--candidates", str(count)))
+    tokens = row.pop("tokens")
+    assert row == {"input": COUPLET, "answer": kept, "seed": P.seed}
+    written = poet.tokenizer.decode([token["token"] for token in tokens], skip_special_tokens=True)
+    assert written == kept
+
+
+def test_of_several_candidates_the_best_is_kept_and_the_first_is_told(both, monkeypatch):
+    told = []
+    decoding = P.decoding.model_copy(update={"candidates": 3, "max_new_tokens": 6})
+    monkeypatch.setattr(poets, "best", lambda _, drawn: drawn[2][0])
+    poem = {"instruction": INSTRUCTION, "input": COUPLET}
+    [kept] = both["tuned"].write([poem], decoding, 1, lambda *one: told.append(one))
+    alone = decoding.model_copy(update={"candidates": 1})
+    monkeypatch.undo()
+    [first] = both["tuned"].write([poem], alone, 1)
+    assert told[-1] == (0, first.text, len(first.tokens))
+    assert kept.text != first.text
+    assert "".join(kept.pieces) == kept.text == both["tuned"].text(kept.tokens)
 
 
 def test_lines_are_answered_in_order_and_doubted_by_number(verse):

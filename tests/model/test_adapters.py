@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from tiny_models import build, training
 from torch import nn
@@ -118,6 +119,10 @@ def test_the_merged_model_is_one_that_transformers_runs(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     shutil.rmtree(tmp_path / "base")  # nothing is needed any more
     shutil.rmtree(tmp_path / "models" / "adapter")
+
+    card = ModelCard.load(tmp_path / "models" / "merged" / "README.md")
+    assert (card.data.license, card.data.library_name) == ("other", "transformers")
+    assert "白日依山盡，黃河入海流。" in card.text and str(tmp_path) not in card.content
 
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / "merged")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "models" / "merged")

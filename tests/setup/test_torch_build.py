@@ -35,7 +35,7 @@ def installed(module):
 
 
 def test_the_version_is_the_pinned_one():
-    assert f"\ntorch=={VERSION}\n" in (ROOT / "requirements.txt").read_text("utf-8")
+    assert f"\ntorch=={VERSION}\n" in (ROOT / "requirements-torch.txt").read_text("utf-8")
 
 
 def test_without_a_gpu_torch_alone_comes_from_the_cpu_index(setup, capsys):

@@ -15,17 +15,10 @@ import subprocess
 import sys
 
 import pytest
+from chat_server import Server, completion
 from clones import change
 from forked import ROOT, STAGES, cache, is_one_line, outputs
 
-CHANGES = {
-    "fetch": {"data.source": "others"},
-    "prepare": {"seed": 7},
-    "train": {"seed": 7},
-    "baseline": {"seed": 7},
-    "generate": {"seed": 7},
-    "score": {},  # other answers, see `fresh`
-}
 ERRORS = [  # and whether all that takes room fails from then on
     (errno.EIO, False),
     (errno.ENOSPC, True),
@@ -33,9 +26,40 @@ ERRORS = [  # and whether all that takes room fails from then on
     (errno.EDQUOT, True),
     (errno.EFBIG, True),
 ]
-MOST = {"train": 12, "baseline": 19, "generate": 19}  # of each kind, spread over the changes
+MOST = {
+    "train": 12,
+    "baseline": 19,
+    "generate": 19,
+    "ask": 19,
+    "judge": 19,
+}  # of each kind, spread over the changes
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc to build tests/faults.c")
 TOTALS = {"kills": 0, "errors of the system": 0, "standard streams": 0, "runs at the same time": 0}
+
+
+@pytest.fixture(scope="module")
+def changes():
+    """The parameters that give each stage something to do; chat models answer here."""
+
+    def answer(body):
+        if "tools" not in body:
+            return 200, completion("欲窮千里目，更上一層樓。")
+        function = {"name": "auto_grader", "arguments": '{"score": 7, "reason": "好"}'}
+        return 200, completion(None, tool_calls=[{"id": "1", "function": function}])
+
+    with Server(answer) as server:
+        chat = {"base_url": server.base_url, "model": "m"}
+        yield {
+            "fetch": {"data.source": "others"},
+            "prepare": {"seed": 7},
+            "train": {"seed": 7},
+            "baseline": {"seed": 7},
+            "generate": {"seed": 7},
+            # A question at a time, so that changes of the file system come in one order.
+            "ask": {"contestants": [chat | {"name": "kimi"}], "machine.questions": 1},
+            "judge": {"judge": chat | {"poems": 2}, "machine.questions": 1},
+            "score": {},  # other answers, see `fresh`
+        }
 
 
 def fresh(whole, folder, changes):
@@ -58,21 +82,21 @@ def faulty(stages, stage, work, **fault):
     return ended, log.read_text("utf-8").splitlines()
 
 
-@pytest.mark.parametrize("stage", CHANGES)
-def test_a_fault_at_every_change(stages, whole, tmp_path, stage):
-    work = fresh(whole, tmp_path / "intact", CHANGES[stage])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_fault_at_every_change(stages, whole, changes, tmp_path, stage):
+    work = fresh(whole, tmp_path / "intact", changes[stage])
     before = outputs(work)
-    ended, changes = faulty(stages, stage, work)
+    ended, all_changes = faulty(stages, stage, work)
     assert ended.status == 0, ended
     after = outputs(work)
     assert after != before
-    moments = range(1, len(changes) + 1)
+    moments = range(1, len(all_changes) + 1)
     moments = moments[:: -(-len(moments) // MOST.get(stage, 1000))]
 
     short = []
     for number, moment in enumerate(moments):
         for error, lasting in ((0, False), ERRORS[number % len(ERRORS)]):
-            work = fresh(whole, tmp_path / "fault", CHANGES[stage])
+            work = fresh(whole, tmp_path / "fault", changes[stage])
             ended, seen = faulty(stages, stage, work, at=moment, error=error, lasting=int(lasting))
             what = f"{errno.errorcode.get(error, 'kill')} at {moment}: {seen[moment - 1 :][:1]}"
             found = outputs(work)
@@ -112,13 +136,15 @@ def differing(found, before, after):
     )
 
 
-@pytest.mark.parametrize("stage", CHANGES)
-def test_a_limit_of_file_sizes(stages, whole, tmp_path, stage):
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_limit_of_file_sizes(stages, whole, changes, tmp_path, stage):
     """The system's own: libraries in C and Rust meet it where they write."""
-    work = fresh(whole, tmp_path, CHANGES[stage])
+    work = fresh(whole, tmp_path, changes[stage])
     before = outputs(work)
     ended = stages.run(stage, work, env=cache(work), limits={"RLIMIT_FSIZE": 300})
-    assert is_one_line(ended, "file too large", "ulimit -f"), ended
+    asks = stage in ("ask", "judge")  # into a file of SQLite, which tells no more
+    what = "disk I/O error" if asks else "file too large"
+    assert is_one_line(ended, what, "ulimit -f"), ended
     assert outputs(work) == before
     assert stages.run(stage, work, env=cache(work)).status == 0
     TOTALS["errors of the system"] += 1

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from verse.errors import UserError
 from verse.files import read_text
 from verse.generation.answers import answer, constraint_of, end_tokens
+from verse.generation.candidates import best, stream, tries
 from verse.generation.distribution import Distribution, distribution, scores_along
 from verse.model import memory
 from verse.model.opening import Opening, open_model
@@ -75,36 +76,44 @@ class Poet:
         seed: int,
         on_text: Callable[[int, str, int], None] | None = None,
     ) -> list[Written]:
-        """Finish poems, rows of {"instruction", "input"}.
+        """Finish poems, rows of {"instruction", "input"}; of several candidates the best is kept.
 
         on_text: called with a poem's number, its answer so far and how many tokens that has,
-        after each of its tokens. What it raises stops the writing. Raises UserError for a prompt
-        and an answer that are too long for the model.
+        after each of its tokens; of several candidates the first is told. What it raises stops
+        the writing. Raises UserError for a prompt and an answer that are too long for the model.
         """
-        prompts = dict(enumerate(self.opening.encode_prompts(poems, decoding.max_new_tokens)))
-        tokens: dict[int, list[int]] = {number: [] for number in prompts}
-        answers: dict[int, str] = {}
+        prompts = self.opening.encode_prompts(poems, decoding.max_new_tokens)
+        numbers = range(tries(decoding))
+        keys = [(number, n) for number in range(len(poems)) for n in numbers]
+        tokens: dict[tuple[int, int], list[int]] = {key: [] for key in keys}
+        answers: dict[tuple[int, int], str] = {}
+        likelihoods: dict[tuple[int, int], float] = {}
 
-        def on_token(number: int, token: int) -> None:
-            tokens[number].append(token)
-            if on_text:
-                on_text(number, self.text(tokens[number]).rstrip("\ufffd"), len(tokens[number]))
+        def on_token(key: tuple[int, int], token: int) -> None:
+            tokens[key].append(token)
+            number, n = key
+            if on_text and n == 0:
+                on_text(number, self.text(tokens[key]).rstrip("\ufffd"), len(tokens[key]))
 
         answer(
             self.model,
             self.tokenizer,
-            prompts,
+            {(number, n): prompts[number] for number, n in keys},
             decoding,
-            seed=seed,
+            seed=lambda key: stream(seed, key[1]),
             batch_size=self.at_once,
             answers=answers,
-            couplets={number: poem["input"] for number, poem in enumerate(poems)},
+            couplets={(number, n): poems[number]["input"] for number, n in keys},
+            likelihoods=likelihoods,
             on_token=on_token,
         )
-        return [
-            Written(answers[number], tokens[number], self.pieces(tokens[number]), seed)
-            for number in prompts
-        ]
+        written = []
+        for number, poem in enumerate(poems):
+            drawn = [(answers[number, n], likelihoods[number, n]) for n in numbers]
+            text = best(poem["input"], drawn)
+            kept = tokens[number, [one for one, _ in drawn].index(text)]
+            written.append(Written(text, kept, self.pieces(kept), seed))
+        return written
 
     def text(self, tokens: list[int]) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)

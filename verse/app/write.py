@@ -1,8 +1,9 @@
 """Finish couplets on the terminal: the rest of a poem, set as verse, with rhyme and tone marked.
 
 Takes a couplet as argument, or one a line on standard input. Decoding is that of params.yaml where
-no option says otherwise. The poem is the one that the pipeline would write: it depends on the
-seed and the couplet alone. A line is doubted on the error stream if it is no couplet.
+no option says otherwise. The poem is the one that the pipeline would write, of as many candidates:
+it depends on the seed and the couplet alone. A line is doubted on the error stream if it is no
+couplet.
 """
 
 import argparse
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 RED, GREEN, FAINT = "31", "32", "2"
 SHOWN = 5  # alternatives beside each token
-DECODING = ("temperature", "top_p", "top_k", "max_new_tokens", "constrain")
+DECODING = ("temperature", "top_p", "top_k", "max_new_tokens", "constrain", "candidates")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="RULES",
         help="what no token may break: form, or form,rhyme,tone; '' for nothing",
     )
+    decoding.add_argument("--candidates", type=int, help="drawn, of which the best is kept")
     decoding.add_argument("--seed", type=int, help="sample n is the poem of the nth seed from it")
     decoding.add_argument("--samples", type=int, default=1, help="poems for each couplet")
     output = parser.add_argument_group("output")
@@ -79,8 +81,9 @@ def main(options: argparse.Namespace) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # a bar of one poem tells nothing
 
     from verse.app.poets import open_poets  # heavy
+    from verse.generation.candidates import tries
 
-    at_once = min(p.machine.batch_size, len(given))
+    at_once = min(p.machine.batch_size, len(given) * tries(decoding))
     poets = open_poets(p, options.model, base=options.base, tuned=not options.base, at_once=at_once)
     [poet] = poets.values()
     library = couplets.Library()

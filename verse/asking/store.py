@@ -64,4 +64,9 @@ class Store:
     def fault(self, error: sqlite3.Error) -> UserError:
         if "disk is full" in str(error):
             return UserError(f"the disk is full while writing {self.file}: free some space")
+        if getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR"):
+            return UserError(  # SQLite does not say more
+                f"{self.file}: {error}: see whether the disk is full or broken, or a limit of file "
+                "sizes too low (ulimit -f)"
+            )
         return UserError(f"{self.file}: {error}: mend it or move it out of the way")

@@ -18,7 +18,7 @@ from verse.generation.sampling import candidates
 from verse.model.attention import attention, no_mask
 from verse.params import Decoding
 
-BLOCK = 16  # tokens of a prompt that are read at once
+BLOCK = 16  # tokens of a prompt that are read at once, at first; then as many as before
 ROOM = 32  # tokens more than a group has, at first
 
 
@@ -59,9 +59,12 @@ class Rows:
         self.groups: list[Group] = []
         self.history = torch.zeros(0, 0, dtype=torch.long)  # a row's tokens from the left
         self.lengths = torch.zeros(0, dtype=torch.long)
+        self.known: torch.Tensor | None = None
+        """The scores of the next token, if they have been asked for."""
 
     def add(self, prompts: list[list[int]]) -> None:
         """Read prompts, all but the last token of each; they become the last rows."""
+        self.known = None
         for _, alike in groupby(prompts, len):
             self.groups.append(self.read([tuple(prompt[:-1]) for prompt in alike]))
         self.lengths = torch.cat([self.lengths, torch.tensor([len(ids) for ids in prompts])])
@@ -73,12 +76,15 @@ class Rows:
     def read(self, texts: list[tuple[int, ...]]) -> Group:
         group = Group(1)
         known: dict[tuple[int, ...], int] = {(): 0}
-        for start in range(0, len(texts[0]), BLOCK):
-            heads = list(dict.fromkeys(text[: start + BLOCK] for text in texts))
+        start = 0
+        while start < len(texts[0]):
+            end = max(BLOCK, 2 * start)
+            heads = list(dict.fromkeys(text[:end] for text in texts))
             group = group.select([known[head[:start]] for head in heads])
             self.forward([group], torch.tensor([head[start:] for head in heads]), predict=False)
             group.length = len(heads[0])
             known = {head: row for row, head in enumerate(heads)}
+            start = end
         return group.select([known[text] for text in texts])
 
     def forward(self, groups: list[Group], ids: torch.Tensor, *, predict: bool) -> Any:
@@ -97,8 +103,10 @@ class Rows:
 
     def scores(self) -> torch.Tensor:
         """Those of the token that comes next in each row, (R, vocabulary)."""
-        last = self.history.gather(1, self.lengths[:, None] - 1)
-        return self.forward(self.groups, last, predict=True)[:, -1]
+        if self.known is None:
+            last = self.history.gather(1, self.lengths[:, None] - 1)
+            self.known = self.forward(self.groups, last, predict=True)[:, -1]
+        return self.known
 
     def step(self, allowed: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The `candidates` that come next in each row, of those allowed, (R, vocabulary)."""
@@ -106,6 +114,7 @@ class Rows:
 
     def write(self, tokens: torch.Tensor) -> None:
         """Add a token to each row."""
+        self.known = None
         self.history.scatter_(1, self.lengths[:, None], tokens[:, None])
         self.lengths += 1
         for group in self.groups:

@@ -1,7 +1,7 @@
 """LoRA adapters in PEFT's own format, written so that the same training gives the same bytes.
 
-LoRA: Hu et al. 2021, arXiv:2106.09685. PEFT is imported where it is used, since it imports
-bitsandbytes, which takes seconds.
+LoRA: Hu et al. 2021, arXiv:2106.09685. PEFT is imported where it is used, since it takes a while
+and imports bitsandbytes.
 """
 
 import json
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from verse.errors import UserError, is_out_of_memory
 from verse.files import write_text
 from verse.model.dropout import Masks
-from verse.model.loading import check_finite
+from verse.model.loading import check_finite, import_bitsandbytes
 from verse.params import Lora, Model
 
 
@@ -25,6 +25,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -
     base: the model's parameters, whose name and revision go into the adapter's config. Raises
     UserError for target modules that the model does not have.
     """
+    import_bitsandbytes()
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
 
@@ -80,6 +81,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool) -> 
 
     Raises UserError if the folder holds no adapter or one of another model.
     """
+    import_bitsandbytes()
     from peft import PeftModel, get_peft_model_state_dict
 
     folder = Path(folder)

@@ -10,6 +10,7 @@ What is no causal model, or whose weights and config do not belong together, wou
 same and write garbage. `read_config` and `check_model` stand at the entrance.
 """
 
+import importlib
 import logging
 import os
 import re
@@ -294,10 +295,30 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     }
 
 
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes without PyTorch's compiler, whose own import takes a second.
+
+    bitsandbytes gives it functions at once, of optimizers and of devices that are not used here.
+    Where there is a GPU the compiler is wanted all the same.
+    """
+    if torch.cuda.is_available():
+        return
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # read where a function is given to the compiler
+    try:
+        importlib.import_module("bitsandbytes")
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
+
+
 @torch.no_grad()
 def round_to_nf4(layer: nn.Linear) -> None:
     """Replace a layer's weight by its NF4 value, in place, keeping the layer plain."""
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # slow to import
+    import_bitsandbytes()
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     packed, state = quantize_4bit(
         layer.weight.contiguous(), quant_type="nf4", compress_statistics=True

@@ -2,7 +2,8 @@
 
 Serves it on this machine alone, unless --host says otherwise, from Python's own HTTP server: it
 fetches nothing from elsewhere. The base model and the adapter write side by side; click a
-character to see the distribution that it was drawn from.
+character to see the distribution that it was drawn from. An answer that is read as it is written
+cannot be taken back for a better one, so the page draws one candidate.
 """
 
 import argparse

@@ -224,7 +224,8 @@ class Desk:
         return self.poets[name]
 
     def decoding(self, controls: Controls) -> Any:
-        return adjusted(self.p, "controls", num_beams=1, **controls.model_dump())
+        """One candidate: what is read as it is written cannot be taken back for a better one."""
+        return adjusted(self.p, "controls", num_beams=1, candidates=1, **controls.model_dump())
 
 
 def refusal(error: Exception) -> Refusal:
