@@ -241,10 +241,10 @@ def test_rows_of_a_product_do_not_depend_on_how_many_there_are(dtype):
 
 
 def test_tiles_hold_all_rows_and_little_else(monkeypatch):
-    sizes = tiles.Sizes(torch.ones(8, 8))
-    monkeypatch.setattr(sizes, "agree", lambda size: size >= 4)
+    sizes, weight = tiles.Sizes(8), torch.ones(8, 8)
+    monkeypatch.setattr(sizes, "agree", lambda size, _: size >= 4)
     for rows in range(1, 1000):
-        parts = sizes.tiles(rows)
+        parts = sizes.tiles(rows, weight)
         assert set(parts) <= {256, 128, 64, 32, 16, 8, 4}
         assert rows <= sum(parts) <= max(8, 1.5 * rows)
 
@@ -256,6 +256,6 @@ def test_sizes_that_do_not_agree_are_not_used(monkeypatch):
         return torch.full((left.shape[0], right.shape[1]), float(left.shape[0] in (2, 16)))
 
     monkeypatch.setattr(torch, "mm", product)
-    sizes = tiles.Sizes(torch.randn(32, 8))
-    parts = {part for rows in range(1, 300) for part in sizes.tiles(rows)}
+    sizes, weight = tiles.Sizes(32), torch.randn(32, 8)
+    parts = {part for rows in range(1, 300) for part in sizes.tiles(rows, weight)}
     assert parts == {256, 128, 64, 32, 8, 4, 1}

@@ -137,7 +137,7 @@ def test_a_command_that_starts_no_group(project, command, said):
     change(project, launch=command)
     done = run(project, "-m", "stages.train")
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    line = done.stderr.splitlines()[0]
     assert line.startswith("train: machine.launch") and said in line
 
 

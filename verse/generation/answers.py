@@ -123,7 +123,7 @@ class Unsuited(Exception):
     """Why a model cannot answer prompts of several lengths together."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
     """The keys, new token ids and likelihoods of prompts of any lengths, as they end.
 
@@ -201,7 +201,7 @@ def first_rows(
     return rows
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def answer_apart(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
     """The same as `answer_together` by Transformers' generation, prompts of one length at a time.
 
@@ -228,7 +228,7 @@ def equal_lengths(prompts: dict[Key, list[int]], batch_size: int) -> Iterator[li
         start += len(batch)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(task: Task[Key], batch: list[Key]) -> list[list[int]]:
     """New token ids for prompts of equal length, as Transformers decodes them."""
     model, decoding = task.model, task.decoding

@@ -5,8 +5,6 @@ agree bit for bit is found out by trying, once for each shape of a layer and eac
 wanted, and only those are used.
 """
 
-from functools import cached_property
-
 import torch
 from torch import nn
 
@@ -21,38 +19,33 @@ def use_tiles(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear and not isinstance(module.forward, Tiled):
             weight = module.weight
-            sizes = found.setdefault((weight.shape, weight.dtype), Sizes(weight))
+            sizes = found.setdefault((weight.shape, weight.dtype), Sizes(weight.shape[0]))
             module.forward = Tiled(module, sizes)  # type: ignore[method-assign,assignment]
 
 
 class Sizes:
-    """Powers of two up to LARGEST: so many rows, whose products with a weight may agree."""
+    """Powers of two up to LARGEST: so many rows, whose products with weights of a shape may agree.
 
-    def __init__(self, weight: torch.Tensor):
-        self.weight = weight
-        self.largest = LARGEST if weight.shape[0] < WIDE else LARGEST_WIDE
+    They are tried on the weight of the layer that asks, since others may be elsewhere meanwhile
+    (`verse.model.sharding`).
+    """
+
+    def __init__(self, columns: int):
+        self.largest = LARGEST if columns < WIDE else LARGEST_WIDE
         self.agreeing = {self.largest: True}
         self.parts: dict[int, list[int]] = {}
 
-    @cached_property
-    def rows(self) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(self.largest, self.weight.shape[1], generator=generator)
-        return rows.to(self.weight.dtype)
-
-    @cached_property
-    def expected(self) -> torch.Tensor:
-        return torch.mm(self.rows, self.weight.t())
-
-    def agree(self, size: int) -> bool:
+    def agree(self, size: int, weight: torch.Tensor) -> bool:
         """Whether the product of so many rows is equal, bit for bit, to that of the most."""
         if size not in self.agreeing:
+            generator = torch.Generator().manual_seed(0)
+            rows = torch.randn(self.largest, weight.shape[1], generator=generator).to(weight.dtype)
             # The last rows of the tile, so that it lies in memory as tiles later do.
-            found = torch.mm(self.rows[-size:], self.weight.t())
-            self.agreeing[size] = torch.equal(found, self.expected[-size:])
+            found, expected = torch.mm(rows[-size:], weight.t()), torch.mm(rows, weight.t())
+            self.agreeing[size] = torch.equal(found, expected[-size:])
         return self.agreeing[size]
 
-    def tiles(self, rows: int) -> list[int]:
+    def tiles(self, rows: int, weight: torch.Tensor) -> list[int]:
         """The sizes of the tiles for so many rows: the last is filled up where little is missing.
 
         No list has more than 1.5 times the rows, or 1 tile of the smallest size that agrees.
@@ -61,9 +54,9 @@ class Sizes:
             sizes = [self.largest >> n for n in range(self.largest.bit_length())]
             parts, left = [], rows
             while left > 0:
-                fitting = next((size for size in sizes if size <= left and self.agree(size)), 0)
-                larger = (size for size in reversed(sizes) if size >= left and self.agree(size))
-                above = next(larger, 0)
+                below = (size for size in sizes if size <= left and self.agree(size, weight))
+                larger = (s for s in reversed(sizes) if s >= left and self.agree(s, weight))
+                fitting, above = next(below, 0), next(larger, 0)
                 parts.append(above if above and (not fitting or above <= 1.5 * left) else fitting)
                 left -= parts[-1]
             self.parts[rows] = parts
@@ -80,7 +73,7 @@ class Tiled:
         weight, bias = self.layer.weight, self.layer.bias
         rows = inputs.reshape(-1, inputs.shape[-1])
         count = rows.shape[0]
-        parts = self.sizes.tiles(count)
+        parts = self.sizes.tiles(count, weight)
         if parts == [count]:
             outputs = torch.mm(rows, weight.t())
         else:

@@ -210,5 +210,5 @@ def in_step(model: nn.Module) -> Iterator[None]:
     announcing.remove()
     some = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
     while distributed.in_any(False):
-        with torch.inference_mode():
+        with torch.no_grad():
             whole(input_ids=some, use_cache=False)
