@@ -205,7 +205,10 @@ def in_step(model: nn.Module) -> Iterator[None]:
         yield
         return
     assert isinstance(whole, nn.Module)
-    announcing = whole.register_forward_pre_hook(lambda *_: distributed.in_any(True) and None)
+    # Before the hook that gathers weights: who is done must come along by then.
+    announcing = whole.register_forward_pre_hook(
+        lambda *_: distributed.in_any(True) and None, prepend=True
+    )
     yield
     announcing.remove()
     some = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
