@@ -4,7 +4,6 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
     TemperatureLogitsWarper,
@@ -41,13 +40,6 @@ COUPLETS = [
     "秦時明月漢時關，萬里長征人未還。",
     "千山鳥飛絕，萬徑人蹤滅。",
 ]
-
-
-@pytest.fixture(scope="module")
-def mini():
-    torch.set_num_threads(2)
-    model = AutoModelForCausalLM.from_pretrained("models/mini", dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained("models/mini")
 
 
 def answer(mini, prompts=COUPLETS, batch_size=64, seed=42, **changes):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from verse.generation import answers
 from verse.generation.candidates import best, stream, tries
@@ -35,11 +34,9 @@ def test_of_two_alike_the_likelier_and_of_equals_the_first():
     assert best(COUPLET, [(RHYMED, -1.0), (other, -1.0)]) == RHYMED
 
 
-def test_the_likelihood_is_that_of_the_model():
+def test_the_likelihood_is_that_of_the_model(mini):
     """Against a pass over the whole answer, and the first candidate is what there is alone."""
-    torch.set_num_threads(2)
-    model = AutoModelForCausalLM.from_pretrained("models/mini", dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained("models/mini")
+    model, tokenizer = mini
     prompt = encode_prompt(tokenizer, COUPLET)
     decoding = Decoding(
         do_sample=True,

@@ -3,7 +3,6 @@
 import random
 
 import pytest
-import torch
 from tiny_models import build, byte_pairs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -88,13 +87,6 @@ def any_model(request, tmp_path):
     tokenizer = TOKENIZERS[request.param]()
     build("llama, tied, grouped queries", tmp_path, tokenizer)
     return AutoModelForCausalLM.from_pretrained(tmp_path).eval(), tokenizer
-
-
-@pytest.fixture(scope="module")
-def mini():
-    torch.set_num_threads(2)
-    model = AutoModelForCausalLM.from_pretrained("models/mini", dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained("models/mini")
 
 
 def write(model_and_tokenizer, couplets=COUPLETS, batch_size=64, on_token=None, **changes):

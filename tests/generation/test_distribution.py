@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
     TemperatureLogitsWarper,
@@ -32,13 +31,6 @@ DECODING = Decoding(
     constrain=[],
 )
 POEMS = json.loads(Path("data/embedded/train.json").read_text("utf-8"))
-
-
-@pytest.fixture(scope="module")
-def mini():
-    torch.set_num_threads(2)
-    model = AutoModelForCausalLM.from_pretrained("models/mini", dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained("models/mini")
 
 
 def test_it_is_what_the_warpers_of_transformers_make_of_the_scores():

@@ -1,13 +1,10 @@
 """`verse.model.sharding`: a model spread over processes computes what it computes on its own."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from grouped import PATHS, change, run
+from grouped import change, run
 from tiny_models import build, settings
 
 from verse.errors import UserError
@@ -52,22 +49,11 @@ distributed.work_in_group(work, "cpu")
 
 
 def torchrun(folder, processes, *command):
-    """A program in so many processes; its stderr."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    done = subprocess.run(
-        [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *command],
-        cwd=folder,
-        env=os.environ
-        | {
-            "PYTHONPATH": PATHS,
-            "XDG_CACHE_HOME": str(folder / "cache"),
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-    )
+    """A program in so many processes, all of which must end well."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    done = run(folder, *launcher, *rendezvous, *command)
     assert done.returncode == 0, done.stderr
-    return done.stderr
 
 
 @pytest.mark.parametrize(

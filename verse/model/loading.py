@@ -317,10 +317,15 @@ def import_bitsandbytes() -> None:
 @torch.no_grad()
 def round_to_nf4(layer: nn.Linear) -> None:
     """Replace a layer's weight by its NF4 value, in place, keeping the layer plain."""
-    import_bitsandbytes()
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    packed, state = to_nf4(layer)
+    from bitsandbytes.functional import dequantize_4bit
 
-    packed, state = quantize_4bit(
-        layer.weight.contiguous(), quant_type="nf4", compress_statistics=True
-    )
     layer.weight.copy_(dequantize_4bit(packed, state))
+
+
+def to_nf4(layer: nn.Linear) -> tuple[torch.Tensor, Any]:
+    """A layer's weight in NF4 with double quantization: packed, and bitsandbytes' QuantState."""
+    import_bitsandbytes()
+    from bitsandbytes.functional import quantize_4bit
+
+    return quantize_4bit(layer.weight.contiguous(), quant_type="nf4", compress_statistics=True)

@@ -149,11 +149,7 @@ def spread(ways: list[Way], model: Sizes) -> list[Way]:
         gathered = model.ends + (3 if way.expanded else 1.5) * model.block
         return way.needs - weights + weights / parts + gathered
 
-    return [
-        replace(way, needs=needs(way), sharded=True)
-        for way in ways
-        if way.kept == least and (way.expanded or model.four_bit < model.plain)
-    ]
+    return [replace(way, needs=needs(way), sharded=True) for way in ways if way.kept == least]
 
 
 def ladder(

@@ -35,6 +35,7 @@ from verse.model.loading import (
     linear_layers,
     read_config,
     round_to_nf4,
+    to_nf4,
 )
 from verse.params import Model
 
@@ -96,12 +97,9 @@ def empty_model(
         )
     model.tie_weights()
     model.requires_grad_(False)
-    if found(settings, "generation_config.json", cache_dir):
+    if file := found(settings, "generation_config.json", cache_dir):
         with reading("its generation_config.json", settings):
-            where = origin(settings, cache_dir)
-            where.pop("trust_remote_code")
-            name = where.pop("pretrained_model_name_or_path")
-            model.generation_config = GenerationConfig.from_pretrained(name, **where)
+            model.generation_config = GenerationConfig.from_pretrained(file.parent)
     return model
 
 
@@ -168,13 +166,9 @@ class Nf4Linear(nn.Linear):
     are one row of numbers, which `dtype` does not mean."""
 
     def __init__(self, layer: nn.Linear):
-        from bitsandbytes.functional import quantize_4bit
-
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        packed, self.state = quantize_4bit(
-            layer.weight.contiguous(), quant_type="nf4", compress_statistics=True
-        )
+        packed, self.state = to_nf4(layer)
         self.packed, self.scales = packed.numel(), self.state.absmax.numel()
         row = torch.cat([packed.flatten(), self.state.absmax])
         row = nn.functional.pad(row, (0, -len(row) % layer.weight.itemsize))
