@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from grouped import PATHS, change, curve, run
@@ -125,12 +127,40 @@ def test_a_killed_process_is_one_line_and_others_go_on(project, launched):
     assert curve(project, "train") == pytest.approx(expected, abs=2e-4)
 
 
+@pytest.mark.parametrize(("agent", "processes"), [(0, 4), (1, 2)])
+def test_a_killed_agent_ends_its_processes_and_others_go_on(project, agent, processes):
+    done = run(project, "-m", "stages.train")
+    expected = curve(project, "train")
+    doomed = f'os.environ["GROUP_RANK"] == "{agent}" and os.environ["LOCAL_RANK"] == "0"'
+    script = KILLED.replace('os.environ["RANK"] == "1"', doomed).replace("getpid", "getppid")
+    (project / "killed.py").write_text(script)
+    launch(project, free_port(), nodes=2)
+    done = run(project, "killed.py")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("train: machine.launch: sh ended with ")
+    assert left_over(project) == []
+    (checkpoint,) = (project / "cache").rglob("checkpoint.safetensors")
+    change(project, processes=processes, launch=None)
+    done = run(project, "-m", "stages.train")
+    assert done.returncode == 0, done.stderr
+    assert not checkpoint.exists()
+    assert curve(project, "train") == pytest.approx(expected, abs=1e-3)
+
+
+def left_over(folder):
+    """The processes that still work in a folder, a second later."""
+    time.sleep(1)
+    places = Path("/proc").glob("[0-9]*/cwd")
+    return [place for place in places if os.path.realpath(place) == os.path.realpath(folder)]
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
         ("nosuchprogram --nnodes 2", "there is no program 'nosuchprogram'"),
         (f"{sys.executable}", "starts no group of processes: let it end in torchrun"),
         ("false", "false ended with 1, see above"),
+        ("sh -c 'kill -9 $$'", "sh was killed by SIGKILL: run the same command again to go on"),
     ],
 )
 def test_a_command_that_starts_no_group(project, command, said):

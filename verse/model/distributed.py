@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,7 +30,8 @@ from verse.params import Machine
 
 FAILURES = "VERSE_FAILURES"  # names the file in which the processes say why they failed
 TIMEOUT = timedelta(minutes=10)  # that a process waits for the others
-LOST = "another process or its machine was lost: run the same command again to go on"
+AGAIN = "run the same command again to go on"
+LOST = f"another process or its machine was lost: {AGAIN}"
 T = TypeVar("T")
 
 
@@ -92,7 +95,7 @@ def launch(count: int) -> None:
         except SignalException as stopped:
             if stopped.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
-            raise UserError("stopped; run the same command again to go on") from None
+            raise UserError(f"stopped; {AGAIN}") from None
         except ChildFailedError as failed:
             # The launcher ends the others by SIGTERM.
             own = {r: f for r, f in failed.failures.items() if f.exitcode != -signal.SIGTERM}
@@ -117,7 +120,10 @@ def launch_by(command: str) -> None:
             started.wait()
             raise
         if status:
-            raise failed_as(told(), f"machine.launch: {words[0]} ended with {status}, see above")
+            ended = f"ended with {status}, see above"
+            if status < 0:
+                ended = f"was killed by {signal.Signals(-status).name}: {AGAIN}"
+            raise failed_as(told(), f"machine.launch: {words[0]} {ended}")
 
 
 @contextmanager
@@ -150,6 +156,7 @@ def work_in_group(work: Callable[[], None], device: str) -> None:
     gpu = None
     if device != "cpu" and torch.cuda.is_available():
         gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    end_with_parent()
     try:
         join_group(gpu)
         work()
@@ -161,16 +168,35 @@ def work_in_group(work: Callable[[], None], device: str) -> None:
         explained = explain(UserError(LOST) if lost else error)
         if explained is None:
             raise
-        line, status = explained
-        line = " ".join(line.split())
-        try:
-            with Path(os.environ[FAILURES]).open("a", encoding="utf-8") as file:
-                file.write(f"{status} {line}\n")
-        except (KeyError, OSError):  # whoever started it is on another machine, or does not ask
-            print(f"process {os.environ['RANK']}: {line}", file=sys.stderr)
-        sys.stdout.flush()
-        os._exit(status)  # without waiting for the others, which may be waiting for this one
+        leave(*explained)
     distributed.destroy_process_group()
+
+
+def leave(line: str, status: int) -> None:
+    """End this process without waiting for the others, which may be waiting for it."""
+    line = " ".join(line.split())
+    try:
+        with Path(os.environ[FAILURES]).open("a", encoding="utf-8") as file:
+            file.write(f"{status} {line}\n")
+    except (KeyError, OSError):  # whoever started it is on another machine, or does not ask
+        print(f"process {os.environ['RANK']}: {line}", file=sys.stderr)
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def end_with_parent() -> None:
+    """Let this process end with the one that started it.
+
+    If that is killed nobody else ends this one, and it would work on beside the next attempt.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        leave(LOST, 1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def join_group(gpu: torch.device | None) -> None:
