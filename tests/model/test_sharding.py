@@ -8,7 +8,7 @@ from grouped import change, run
 from tiny_models import build, settings
 
 from verse.errors import UserError
-from verse.model import sharding
+from verse.model import loading, sharding
 
 CPU = torch.device("cpu")
 
@@ -70,6 +70,19 @@ def test_a_spread_model_is_the_same_model(tmp_path, shape, processes):
             assert found["ends"] == 1
             most = 1.1 / processes if "True" in way else 0.7 / processes
             assert found["share"] < most, (way, found)
+
+
+def test_a_layer_in_4_bits_compiles_as_a_whole():
+    """A layer that the compiler cuts keeps activations that the plan says are computed twice."""
+    plain = torch.nn.Linear(128, 256).requires_grad_(False)
+    packed = sharding.Nf4Linear(plain)
+    loading.round_to_nf4(plain)
+    compiled = torch.compile(packed.forward, fullgraph=True, backend="eager")
+    inputs = torch.randn(3, 128, requires_grad=True)
+    found, expected = compiled(inputs), plain(inputs)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(out.square().sum(), inputs)[0] for out in (found, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_folder_that_lacks_a_layer_is_refused(tmp_path):

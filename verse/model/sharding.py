@@ -9,7 +9,6 @@ The processes must call the model equally often, since each has a part of what t
 How FSDP2 does it: https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
-import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -177,11 +176,22 @@ class Nf4Linear(nn.Linear):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         from bitsandbytes import matmul_4bit
+        from bitsandbytes.functional import QuantState
 
-        row, state = self.weight.view(torch.uint8), copy.copy(self.state)
-        state.absmax = row[self.packed : self.packed + self.scales]
+        row, state = self.weight.view(torch.uint8), self.state
+        # Not copied: the compiler cannot look into that, and would cut a layer at each product.
+        gathered = QuantState(
+            absmax=row[self.packed : self.packed + self.scales],
+            shape=state.shape,
+            code=state.code,
+            blocksize=state.blocksize,
+            quant_type=state.quant_type,
+            dtype=state.dtype,
+            offset=state.offset,
+            state2=state.state2,
+        )
         inputs = inputs.to(self.weight.dtype)
-        return matmul_4bit(inputs, row[: self.packed].view(-1, 1), state, bias=self.bias)
+        return matmul_4bit(inputs, row[: self.packed].view(-1, 1), gathered, bias=self.bias)
 
 
 def is_sharded(model: nn.Module) -> bool:
