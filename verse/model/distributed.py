@@ -99,7 +99,12 @@ def launch(count: int) -> None:
         except ChildFailedError as failed:
             # The launcher ends the others by SIGTERM.
             own = {r: f for r, f in failed.failures.items() if f.exitcode != -signal.SIGTERM}
-            rank, failure = min((own or failed.failures).items(), key=lambda one: one[1].timestamp)
+
+            def cause(one: tuple[int, Any]) -> tuple[bool, int]:
+                """One that was killed comes first: the others fail since they miss it."""
+                return one[1].exitcode >= 0, one[1].timestamp
+
+            rank, failure = min((own or failed.failures).items(), key=cause)
             killed = failure.exitcode < 0
             what = f"was killed by {failure.signal_name()}" if killed else "failed, see above"
             raise failed_as(told(), f"process {rank} of {count} {what}") from None
