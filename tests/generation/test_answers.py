@@ -143,37 +143,39 @@ def test_an_answer_ends_with_the_end_token_and_leaves_it_out(mini):
 def test_both_kinds_of_rows_give_the_models_own_scores(mini):
     """Three computations that share little: rows, slots, and Transformers' own attention."""
     model, tokenizer = mini
-    prompts = sorted((encode_prompt(tokenizer, couplet * 2) for couplet in COUPLETS), key=len)
-    longer = DECODING.model_copy(update={"max_new_tokens": 20})
+    couplets = [couplet * 2 for couplet in [*COUPLETS, COUPLETS[3], COUPLETS[8]]]  # two twice
+    prompts = sorted((encode_prompt(tokenizer, couplet) for couplet in couplets), key=len)
+    greedy = DECODING.model_copy(
+        update={"max_new_tokens": 20, "do_sample": False, "no_repeat_ngram_size": 0}
+    )
+    numbers = torch.zeros(len(prompts), 20, dtype=torch.float64)
     with torch.inference_mode():
-        both = [Rows(model, longer), Slots(model, longer, prompts, len(prompts))]
+        both = [Rows(model, greedy), Slots(model, greedy, prompts, len(prompts))]
         for rows in both:
-            rows.add(prompts[:2])
-            rows.add(prompts[2:])
+            rows.add(prompts[:2], numbers[:2])
+            rows.add(prompts[2:], numbers[2:])
         texts = [list(ids) for ids in prompts]
         for step in range(14):
             expected = torch.stack(
                 [model(input_ids=torch.tensor([ids])).logits[0, -1] for ids in texts]
             )
-            for rows in both:
-                assert torch.allclose(rows.scores(), expected, atol=2e-4)
             tokens = expected.argmax(-1)
             for ids, token in zip(texts, tokens.tolist(), strict=True):
                 ids.append(token)
-            gone = {3: [0], 6: [1, 4, 5], 9: [0, 1]}.get(step, [])
+            gone = {3: [0], 6: [1, 4, 5, 7, 8], 9: [0, 1]}.get(step, [])
             kept = [row for row in range(len(texts)) if row not in gone]
             for rows in both:
-                rows.step()
-                rows.write(tokens)
+                assert torch.allclose(rows.scores(), expected, atol=2e-4)
+                assert torch.equal(rows.step()[0], tokens)
                 rows.keep(kept)
             texts = [texts[row] for row in kept]
     assert len(texts) == 3
 
 
 def test_slots_answer_as_rows_do_whoever_waits(mini, monkeypatch):
-    def slots(model, decoding, prompts, texts):
+    def slots(model, decoding, prompts, texts, numbers):
         rows = Slots(model, decoding, prompts, len(texts))
-        rows.add(texts)
+        rows.add(texts, numbers)
         return rows
 
     expected = answer(mini)

@@ -156,9 +156,9 @@ def test_transformers_own_way_keeps_them_too(any_model, beams, monkeypatch):
 
 
 def test_slots_keep_them_and_neighbours_do_not_matter(mini, monkeypatch):
-    def slots(model, decoding, prompts, texts):
+    def slots(model, decoding, prompts, texts, numbers):
         rows = Slots(model, decoding, prompts, len(texts))
-        rows.add(texts)
+        rows.add(texts, numbers)
         return rows
 
     expected = write(mini)

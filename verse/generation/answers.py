@@ -22,7 +22,7 @@ from transformers import (
 from verse.errors import UserError
 from verse.generation.constraint import Constrained, Constraint, Draft
 from verse.generation.rows import Rows
-from verse.generation.sampling import Draw, OwnStreams, uniform_numbers
+from verse.generation.sampling import OwnStreams, uniform_numbers
 from verse.generation.slots import Slots
 from verse.generation.tiles import use_tiles
 from verse.model.graphs import told
@@ -130,31 +130,30 @@ def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
     Raises Unsuited before the first of them.
     """
     prompts, decoding = task.prompts, task.decoding
-    ends, draw = set(end_tokens(task.model, task.tokenizer)), Draw(decoding)
+    ends, most = set(end_tokens(task.model, task.tokenizer)), decoding.max_new_tokens
     waiting = sorted(prompts, key=lambda key: (-len(prompts[key]), prompts[key]))
     batch_size = min(task.batch_size, len(waiting))
     keys: list[Key] = []
     written: dict[Key, list[int]] = {}
     likelihoods: dict[Key, float] = {}
-    numbers: dict[Key, torch.Tensor] = {}
     drafts = task.drafts(prompts)
     rows: Rows | Slots | None = None
     while waiting or keys:
         if waiting and len(keys) <= REFILLED * batch_size:
             new = [waiting.pop() for _ in range(min(batch_size - len(keys), len(waiting)))]
             texts = [prompts[key] for key in new]
+            numbers = torch.stack([task.numbers(key) for key in new])
             if rows is None:
-                rows = first_rows(task.model, decoding, list(prompts.values()), texts)
+                rows = first_rows(task.model, decoding, list(prompts.values()), texts, numbers)
             else:
-                rows.add(texts)
+                rows.add(texts, numbers)
             for key in new:
-                written[key], likelihoods[key], numbers[key] = [], 0.0, task.numbers(key)
+                written[key], likelihoods[key] = [], 0.0
             keys += new
         assert rows
-        uniform = torch.stack([numbers[key][len(written[key])] for key in keys])
         allowed = task.constraint.allowed(drafts[key] for key in keys) if task.constraint else None
-        drawn, chances = draw(*rows.step(allowed), uniform)
-        rows.write(drawn)
+        goes_on = min(len(written[key]) for key in keys) + 1 < most
+        drawn, chances = rows.step(allowed, ahead=goes_on and not waiting and not task.constraint)
         kept = []
         for row, (key, token, chance) in enumerate(
             zip(keys, drawn.tolist(), chances.tolist(), strict=True)
@@ -164,7 +163,7 @@ def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
             if drafts:
                 drafts[key].add(token)
             task.on_token(key, token)
-            if token in ends or len(written[key]) == decoding.max_new_tokens:
+            if token in ends or len(written[key]) == most:
                 yield key, written[key], likelihoods[key] / len(written.pop(key))
             else:
                 kept.append(row)
@@ -174,10 +173,16 @@ def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
 
 
 def first_rows(
-    model: PreTrainedModel, decoding: Decoding, prompts: list[list[int]], texts: list[list[int]]
+    model: PreTrainedModel,
+    decoding: Decoding,
+    prompts: list[list[int]],
+    texts: list[list[int]],
+    numbers: torch.Tensor,
 ) -> Rows | Slots:
-    """Rows of some prompts, with as much room for the others. Raises Unsuited if the scores of the
-    first and the last are not those that the model gives each alone, in its own attention.
+    """Rows of some prompts, with as much room for the others. numbers: as `Rows.add` wants them.
+
+    Raises Unsuited if the scores of the first and the last are not those that the model gives in
+    its own attention.
     """
     rows: Rows | Slots
     try:
@@ -185,16 +190,21 @@ def first_rows(
             rows = Rows(model, decoding)
         else:
             rows = Slots(model, decoding, prompts, len(texts))
-        rows.add(texts)
+        rows.add(texts, numbers)
         found = rows.scores().float()
     except (torch.OutOfMemoryError, UserError):
         raise
     except Exception as error:  # a model that knows nothing of it may raise anything
         raise Unsuited(str(error) or type(error).__name__) from None
-    for row in sorted({0, len(texts) - 1}):
-        ids = torch.tensor([texts[row]], device=model.device)
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
-        expected = logits[0, -1].float()
+    chosen = sorted({0, len(texts) - 1})
+    lengths = [len(texts[row]) for row in chosen]
+    # What follows a text does not matter to it.
+    ids = [texts[row] + [0] * (max(lengths) - len(texts[row])) for row in chosen]
+    last = torch.tensor(lengths, device=model.device) - 1
+    logits = model(
+        input_ids=torch.tensor(ids, device=model.device), use_cache=False, logits_to_keep=last
+    ).logits
+    for row, expected in zip(chosen, logits.float().diagonal().T, strict=True):
         apart = (found[row] - expected).square().mean().sqrt() / expected.std()
         if apart > TOLERANCE[model.dtype]:
             raise Unsuited(f"the scores differ by {apart.item():.2g} of their spread")

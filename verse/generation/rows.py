@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from verse.generation.attention import ROWS
-from verse.generation.sampling import candidates
+from verse.generation.sampling import Draw, Drawn, candidates, check_scores
 from verse.model.attention import attention, no_mask
 from verse.params import Decoding
 
@@ -55,19 +55,27 @@ class Rows:
     """What a model has seen of the prompts and answers that are being written."""
 
     def __init__(self, model: PreTrainedModel, decoding: Decoding):
-        self.model, self.decoding = model, decoding
+        self.model, self.decoding, self.draw = model, decoding, Draw(decoding)
         self.groups: list[Group] = []
         self.history = torch.zeros(0, 0, dtype=torch.long)  # a row's tokens from the left
         self.lengths = torch.zeros(0, dtype=torch.long)
+        self.starts = self.lengths  # how long each row's prompt is
+        self.numbers = torch.zeros(0, decoding.max_new_tokens, dtype=torch.float64)
         self.known: torch.Tensor | None = None
         """The scores of the next token, if they have been asked for."""
 
-    def add(self, prompts: list[list[int]]) -> None:
-        """Read prompts, all but the last token of each; they become the last rows."""
+    def add(self, prompts: list[list[int]], numbers: torch.Tensor) -> None:
+        """Read prompts, all but the last token of each; they become the last rows.
+
+        numbers: (N, max_new_tokens), by which their tokens are drawn.
+        """
         self.known = None
         for _, alike in groupby(prompts, len):
             self.groups.append(self.read([tuple(prompt[:-1]) for prompt in alike]))
-        self.lengths = torch.cat([self.lengths, torch.tensor([len(ids) for ids in prompts])])
+        lengths = torch.tensor([len(ids) for ids in prompts])
+        self.lengths = torch.cat([self.lengths, lengths])
+        self.starts = torch.cat([self.starts, lengths])
+        self.numbers = torch.cat([self.numbers, numbers])
         places = int(self.lengths.max()) + self.decoding.max_new_tokens
         self.history = functional.pad(self.history, (0, places - self.history.shape[1]))
         added = [torch.tensor(ids + [0] * (places - len(ids))) for ids in prompts]
@@ -108,21 +116,26 @@ class Rows:
             self.known = self.forward(self.groups, last, predict=True)[:, -1]
         return self.known
 
-    def step(self, allowed: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The `candidates` that come next in each row, of those allowed, (R, vocabulary)."""
-        return candidates(self.scores(), self.history, self.lengths, self.decoding, allowed)
+    def step(self, allowed: torch.Tensor | None = None, *, ahead: bool = False) -> Drawn:
+        """Draw a token for each row, of those allowed, (R, vocabulary), and add it.
 
-    def write(self, tokens: torch.Tensor) -> None:
-        """Add a token to each row."""
+        ahead: as `Slots.step` has it; on a CPU nothing can be begun beside.
+        """
+        found = candidates(self.scores(), self.history, self.lengths, self.decoding, allowed)
+        turns = (self.lengths - self.starts)[:, None]
+        tokens, chances = self.draw(*found, self.numbers.gather(1, turns)[:, 0])
+        check_scores(chances)
         self.known = None
         self.history.scatter_(1, self.lengths[:, None], tokens[:, None])
         self.lengths += 1
         for group in self.groups:
             group.length += 1
+        return tokens, chances
 
     def keep(self, rows: list[int]) -> None:
         """Let go of all rows but these, which are in ascending order."""
-        self.history, self.lengths = self.history[rows], self.lengths[rows]
+        self.history, self.numbers = self.history[rows], self.numbers[rows]
+        self.lengths, self.starts = self.lengths[rows], self.starts[rows]
         groups, start = [], 0
         for group in self.groups:
             inside = [row - start for row in rows if start <= row < start + group.size]

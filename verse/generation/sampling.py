@@ -19,6 +19,9 @@ from transformers import (
 from verse.errors import UserError
 from verse.params import Decoding
 
+Drawn = tuple[torch.Tensor, torch.Tensor]
+"""Tokens, and their log-probabilities among the likeliest k at temperature 1; both (R,)."""
+
 
 def candidates(
     scores: torch.Tensor,
@@ -84,7 +87,7 @@ def forbid_repeats(
 
 
 class Draw:
-    """Draws a token for each row. Raises UserError where the model's scores are no numbers."""
+    """Draws a token for each row."""
 
     def __init__(self, decoding: Decoding):
         self.sample = decoding.do_sample
@@ -94,23 +97,28 @@ class Draw:
 
     def __call__(
         self, likeliest: torch.Tensor, tokens: torch.Tensor, numbers: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tokens drawn, and their log-probabilities among the k at temperature 1; both (R,).
+    ) -> Drawn:
+        """likeliest, tokens: (R, k), as `candidates` gives them. numbers: (R,), in [0, 1).
 
-        likeliest, tokens: (R, k), as `candidates` gives them. numbers: (R,). All on the CPU.
+        The log-probability is 0 where nothing is drawn, and no number where the scores are none.
         """
-        if not likeliest[:, 0].isfinite().all():
-            raise UserError(
-                "the model's scores are not finite numbers: its weights are broken, or too large "
-                "for model.dtype: take another model or set model.dtype to float32"
-            )
         if not self.sample:
-            return tokens[:, 0], torch.zeros(len(tokens))
+            return tokens[:, 0], likeliest[:, 0] * 0
         warped = self.warpers(tokens, likeliest).double()
         cumulative = torch.softmax(warped, -1).cumsum(-1)
         places = torch.searchsorted(cumulative, numbers[:, None] * cumulative[:, -1:], right=True)
+        places = places.clamp(max=tokens.shape[1] - 1)  # where the scores are no numbers
         chances = torch.log_softmax(likeliest, -1).gather(1, places)
         return tokens.gather(1, places)[:, 0], chances[:, 0]
+
+
+def check_scores(chances: torch.Tensor) -> None:
+    """Raise UserError where the model's scores were no numbers. chances: as `Draw` gives them."""
+    if not chances.isfinite().all():
+        raise UserError(
+            "the model's scores are not finite numbers: its weights are broken, or too large "
+            "for model.dtype: take another model or set model.dtype to float32"
+        )
 
 
 class OwnStreams(LogitsProcessor):
@@ -128,7 +136,8 @@ class OwnStreams(LogitsProcessor):
         step = input_ids.shape[1] - self.prompt_length
         lengths = torch.full_like(input_ids[:, 0], input_ids.shape[1])
         likeliest, tokens = candidates(scores, input_ids, lengths, self.decoding)
-        drawn, _ = self.draw(likeliest.cpu(), tokens.cpu(), self.numbers[:, step])
+        drawn, chances = self.draw(likeliest.cpu(), tokens.cpu(), self.numbers[:, step])
+        check_scores(chances)
         chosen = drawn[:, None].to(scores.device)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 

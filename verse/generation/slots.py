@@ -1,8 +1,9 @@
 """Prompts and their answers on a GPU, of all lengths at once, in slots of a fixed number.
 
 What all prompts begin with is read once and held once. Each slot has places for the rest of a
-prompt and its answer. A step of all slots is recorded as a CUDA graph; a slot whose row has ended
-computes on unheard until another prompt takes it, or until so few are left that half the slots do.
+prompt and its answer. A step of all slots, their draws included, is recorded as a CUDA graph; a
+slot whose row has ended computes on unheard until another prompt takes it, or until so few are left
+that half the slots do.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,17 +14,15 @@ import torch
 from transformers import PreTrainedModel
 
 from verse.generation.attention import ROWS
-from verse.generation.sampling import candidates
+from verse.generation.sampling import Draw, Drawn, candidates, check_scores
 from verse.model.attention import attention, no_mask
 from verse.model.encoding import common_prefix
-from verse.model.graphs import Graph, told
+from verse.model.graphs import Graph, Reading, told
 from verse.model.sharding import is_sharded
 from verse.params import Decoding
 
 MULTIPLE = 8  # of sizes that kernels like
 READ_AT_ONCE = 4096  # tokens of prompts in a pass
-
-Found = tuple[torch.Tensor, torch.Tensor]
 
 
 class Slots:
@@ -34,6 +33,7 @@ class Slots:
     ):
         """prompts: all that will be added, up to so many rows at a time."""
         self.model, self.decoding, self.device = model, decoding, model.device
+        self.draw = Draw(decoding)
         shared = common_prefix(list(prompts))
         self.prefix = shared[: len(shared) - len(shared) % MULTIPLE]
         longest = max(map(len, prompts)) + decoding.max_new_tokens
@@ -47,37 +47,59 @@ class Slots:
         """By layer, keys and values of the rest, (2, slots, K, places, D)."""
         self.history = torch.zeros(self.slots, longest, dtype=torch.long, device=self.device)
         self.lengths = torch.full((self.slots,), len(self.prefix) + 1, device=self.device)
+        self.starts = self.lengths.clone()
+        """How long each slot's prompt is."""
+        self.numbers = torch.zeros(
+            self.slots, decoding.max_new_tokens, dtype=torch.float64, device=self.device
+        )
+        """By which each slot draws its tokens."""
         self.allowed: torch.Tensor | None = None
         """Which tokens each slot may take, (slots, vocabulary); None for all."""
-        self.graph: Graph[Found] | None = None
-        self.recordable = self.device.type == "cuda" and not is_sharded(model)
+        self.graph: Graph[Drawn] | None = None
+        self.sharded = is_sharded(model)
+        self.recordable = self.device.type == "cuda" and not self.sharded
+        self.under_way: list[Reading] | None = None
+        """What a step finds that was begun before it was asked for."""
         self.into: torch.Tensor | None = None
         """The slots that a pass reads prompts into; None if it is a step of all slots."""
+        self.source: torch.Tensor | None = None
+        """Which row of that pass each of them gets."""
         self.hidden: dict[int | None, torch.Tensor] = {}
         """What the tokens of this pass do not see, by the window of a layer."""
         if self.prefix:
             with quickly():
                 self.forward(torch.tensor([self.prefix], device=self.device), 0, predict=False)
 
-    def add(self, prompts: list[list[int]]) -> None:
-        """Read prompts, all but the last token of each; they become the last rows."""
+    def add(self, prompts: list[list[int]], numbers: torch.Tensor) -> None:
+        """Read prompts, all but the last token of each; they become the last rows.
+
+        Equal ones are read once. numbers: (N, max_new_tokens), by which their tokens are drawn.
+        """
         taken = set(self.order)
         slots = [slot for slot in range(self.slots) if slot not in taken][: len(prompts)]
-        start = len(self.prefix)
-        at_once = max(1, READ_AT_ONCE // max(len(prompt) - start for prompt in prompts))
+        self.order += slots
+        slots_of: dict[tuple[int, ...], list[int]] = {}
+        for slot, prompt in zip(slots, prompts, strict=True):
+            slots_of.setdefault(tuple(prompt), []).append(slot)
+        texts, start = list(slots_of), len(self.prefix)
+        at_once = max(1, READ_AT_ONCE // max(len(text) - start for text in texts))
         with quickly():
-            for first in range(0, len(prompts), at_once):
-                some = prompts[first : first + at_once]
-                into = torch.tensor(slots[first : first + at_once], device=self.device)
+            index = torch.tensor(slots, device=self.device)
+            lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+            self.lengths[index] = self.starts[index] = lengths
+            self.numbers[index] = numbers.to(self.device)
+            for first in range(0, len(texts), at_once):
+                some = texts[first : first + at_once]
+                into = [(slot, row) for row, text in enumerate(some) for slot in slots_of[text]]
+                self.into, self.source = torch.tensor(into, device=self.device).unbind(1)
                 width = max(map(len, some))
-                ids = torch.tensor([p + [0] * (width - len(p)) for p in some], device=self.device)
-                self.history[into, :width] = ids
-                self.lengths[into] = torch.tensor([len(p) for p in some], device=self.device)
-                self.into = into
+                ids = torch.tensor(
+                    [[*text, *[0] * (width - len(text))] for text in some], device=self.device
+                )
+                self.history[self.into, :width] = ids[self.source]
                 if width - 1 > start:
                     self.forward(ids[:, start:-1], start, predict=False)
         self.into = None
-        self.order += slots
 
     def forward(self, ids: torch.Tensor, starts: Any, *, predict: bool) -> Any:
         """Let the model see Q more tokens of each row; its scores (N, Q, vocabulary) if wanted.
@@ -106,27 +128,46 @@ class Slots:
         last = self.lengths[:, None] - 1
         return self.forward(self.history.gather(1, last), last, predict=True)[:, -1]
 
-    def step(self, allowed: torch.Tensor | None = None) -> Found:
-        """The `candidates` that come next in each row, of those allowed, (R, vocabulary); on the
-        CPU."""
+    def step(self, allowed: torch.Tensor | None = None, *, ahead: bool = False) -> Drawn:
+        """Draw a token for each row, of those allowed, (R, vocabulary), and add it; on the CPU.
+
+        ahead: let the GPU begin the next step before this one is looked at, for rows of which most
+        go on and to which none will be added.
+        """
         with quickly():
-            if len(self.order) <= self.slots // 2 and self.slots > MULTIPLE:
-                self.shrink()
-            if allowed is not None:
-                if self.allowed is None:
-                    self.allowed = allowed.new_ones(self.slots, allowed.shape[1])
-                self.allowed[self.order] = allowed
-            if self.graph is None:
-                self.graph = self.record()
-            likeliest, tokens = self.graph([]) if self.graph else self.compute()
-            likeliest, tokens = likeliest.cpu(), tokens.cpu()
-        return likeliest[self.order], tokens[self.order]
+            found, self.under_way = self.under_way, None
+            if found is None:
+                if self.mostly_empty():
+                    self.shrink()
+                if allowed is not None:
+                    if self.allowed is None:
+                        self.allowed = allowed.new_ones(self.slots, allowed.shape[1])
+                    self.allowed[self.order] = allowed
+                found = self.begin()
+            if ahead and not self.sharded and not self.mostly_empty():
+                self.under_way = self.begin()
+        tokens, chances = (reading.value()[self.order] for reading in found)
+        check_scores(chances)
+        return tokens, chances
 
-    def compute(self, _: Sequence[torch.Tensor] = ()) -> Found:
-        scores = self.all_scores()
-        return candidates(scores, self.history, self.lengths, self.decoding, self.allowed)
+    def begin(self) -> list[Reading]:
+        if self.graph is None:
+            self.graph = self.record()
+        return [Reading(part) for part in (self.graph([]) if self.graph else self.compute())]
 
-    def record(self, beside: Graph[Found] | None = None) -> Graph[Found] | None:
+    def compute(self, _: Sequence[torch.Tensor] = ()) -> Drawn:
+        found = candidates(
+            self.all_scores(), self.history, self.lengths, self.decoding, self.allowed
+        )
+        turns = (self.lengths - self.starts).clamp(max=self.numbers.shape[1] - 1)
+        drawn = self.draw(*found, self.numbers.gather(1, turns[:, None])[:, 0])
+        # A slot that nobody hears stays within its room.
+        room = self.history.shape[1]
+        self.history.scatter_(1, self.lengths.clamp(max=room - 1)[:, None], drawn[0][:, None])
+        self.lengths.add_(1).clamp_(max=room)
+        return drawn
+
+    def record(self, beside: Graph[Drawn] | None = None) -> Graph[Drawn] | None:
         if self.recordable:
             try:
                 return Graph(self.compute, [], beside)
@@ -137,6 +178,9 @@ class Slots:
                 self.recordable = False
         return None
 
+    def mostly_empty(self) -> bool:
+        return len(self.order) <= self.slots // 2 and self.slots > MULTIPLE
+
     def shrink(self) -> None:
         """Move the rows to half as many slots, or fewer."""
         slots = rounded(len(self.order))
@@ -145,18 +189,12 @@ class Slots:
         )
         for layer in self.held:
             self.held[layer] = self.held[layer][:, index]
-        self.history, self.lengths = self.history[index], self.lengths[index]
+        self.history, self.numbers = self.history[index], self.numbers[index]
+        self.lengths, self.starts = self.lengths[index], self.starts[index]
         if self.allowed is not None:
             self.allowed = self.allowed[index]
         self.slots, self.order = slots, list(range(len(self.order)))
         self.graph = self.record(self.graph)
-
-    def write(self, tokens: torch.Tensor) -> None:
-        """Add a token to each row."""
-        order = torch.tensor(self.order, device=self.device)
-        with quickly():
-            self.history[order, self.lengths[order]] = tokens.to(self.device)
-            self.lengths[order] += 1
 
     def keep(self, rows: list[int]) -> None:
         """Let go of all rows but these, which are in ascending order."""
@@ -186,7 +224,8 @@ class Slots:
             held[0, every, :, at], held[1, every, :, at] = key[:, :, 0], value[:, :, 0]
             key, value = held
         else:
-            held[0, self.into, :, :tokens], held[1, self.into, :, :tokens] = key, value
+            held[0, self.into, :, :tokens] = key[self.source]
+            held[1, self.into, :, :tokens] = value[self.source]
 
         # All rows meet the prefix's keys in one product, and each its own keys in another.
         shared_keys, shared_values = self.prefix_held[layer]

@@ -61,6 +61,24 @@ class Graph(Generic[T]):
         return result
 
 
+class Reading:
+    """A tensor on its way from the GPU: whoever reads it waits for it, and not for what the GPU was
+    given to do after it."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor, self.arrived = tensor, None
+        if tensor.is_cuda:
+            self.tensor = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self.tensor.copy_(tensor, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def value(self) -> torch.Tensor:
+        if self.arrived:
+            self.arrived.synchronize()
+        return self.tensor
+
+
 def told(what: str, error: Exception) -> None:
     """Say in a line what is done without, and why."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

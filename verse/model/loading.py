@@ -299,10 +299,7 @@ def import_bitsandbytes() -> None:
     """Import bitsandbytes without PyTorch's compiler, whose own import takes a second.
 
     bitsandbytes gives it functions at once, of optimizers and of devices that are not used here.
-    Where there is a GPU the compiler is wanted all the same.
     """
-    if torch.cuda.is_available():
-        return
     before = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # read where a function is given to the compiler
     try:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from verse.errors import UserError
 from verse.model import distributed
 from verse.model.encoding import Example
+from verse.model.graphs import Reading
 from verse.params import Train
 from verse.speed import Stopwatch
 from verse.training.checkpoint import Checkpoints
@@ -139,7 +140,7 @@ def run(
         """Wait for the GPU, which is why the loss of a step is read when the next one runs."""
         while unread:
             step, reading = unread.pop(0)
-            loss = reading.value()
+            loss = reading.value().item()
             check_finite(loss, step, plan.dtype)
             curves.train.append({"step": step, "loss": round(loss, 4)})
             progress.set_postfix(loss=f"{loss:.3f}")
@@ -184,24 +185,6 @@ def run(
     validate(task.steps)
     trained.give_back()
     return curves
-
-
-class Reading:
-    """A number on its way from the GPU: whoever reads it waits for it, and not for what the GPU was
-    given to do after it."""
-
-    def __init__(self, number: torch.Tensor):
-        self.number, self.arrived = number, None
-        if number.is_cuda:
-            self.number = torch.empty((), dtype=number.dtype, pin_memory=True)
-            self.number.copy_(number, non_blocking=True)
-            self.arrived = torch.cuda.Event()
-            self.arrived.record()
-
-    def value(self) -> float:
-        if self.arrived:
-            self.arrived.synchronize()
-        return self.number.item()
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
