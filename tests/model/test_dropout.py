@@ -4,12 +4,14 @@ import pytest
 import torch
 import torch._functorch.config
 from tiny_models import build, examples, training
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from verse.model import adapters, encoding, loading
 from verse.model.dropout import Masks, masks_of
+from verse.model.loading import decoder_layers
 from verse.training.loss import behind_prefix, summed_loss
 from verse.training.packing import lay_out, shape_of, shared_prefix
-from verse.training.passes import Passes, Plan, decoder_layers, recompute
+from verse.training.passes import Passes, Plan, compile_layers, recompute
 from verse.training.trained import Trained
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -100,10 +102,7 @@ def own_compiler():
 def compiled(model, kept):
     torch._functorch.config.activation_memory_budget = kept
     torch._dynamo.reset()
-    for layer in decoder_layers(model):
-        layer.forward = torch.compile(
-            layer.forward, dynamic=False, backend="aot_eager_decomp_partition"
-        )
+    compile_layers(model, backend="aot_eager_decomp_partition")
     return model
 
 
@@ -129,6 +128,16 @@ def test_every_way_has_the_same_loss_and_gradient(trained):
             assert found == pytest.approx(loss, rel=1e-5), name
             assert same < 1e-4, name
     assert run(fresh(), Plan(prefix, FLOAT, 7), poems, key=6)[0] != pytest.approx(loss, rel=1e-4)
+
+
+def test_one_program_does_for_all_layers(trained):
+    fresh, poems = trained
+    model, programs = fresh(), CompileCounterWithBackend("aot_eager")
+    assert len(decoder_layers(model)) > 1
+    torch._dynamo.reset()
+    compile_layers(model, backend=programs)
+    run(model, Plan(shared_prefix(poems), FLOAT, 7), poems)
+    assert programs.frame_count == 1
 
 
 @pytest.mark.parametrize("way", ["kept", "computed twice", "compiled, none"])

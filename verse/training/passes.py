@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch._functorch.config
@@ -189,11 +190,18 @@ class Passes:
         warm_up(self.compute, inputs)
 
 
-def compile_layers(model: PreTrainedModel) -> None:
+def compile_layers(model: PreTrainedModel, backend: Any = "inductor") -> None:
     """Compile what the layers do, but not their hooks, by which a model that is spread over
-    processes gathers their weights."""
+    processes gathers their weights.
+
+    One program does for all layers: the input of the first wants a gradient too, as that of the
+    others. It is kept with its backward pass, in spite of the functions that have one of their own
+    (of attention, of bitsandbytes), whose graphs are part of what it is found by.
+    """
+    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
+    model.enable_input_require_grads()
     for layer in decoder_layers(model):
-        layer.forward = torch.compile(layer.forward, dynamic=False)
+        layer.forward = torch.compile(layer.forward, dynamic=False, backend=backend)
 
 
 def recompute(model: PreTrainedModel) -> None:
