@@ -8,7 +8,6 @@ vocabulary would take longer than the model.
 import hashlib
 
 import torch
-from torch.nn import functional
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -76,14 +75,14 @@ def forbid_repeats(
     """
     if history.shape[1] < size:
         return scores
-    vocabulary = scores.shape[1]
     ngrams = history.unfold(1, size, 1)  # (R, places, size)
     last = lengths[:, None] + torch.arange(1 - size, 0, device=history.device)
     begun = history.gather(1, last.clamp(min=0))
     ends = torch.arange(size, history.shape[1] + 1, device=history.device)
     repeats = (ngrams[:, :, :-1] == begun[:, None]).all(-1) & (ends <= lengths[:, None])
-    banned = torch.where(repeats, ngrams[:, :, -1], vocabulary)  # or a column of no token
-    return functional.pad(scores, (0, 1)).scatter(1, banned, -torch.inf)[:, :vocabulary]
+    # To add nothing to the others takes no other copy of the scores.
+    banned = torch.zeros_like(repeats, dtype=scores.dtype).masked_fill(repeats, -torch.inf)
+    return scores.scatter_add(1, ngrams[:, :, -1], banned)
 
 
 class Draw:
