@@ -78,7 +78,7 @@ class Sizes:
 def keep_freed() -> None:
     """Let the C library keep main memory that tensors free, for the next ones.
 
-    By itself glibc gives it back, and fresh pages take a twentieth of the time of a small model on a
+    By itself glibc gives it back, and fresh pages take a twentieth of a small model's time on a
     CPU. Other C libraries are left as they are. mallopt(3): no blocks of their own for large
     tensors, and nothing trimmed.
     """
