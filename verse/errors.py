@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+AGAIN = "run the same command again to go on"
 KEPT = "; the last results are safe: dvc checkout and git checkout metrics bring them back"
 
 
@@ -61,7 +62,7 @@ def explain(error: BaseException, stage: str = "") -> tuple[str, int] | None:
     if isinstance(error, UserError):
         return str(error), error.status
     if isinstance(error, KeyboardInterrupt):
-        return "stopped; run the same command again to go on", 128 + signal.SIGINT
+        return f"stopped; {AGAIN}", 128 + signal.SIGINT
     if is_disk_full(error):
         file = getattr(error, "filename", None)
         where = f" while writing {file}" if file else ""

@@ -25,12 +25,11 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from verse.errors import UserError, explain
+from verse.errors import AGAIN, UserError, explain
 from verse.params import Machine
 
 FAILURES = "VERSE_FAILURES"  # names the file in which the processes say why they failed
 TIMEOUT = timedelta(minutes=10)  # that a process waits for the others
-AGAIN = "run the same command again to go on"
 LOST = f"another process or its machine was lost: {AGAIN}"
 T = TypeVar("T")
 
