@@ -35,15 +35,15 @@ def product_trains(p: Params) -> Numbers:
 
 def product_generates(p: Params) -> Numbers:
     from stages import generate
-    from verse.generation import answers
+    from verse.generation import candidates
 
     tokens: dict[Any, int] = {}
-    answer = answers.answer
+    finish = candidates.finish
 
     def count(key: Any, token: int) -> None:
         tokens[key] = tokens.get(key, 0) + 1
 
-    answers.answer = lambda *task, **settings: answer(*task, **settings, on_token=count)
+    candidates.finish = lambda *task, **settings: finish(*task, **settings, on_token=count)
     generate.finish(p, poems(PROMPTS), "tuned")
     return measured("generate") | {"poems": len(tokens), "tokens": list(tokens.values())}
 

@@ -33,8 +33,8 @@ def main() -> None:
 
 
 def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
-    from verse.generation.answers import answer
-    from verse.generation.candidates import best, stream, tries
+    from verse.generation import candidates
+    from verse.generation.answers import Answer
     from verse.model import distributed, memory, sharding
     from verse.model.encoding import common_prefix
     from verse.model.opening import open_model
@@ -44,40 +44,32 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
     opening = open_model(p.model, p.machine, seed=p.seed)
     share = poems[distributed.rank() :: distributed.size()]
     prompts = opening.encode_prompts(share, p.decoding.max_new_tokens)
-    at_once = max(1, min(p.machine.batch_size, len(prompts) * tries(p.decoding)))
+    at_once = max(1, min(p.machine.batch_size, len(prompts) * candidates.tries(p.decoding)))
     own = max(map(len, prompts), default=0) - len(common_prefix(prompts))
     tokens = own + p.decoding.max_new_tokens
     ways = opening.ways(lambda sizes: memory.ways_to_generate(sizes, at_once, tokens))
     if chief:
         print(f"memory: {ways[0]}", flush=True)
     watch = speed.Stopwatch()
-    numbers = range(tries(p.decoding))
-    couplets = {(number, n): poem["input"] for number, poem in enumerate(share) for n in numbers}
-    answers: dict[tuple[int, int], str] = {}
-    likelihoods: dict[tuple[int, int], float] = {}
+    drawn: dict[candidates.Key, Answer] = {}
 
-    def work(way: memory.Way) -> None:
+    def work(way: memory.Way) -> list[Answer]:
         model = opening.load(way, prompts, ADAPTERS[which])
         watch.restart()
         with sharding.in_step(model):
-            answer(
+            return candidates.finish(
                 model,
-                opening.tokenizer,
-                {(number, n): ids for number, ids in enumerate(prompts) for n in numbers},
+                opening,
+                share,
+                prompts,
                 p.decoding,
-                seed=lambda key: stream(p.seed, key[1]),
+                seed=p.seed,
                 batch_size=way.poems,
-                answers=answers,
-                couplets=couplets,
-                likelihoods=likelihoods,
+                drawn=drawn,
             )
 
-    memory.descend(ways, work, "lower decoding.max_new_tokens, or take a smaller model")
-    kept = [
-        best(poem["input"], [(answers[number, n], likelihoods[number, n]) for n in numbers])
-        for number, poem in enumerate(share)
-    ]
-    texts = distributed.gather(kept)
+    kept = memory.descend(ways, work, "lower decoding.max_new_tokens, or take a smaller model")
+    texts = distributed.gather([one.text for one in kept])
     if not chief:
         return
     speeds = watch.numbers(len(poems))

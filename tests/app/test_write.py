@@ -14,8 +14,7 @@ from verse.app import poets, write
 from verse.app.options import adjusted, sample_seed
 from verse.app.poets import common, find, open_poets
 from verse.errors import ParameterError, UserError
-from verse.generation import answers
-from verse.generation.candidates import best, stream
+from verse.generation import candidates
 from verse.poems.lines import in_form
 from verse.poems.sources import INSTRUCTION
 
@@ -50,31 +49,30 @@ def rows(output):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_poem_is_the_one_that_the_pipeline_keeps(verse, both, count):
-    poet, found, likelihoods = both["tuned"], {}, {}
-    [ids] = poet.opening.encode_prompts([{"instruction": INSTRUCTION, "input": COUPLET}])
-    answers.answer(
+    poet, drawn = both["tuned"], {}
+    poem = {"instruction": INSTRUCTION, "input": COUPLET}
+    [kept] = candidates.finish(
         poet.model,
-        poet.tokenizer,
-        dict.fromkeys(range(count), ids),
+        poet.opening,
+        [poem],
+        poet.opening.encode_prompts([poem]),
         P.decoding.model_copy(update={"candidates": count}),
-        seed=lambda number: stream(P.seed, number),
+        seed=P.seed,
         batch_size=1,
-        answers=found,
-        likelihoods=likelihoods,
+        drawn=drawn,
     )
-    assert len(set(found.values())) == count
-    kept = best(COUPLET, [(found[number], likelihoods[number]) for number in range(count)])
+    assert len({one.text for one in drawn.values()}) == count
     [row] = rows(verse(COUPLET, "--json", "--explain", "--candidates", str(count)))
     tokens = row.pop("tokens")
-    assert row == {"input": COUPLET, "answer": kept, "seed": P.seed}
+    assert row == {"input": COUPLET, "answer": kept.text, "seed": P.seed}
     written = poet.tokenizer.decode([token["token"] for token in tokens], skip_special_tokens=True)
-    assert written == kept
+    assert written == kept.text
 
 
 def test_of_several_candidates_the_best_is_kept_and_the_first_is_told(both, monkeypatch):
     told = []
     decoding = P.decoding.model_copy(update={"candidates": 3, "max_new_tokens": 6})
-    monkeypatch.setattr(poets, "best", lambda _, drawn: drawn[2][0])
+    monkeypatch.setattr(candidates, "front", lambda _, drawn: [drawn[2]])
     poem = {"instruction": INSTRUCTION, "input": COUPLET}
     [kept] = both["tuned"].write([poem], decoding, 1, lambda *one: told.append(one))
     alone = decoding.model_copy(update={"candidates": 1})

@@ -50,7 +50,7 @@ def answer(mini, prompts=COUPLETS, batch_size=64, seed=42, **changes):
     answers.answer(
         model, tokenizer, encoded, decoding, seed=seed, batch_size=batch_size, answers=found
     )
-    return [found[key] for key in encoded]
+    return [found[key].text for key in encoded]
 
 
 @pytest.mark.parametrize(("dtype", "tokens"), [(torch.float32, 12), (torch.bfloat16, 4)])
@@ -187,7 +187,8 @@ def test_prompts_come_in_as_others_end_and_each_token_is_told(mini):
     model, tokenizer = mini
     prompts = {key: encode_prompt(tokenizer, couplet) for key, couplet in enumerate(COUPLETS)}
     told: dict[int, list[int]] = {key: [] for key in prompts}
-    found: dict[int, str] = {0: "known"}
+    known = answers.Answer("known", [], 0.0)
+    found = {0: known}
     answers.answer(
         model,
         tokenizer,
@@ -198,10 +199,10 @@ def test_prompts_come_in_as_others_end_and_each_token_is_told(mini):
         answers=found,
         on_token=lambda key, token: told[key].append(token),
     )
-    assert found.pop(0) == "known" and told.pop(0) == []
-    assert found == {
-        key: tokenizer.decode(ids, skip_special_tokens=True) for key, ids in told.items()
-    }
+    assert found.pop(0) is known and told.pop(0) == []
+    for key, ids in told.items():
+        assert found[key].tokens == ids
+        assert found[key].text == tokenizer.decode(ids, skip_special_tokens=True)
     assert all(0 < len(ids) <= DECODING.max_new_tokens for ids in told.values())
 
 

@@ -1,11 +1,28 @@
 """`verse.generation.candidates`: of several answers the one that is kept."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from verse.generation import answers
-from verse.generation.candidates import best, stream, tries
+from verse import params
+from verse.generation import answers, candidates
+from verse.generation.answers import Answer
+from verse.generation.candidates import (
+    OTHERS,
+    finish,
+    front,
+    log_probabilities,
+    other,
+    relevance,
+    stream,
+    tries,
+)
+from verse.model import memory
 from verse.model.encoding import encode_prompt
+from verse.model.opening import open_model
 from verse.params import Decoding
 
 COUPLET = "白日依山盡，黃河入海流。"
@@ -15,23 +32,110 @@ AGAIN = "欲窮千里目，更上一層流。"  # the couplet's own rhyme word
 LONG = RHYMED + "欲窮千里目"
 
 
+def written(*texts):
+    return [Answer(text, [], -float(number)) for number, text in enumerate(texts)]
+
+
 @pytest.mark.parametrize(
-    ("kept", "others"),
+    ("best", "others"),
     [(RHYMED, [UNRHYMED, LONG, ""]), (RHYMED, [AGAIN]), (UNRHYMED, [LONG, ""])],
 )
-def test_form_comes_first_then_rhyme(kept, others):
-    likely = [(other, -0.1) for other in others]
-    assert best(COUPLET, [(kept, -9.0), *likely]) == best(COUPLET, [*likely, (kept, -9.0)]) == kept
+def test_form_comes_first_then_rhyme(best, others):
+    for texts in ([best, *others], [*others, best], [*others, best, best]):
+        assert {one.text for one in front(COUPLET, written(*texts))} == {best}
 
 
-def test_without_form_the_likeliest():
-    assert best(COUPLET, [("", -3.0), (LONG, -2.0), ("山", -4.0)]) == LONG
+def test_without_form_all_are_left():
+    assert len(front(COUPLET, written("", LONG, "山"))) == 3
 
 
-def test_of_two_alike_the_likelier_and_of_equals_the_first():
-    other = "欲窮千里目，更上一層秋。"
-    assert best(COUPLET, [(RHYMED, -2.0), (other, -1.0)]) == other
-    assert best(COUPLET, [(RHYMED, -1.0), (other, -1.0)]) == RHYMED
+def test_another_couplet_is_never_the_same_and_as_long_if_it_can_be():
+    for length, known in OTHERS.items():
+        for couplet in known:
+            assert other(couplet) in known and other(couplet) != couplet
+        assert other("山" * length + "，" + "水" * length + "。") in known
+    for odd in ("", "山水，雲。", "山水雲雨山水雲雨，山水雲雨山水雲雨。"):
+        assert any(other(odd) in known for known in OTHERS.values())
+
+
+@pytest.fixture(scope="module")
+def opened():
+    """The embedded model as `generate` opens it, twenty poems, and their prompts."""
+    p = params.read()
+    opening = open_model(p.model, p.machine.model_copy(update={"device": "cpu"}), seed=p.seed)
+    instruction = "完成這首詩。"
+    poems = [
+        {"instruction": instruction, "input": poem["input"]}
+        for poem in json.loads(Path("data/embedded/test.json").read_text("utf-8"))[:20]
+    ]
+    prompts = opening.encode_prompts(poems)
+    return opening, opening.load(memory.Way(), prompts), poems, prompts
+
+
+DRAWING = Decoding(
+    do_sample=True,
+    temperature=1.0,
+    top_p=0.9,
+    top_k=50,
+    max_new_tokens=30,
+    num_beams=1,
+    no_repeat_ngram_size=3,
+    candidates=4,
+    constrain=["form", "rhyme"],
+)
+
+
+def finished(opened, which, drawn):
+    opening, model, poems, prompts = opened
+    poems, prompts = [poems[n] for n in which], [prompts[n] for n in which]
+    settings = {"seed": 3, "batch_size": 64, "drawn": drawn}
+    return finish(model, opening, poems, prompts, DRAWING, **settings)
+
+
+def test_kept_is_the_one_that_its_couplet_explains_best(opened):
+    """Against plain passes over one text each, by another model object; alone as in company."""
+    opening, _, poems, prompts = opened
+    plain = AutoModelForCausalLM.from_pretrained("models/mini", dtype=opening.dtype).eval()
+
+    def nats(prompt, tokens):
+        with torch.no_grad():
+            logits = plain(input_ids=torch.tensor([prompt + tokens])).logits[0].float()
+        chances = torch.log_softmax(logits[len(prompt) - 1 : -1], -1)
+        return chances.gather(1, torch.tensor(tokens)[:, None]).sum().item()
+
+    drawn = {}
+    kept = finished(opened, range(20), drawn)
+    likeliest = 0
+    for number, poem in enumerate(poems):
+        best = front(poem["input"], [drawn[number, n] for n in range(4)])
+        [instead] = opening.encode_prompts([poem | {"input": other(poem["input"])}])
+        merits = [nats(prompts[number], one.tokens) - nats(instead, one.tokens) for one in best]
+        assert merits[best.index(kept[number])] >= max(merits) - 0.5  # of bfloat16's last bits
+        likeliest += kept[number] == max(best, key=lambda one: one.likelihood)
+    assert likeliest < 15
+    for number in (0, 7, 13):
+        assert finished(opened, [number], {}) == [kept[number]]
+
+
+def test_many_texts_at_once_give_what_each_gives_alone(mini):
+    model, tokenizer = mini
+    texts = [
+        (encode_prompt(tokenizer, COUPLET * times), encode_prompt(tokenizer, answer)[-size:])
+        for times, answer, size in ((1, RHYMED, 12), (3, LONG, 5), (2, UNRHYMED, 1), (1, LONG, 17))
+    ]
+    alone = [log_probabilities(model, [text])[0] for text in texts]
+    assert log_probabilities(model, texts) == pytest.approx(alone, abs=1e-3)
+    assert log_probabilities(model, texts[::-1]) == pytest.approx(alone[::-1], abs=1e-3)
+
+
+def test_texts_go_through_a_gpu_by_size(monkeypatch):
+    monkeypatch.setattr(candidates, "READ_AT_ONCE", 10)
+    texts = [([1] * prompt, [2] * answer) for prompt, answer in ((1, 1), (3, 9), (2, 3), (2, 2))]
+    assert list(candidates.by_size(texts)) == [[1], [3, 2], [0]]
+
+
+def test_nothing_to_compare_is_no_work(opened):
+    assert relevance(opened[1], []) == []
 
 
 def test_the_likelihood_is_that_of_the_model(mini):
@@ -49,9 +153,7 @@ def test_the_likelihood_is_that_of_the_model(mini):
         candidates=3,
         constrain=[],
     )
-    found: dict[int, str] = {}
-    likelihoods: dict[int, float] = {}
-    written: dict[int, list[int]] = {n: [] for n in range(3)}
+    found: dict[int, Answer] = {}
     answers.answer(
         model,
         tokenizer,
@@ -60,18 +162,17 @@ def test_the_likelihood_is_that_of_the_model(mini):
         seed=lambda n: stream(7, n),
         batch_size=2,
         answers=found,
-        likelihoods=likelihoods,
-        on_token=lambda n, token: written[n].append(token),
     )
-    assert len(set(found.values())) == 3
-    for n, ids in written.items():
+    assert len({one.text for one in found.values()}) == 3
+    for one in found.values():
+        ids = one.tokens
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
         chances = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids)[:, None])
-        assert likelihoods[n] == pytest.approx(chances.mean().item(), abs=1e-4)
+        assert one.likelihood == pytest.approx(chances.mean().item(), abs=1e-4)
     assert tries(decoding) == 3
     for changes in ({"do_sample": False}, {"num_beams": 2}):
         assert tries(decoding.model_copy(update=changes)) == 1
-    alone: dict[int, str] = {}
+    alone: dict[int, Answer] = {}
     answers.answer(model, tokenizer, {0: prompt}, decoding, seed=7, batch_size=1, answers=alone)
-    assert alone[0] == found[0]
+    assert alone[0].text == found[0].text

@@ -103,7 +103,7 @@ def write(model_and_tokenizer, couplets=COUPLETS, batch_size=64, on_token=None, 
         couplets=dict(enumerate(couplets)),
         on_token=on_token,
     )
-    return [found[n] for n in range(len(couplets))]
+    return [found[n].text for n in range(len(couplets))]
 
 
 def check(couplet, answer, rules=RULES):
@@ -271,4 +271,4 @@ def write_plainly(mini):
     prompts = {n: encode_prompt(tokenizer, couplet) for n, couplet in enumerate(COUPLETS)}
     plain = DECODING.model_copy(update={"constrain": [], "max_new_tokens": 20})
     answers.answer(model, tokenizer, prompts, plain, seed=7, batch_size=9, answers=found)
-    return [found[n] for n in prompts]
+    return [found[n].text for n in prompts]

@@ -122,7 +122,8 @@ def test_each_token_is_told_as_it_is_chosen(mini):
             on_token=lambda key, token, heard=heard: heard[key].append(token),
         )
         for key, tokens in heard.items():
-            assert tokenizer.decode(tokens, skip_special_tokens=True) == found[key]
+            assert tokenizer.decode(tokens, skip_special_tokens=True) == found[key].text
+            assert tokens == found[key].tokens
             assert tokenizer.eos_token_id not in tokens[:-1]
 
 

@@ -137,8 +137,8 @@ def test_an_adapter_trains_and_plain_peft_loads_it_and_answers(base, tmp_path):
     for text, found in finished.items():
         ids = torch.tensor([encoded[text]])
         output = plain.generate(input_ids=ids, max_new_tokens=12, do_sample=False)
-        assert found == tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-    assert finished.keys() == encoded.keys() and any(finished.values())
+        assert found.text == tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    assert finished.keys() == encoded.keys() and any(one.text for one in finished.values())
 
 
 @pytest.mark.parametrize("shape", ["llama", "qwen3", "gemma3, a short window"])

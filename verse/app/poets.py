@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from verse.errors import UserError
 from verse.files import read_text
-from verse.generation.answers import answer, constraint_of, end_tokens
-from verse.generation.candidates import best, stream, tries
+from verse.generation.answers import constraint_of, end_tokens
+from verse.generation.candidates import Key, finish
 from verse.generation.distribution import Distribution, distribution, scores_along
 from verse.model import memory
 from verse.model.opening import Opening, open_model
@@ -83,37 +83,27 @@ class Poet:
         the writing. Raises UserError for a prompt and an answer that are too long for the model.
         """
         prompts = self.opening.encode_prompts(poems, decoding.max_new_tokens)
-        numbers = range(tries(decoding))
-        keys = [(number, n) for number in range(len(poems)) for n in numbers]
-        tokens: dict[tuple[int, int], list[int]] = {key: [] for key in keys}
-        answers: dict[tuple[int, int], str] = {}
-        likelihoods: dict[tuple[int, int], float] = {}
+        begun: dict[int, list[int]] = {}
 
-        def on_token(key: tuple[int, int], token: int) -> None:
-            tokens[key].append(token)
-            number, n = key
-            if on_text and n == 0:
-                on_text(number, self.text(tokens[key]).rstrip("\ufffd"), len(tokens[key]))
+        def on_token(key: Key, token: int) -> None:
+            number, candidate = key
+            if on_text and candidate == 0:
+                tokens = begun.setdefault(number, [])
+                tokens.append(token)
+                on_text(number, self.text(tokens).rstrip("\ufffd"), len(tokens))
 
-        answer(
+        kept = finish(
             self.model,
-            self.tokenizer,
-            {(number, n): prompts[number] for number, n in keys},
+            self.opening,
+            poems,
+            prompts,
             decoding,
-            seed=lambda key: stream(seed, key[1]),
+            seed=seed,
             batch_size=self.at_once,
-            answers=answers,
-            couplets={(number, n): poems[number]["input"] for number, n in keys},
-            likelihoods=likelihoods,
+            drawn={},
             on_token=on_token,
         )
-        written = []
-        for number, poem in enumerate(poems):
-            drawn = [(answers[number, n], likelihoods[number, n]) for n in numbers]
-            text = best(poem["input"], drawn)
-            kept = tokens[number, [one for one, _ in drawn].index(text)]
-            written.append(Written(text, kept, self.pieces(kept), seed))
-        return written
+        return [Written(one.text, one.tokens, self.pieces(one.tokens), seed) for one in kept]
 
     def text(self, tokens: list[int]) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)

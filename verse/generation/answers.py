@@ -35,6 +35,19 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 0.1}
 Key = TypeVar("Key", bound=Hashable)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a model has written."""
+
+    text: str
+    """Without special tokens."""
+    tokens: list[int]
+    """Their ids, the end token's too if it was written."""
+    likelihood: float
+    """The mean log-probability of the tokens, at temperature 1 among the `top_k` likeliest; 0 in
+    Transformers' own way."""
+
+
 def answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -43,18 +56,16 @@ def answer(
     *,
     seed: int | Callable[[Key], str],
     batch_size: int,
-    answers: dict[Key, str],
+    answers: dict[Key, Answer],
     couplets: Mapping[Key, str] | None = None,
-    likelihoods: dict[Key, float] | None = None,
     on_token: Callable[[Key, int], None] | None = None,
 ) -> None:
-    """Put the model's answer to each prompt, without special tokens, under its key in `answers`.
+    """Put the model's answer to each prompt under its key in `answers`.
 
     prompts: token ids by a key. seed: one for all, or what gives that of a key. batch_size: how
     many are answered at once. What `answers` holds already is left alone, so that another call
     goes on where one has run out of memory. couplets: what each prompt wants finished, for
-    `decoding.constrain`, which wants them. likelihoods: gets the mean log-probability of an
-    answer's tokens, at temperature 1 among the `top_k` likeliest; 0 in Transformers' own way.
+    `decoding.constrain`, which wants them.
     on_token: called with the key and each token of its answer, the end token too, as it is chosen;
     in Transformers' own way, once the answer is whole. What it raises stops the answering.
     """
@@ -79,9 +90,8 @@ def answer(
 
     def finish(ended: Iterator[tuple[Key, list[int], float]]) -> None:
         for key, ids, likelihood in ended:
-            answers[key] = tokenizer.decode(ids, skip_special_tokens=True)
-            if likelihoods is not None:
-                likelihoods[key] = likelihood
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            answers[key] = Answer(text, ids, likelihood)
             progress.update()
 
     try:

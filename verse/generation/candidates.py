@@ -1,15 +1,81 @@
 """Several answers to a prompt, and the one of them to keep."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from verse.generation.answers import Answer, answer
+from verse.generation.slots import READ_AT_ONCE
+from verse.model.opening import Opening
 from verse.params import Decoding
 from verse.poems.lines import in_form, split_lines
 from verse.poems.prosody import rhymes
+
+Key = tuple[int, int]
+"""The number of a poem, and that of one of its candidates."""
+Text = tuple[list[int], list[int]]
+"""Token ids of a prompt and of an answer."""
+
+OTHERS = {
+    5: ("白日依山盡，黃河入海流。", "國破山河在，城春草木深。"),
+    7: ("朝辭白帝彩雲間，千里江陵一日還。", "錦瑟無端五十弦，一弦一柱思華年。"),
+}
+"""By the length of its lines, couplets that are not the one in question: the second stands in for
+the first where that is."""
 
 
 def tries(decoding: Decoding) -> int:
     """How many answers to a prompt are written: one where no token is drawn freely."""
     return decoding.candidates if decoding.do_sample and decoding.num_beams == 1 else 1
+
+
+def finish(
+    model: PreTrainedModel,
+    opening: Opening,
+    poems: Sequence[dict[str, str]],
+    prompts: Sequence[list[int]],
+    decoding: Decoding,
+    *,
+    seed: int,
+    batch_size: int,
+    drawn: dict[Key, Answer],
+    on_token: Callable[[Key, int], None] | None = None,
+) -> list[Answer]:
+    """Finish poems, rows of {"instruction", "input"}: the answer that is kept for each.
+
+    prompts: their token ids. drawn: gets all candidates; what it holds already is not drawn again.
+    batch_size, on_token: as `answer` has them.
+    """
+    numbers = range(tries(decoding))
+    keys = [(poem, number) for poem in range(len(poems)) for number in numbers]
+    answer(
+        model,
+        opening.tokenizer,
+        {key: prompts[key[0]] for key in keys},
+        decoding,
+        seed=lambda key: stream(seed, key[1]),
+        batch_size=batch_size,
+        answers=drawn,
+        couplets={key: poems[key[0]]["input"] for key in keys},
+        on_token=on_token,
+    )
+    kept: list[Answer] = []
+    open_cases: list[tuple[int, list[Answer]]] = []
+    for number, poem in enumerate(poems):
+        best = front(poem["input"], [drawn[number, n] for n in numbers])
+        kept.append(max(best, key=lambda one: one.likelihood))
+        if len(best) > 1 and in_form(poem["input"], best[0].text):
+            open_cases.append((number, best))
+    others = [{**poems[number], "input": other(poems[number]["input"])} for number, _ in open_cases]
+    cases = [
+        (prompts[number], instead, [one.tokens for one in best])
+        for (number, best), instead in zip(open_cases, opening.encode_prompts(others), strict=True)
+    ]
+    for (number, best), merits in zip(open_cases, relevance(model, cases), strict=True):
+        kept[number] = best[merits.index(max(merits))]
+    return kept
 
 
 def stream(seed: int, number: int) -> str:
@@ -20,18 +86,85 @@ def stream(seed: int, number: int) -> str:
     return f"{seed}/{number}" if number else str(seed)
 
 
-def best(couplet: str, answers: Sequence[tuple[str, float]]) -> str:
-    """Of several answers and their likelihoods the likeliest that is in form and rhymes.
+def front(couplet: str, answers: Sequence[Answer]) -> list[Answer]:
+    """Those in form that rhyme, on different characters; where there are none, those in form; where
+    there are none either, all."""
 
-    Where none rhymes, or rhymes on different characters, the likeliest in form; where none is in
-    form, the likeliest. Of equal ones the first.
-    """
-
-    def merits(answer: tuple[str, float]) -> tuple[bool, bool, float]:
-        text, likelihood = answer
-        lines = [line for line, _ in split_lines(couplet + text)]
+    def merits(one: Answer) -> tuple[bool, bool]:
+        lines = [line for line, _ in split_lines(couplet + one.text)]
         finals = [line[-1] for line in lines[1::2]]
-        form = in_form(couplet, text)
-        return form, form and rhymes(lines) and len(set(finals)) == len(finals), likelihood
+        form = in_form(couplet, one.text)
+        return form, form and rhymes(lines) and len(set(finals)) == len(finals)
 
-    return max(answers, key=merits)[0]
+    most = max(map(merits, answers))
+    return [one for one in answers if merits(one) == most]
+
+
+def other(couplet: str) -> str:
+    """A couplet that is not this one, with lines of its length if there is one."""
+    length = max((len(line) for line, _ in split_lines(couplet)), default=0)
+    first, second = OTHERS[min(OTHERS, key=lambda known: abs(known - length))]
+    return second if couplet == first else first
+
+
+def relevance(
+    model: PreTrainedModel, cases: Sequence[tuple[list[int], list[int], list[list[int]]]]
+) -> list[list[float]]:
+    """How much likelier each answer is after its own prompt than after another's, log p(answer |
+    own) - log p(answer | other) in nats: what Li et al. 2016 (arXiv:1510.03055) rank answers by,
+    against those that suit any prompt.
+
+    cases: token ids of the own prompt, the other and answers. On a CPU the numbers depend on
+    nothing but the case.
+    """
+    texts = [(prompt, tokens) for *both, answers in cases for prompt in both for tokens in answers]
+    alone = [2 * len(answers) for *_, answers in cases]
+    passes = by_size(texts) if model.device.type == "cuda" else successive(alone)
+    found: dict[int, float] = {}
+    for some in passes:
+        found |= zip(some, log_probabilities(model, [texts[n] for n in some]), strict=True)
+    differences = []
+    for numbers in successive(alone):
+        own, instead = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+        differences.append([found[a] - found[b] for a, b in zip(own, instead, strict=True)])
+    return differences
+
+
+def successive(counts: Sequence[int]) -> Iterator[list[int]]:
+    """The numbers from 0 on, in lists of so many."""
+    start = 0
+    for count in counts:
+        yield list(range(start, start + count))
+        start += count
+
+
+def by_size(texts: Sequence[Text]) -> Iterator[list[int]]:
+    """The numbers of texts, short ones first, as many together as a GPU reads well."""
+    order = sorted(range(len(texts)), key=lambda number: sum(map(len, texts[number])))
+    while order:
+        longest = sum(map(len, texts[order[-1]]))
+        at_once = max(1, READ_AT_ONCE // longest)
+        yield order[-at_once:]
+        del order[-at_once:]
+
+
+@torch.no_grad()
+def log_probabilities(model: PreTrainedModel, texts: Sequence[Text]) -> list[float]:
+    """That of each answer after its prompt, in nats, by one pass."""
+    width = max(len(prompt) + len(tokens) for prompt, tokens in texts)
+    shortest = min(len(prompt) for prompt, _ in texts)
+    # What follows a text does not matter to it.
+    ids = [[*prompt, *tokens, *[0] * width][:width] for prompt, tokens in texts]
+    scores = model(
+        input_ids=torch.tensor(ids, device=model.device),
+        use_cache=False,
+        logits_to_keep=width - shortest + 1,
+    ).logits
+    sums = []
+    for row, (prompt, tokens) in zip(scores, texts, strict=True):
+        start = len(prompt) - shortest
+        wanted = torch.tensor(tokens, device=model.device)
+        predicted = row[start : start + len(tokens)].float()
+        sums.append(-functional.cross_entropy(predicted, wanted, reduction="sum"))
+    found: list[float] = torch.stack(sums).tolist()
+    return found
