@@ -59,7 +59,7 @@ def checkpoint(copy):
     for file in Path(copy.path.parent, "cache/verse/checkpoints").glob("*/checkpoint.safetensors"):
         try:
             with safe_open(file, "pt") as stored:
-                return json.loads(stored.metadata()["rest"])["step"]
+                return json.loads(bytes(stored.get_tensor("rest").tolist()))["step"]
         except (OSError, RuntimeError, SafetensorError):
             pass  # it was replaced as we looked
     return 0
