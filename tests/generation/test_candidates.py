@@ -16,6 +16,7 @@ from verse.generation.candidates import (
     front,
     log_probabilities,
     other,
+    passes,
     relevance,
     stream,
     tries,
@@ -128,10 +129,30 @@ def test_many_texts_at_once_give_what_each_gives_alone(mini):
     assert log_probabilities(model, texts[::-1]) == pytest.approx(alone[::-1], abs=1e-3)
 
 
-def test_texts_go_through_a_gpu_by_size(monkeypatch):
+def test_texts_go_through_together_that_are_alike_or_of_about_a_size(monkeypatch):
     monkeypatch.setattr(candidates, "READ_AT_ONCE", 10)
-    texts = [([1] * prompt, [2] * answer) for prompt, answer in ((1, 1), (3, 9), (2, 3), (2, 2))]
-    assert list(candidates.by_size(texts)) == [[1], [3, 2], [0]]
+    monkeypatch.setattr(candidates, "ALIKE_AT_ONCE", 10)
+    sizes = ((1, 1), (3, 9), (2, 3), (2, 2), (3, 2), (1, 4))
+    texts = [([1] * prompt, [2] * answer) for prompt, answer in sizes]
+    assert list(passes(texts, alike=False)) == [[1], [2], [4], [5], [3], [0]]
+    assert list(passes(texts, alike=True)) == [[1], [2, 4], [5], [3], [0]]
+    monkeypatch.setattr(candidates, "READ_AT_ONCE", 24)
+    assert list(passes(texts, alike=False)) == [[1, 2], [4, 5], [3, 0]]
+
+
+def test_a_number_does_not_depend_on_its_company(opened):
+    """To the last bit, on a CPU."""
+    opening, model, poems, prompts = opened
+    drawn = {}
+    finished(opened, range(20), drawn)
+    [instead] = opening.encode_prompts([poems[0] | {"input": COUPLET}])
+    cases = [
+        (prompts[number], instead, [drawn[number, n].tokens for n in range(4)])
+        for number in range(20)
+    ]
+    together = relevance(model, cases)
+    assert [relevance(model, [case])[0] for case in cases] == together
+    assert relevance(model, cases[::-1]) == together[::-1]
 
 
 def test_nothing_to_compare_is_no_work(opened):

@@ -1,6 +1,7 @@
 """Several answers to a prompt, and the one of them to keep."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby, islice
 
 import torch
 from torch.nn import functional
@@ -15,6 +16,7 @@ from verse.poems.prosody import rhymes
 
 Key = tuple[int, int]
 """The number of a poem, and that of one of its candidates."""
+ALIKE_AT_ONCE = 1024  # tokens in a pass on a CPU
 Text = tuple[list[int], list[int]]
 """Token ids of a prompt and of an answer."""
 
@@ -118,34 +120,35 @@ def relevance(
     nothing but the case.
     """
     texts = [(prompt, tokens) for *both, answers in cases for prompt in both for tokens in answers]
-    alone = [2 * len(answers) for *_, answers in cases]
-    passes = by_size(texts) if model.device.type == "cuda" else successive(alone)
-    found: dict[int, float] = {}
-    for some in passes:
-        found |= zip(some, log_probabilities(model, [texts[n] for n in some]), strict=True)
+    found = [0.0] * len(texts)
+    for numbers in passes(texts, alike=model.device.type == "cpu"):
+        nats = log_probabilities(model, [texts[number] for number in numbers])
+        for number, value in zip(numbers, nats, strict=True):
+            found[number] = value
+    in_order = iter(found)
     differences = []
-    for numbers in successive(alone):
-        own, instead = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
-        differences.append([found[a] - found[b] for a, b in zip(own, instead, strict=True)])
+    for *_, answers in cases:
+        own, instead = (list(islice(in_order, len(answers))) for _ in range(2))
+        differences.append([a - b for a, b in zip(own, instead, strict=True)])
     return differences
 
 
-def successive(counts: Sequence[int]) -> Iterator[list[int]]:
-    """The numbers from 0 on, in lists of so many."""
-    start = 0
-    for count in counts:
-        yield list(range(start, start + count))
-        start += count
+def passes(texts: Sequence[Text], *, alike: bool) -> Iterator[list[int]]:
+    """The numbers of the texts that go through a model together: if `alike` those of one length
+    only, so that nothing is padded and none depends on its company, else as a GPU reads them well.
+    """
 
+    def size(number: int) -> int:
+        prompt, tokens = texts[number]
+        return len(prompt) + len(tokens)
 
-def by_size(texts: Sequence[Text]) -> Iterator[list[int]]:
-    """The numbers of texts, short ones first, as many together as a GPU reads well."""
-    order = sorted(range(len(texts)), key=lambda number: sum(map(len, texts[number])))
-    while order:
-        longest = sum(map(len, texts[order[-1]]))
-        at_once = max(1, READ_AT_ONCE // longest)
-        yield order[-at_once:]
-        del order[-at_once:]
+    most = ALIKE_AT_ONCE if alike else READ_AT_ONCE
+    order = sorted(range(len(texts)), key=size, reverse=True)
+    for _, group in groupby(order, size if alike else lambda _: 0):
+        numbers = list(group)
+        at_once = max(1, most // size(numbers[0]))
+        for start in range(0, len(numbers), at_once):
+            yield numbers[start : start + at_once]
 
 
 @torch.no_grad()
