@@ -36,6 +36,17 @@ KEPT = re.compile(r"(\A.*?\n|(?<!`)`[^`\n]+`(?!`)|'[^'\n]*'|\]\([^)]*\))")
 """What stays as it is in simplified characters: the line of links, inline code, couplets to type,
 where links lead."""
 
+LOOK_ALIKE = """
+const drawn = text => {
+  const canvas = document.createElement("canvas"), context = canvas.getContext("2d");
+  context.font = "30px serif";
+  context.fillText(text, 2, 32);
+  return canvas.toDataURL();
+};
+return drawn("龍") === drawn("詩");
+"""
+"""Whether two characters are the same picture, as where no font has them."""
+
 
 def main() -> None:
     scores = json.loads(Path("metrics/score.json").read_text("utf-8"))
@@ -67,7 +78,9 @@ def main() -> None:
     try:
         picture()
     except WebDriverException as error:
-        print(f"{PICTURE} stays as it was: no Chromium ({(error.msg or '').splitlines()[0]})")
+        print(
+            f"{PICTURE} stays as it was: no picture ({(error.msg or '').splitlines()[0]})"
+        )
 
 
 def replace(path: str, news: dict[str, str]) -> None:
@@ -163,6 +176,8 @@ def picture() -> None:
         options.add_argument(f"--{word}")
     with webdriver.Chrome(options=options) as browser:
         browser.get(Path("metrics/report.html").resolve().as_uri())
+        if browser.execute_script(LOOK_ALIKE):
+            raise WebDriverException("no font has Chinese characters")
         first, last = (browser.find_element("id", f"p{number}") for number in (1, PICTURED))
         for _ in range(2):  # what was out of sight is laid out once it is in sight
             browser.execute_script("arguments[0].scrollIntoView()", first)

@@ -324,7 +324,14 @@ print(len(ask(SimpleNamespace(base_url=url), Store(Path(store)), 60, timeout=flo
 def start(server, file, timeout):
     """A run of its own that asks 60 questions."""
     command = [sys.executable, "-c", RUN, server.base_url, str(file), str(timeout)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a job in the background would ignore the signal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 def test_a_run_that_is_killed_goes_on(tmp_path):
