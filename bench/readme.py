@@ -78,9 +78,7 @@ def main() -> None:
     try:
         picture()
     except WebDriverException as error:
-        print(
-            f"{PICTURE} stays as it was: no picture ({(error.msg or '').splitlines()[0]})"
-        )
+        print(f"{PICTURE} stays as it was: no picture ({(error.msg or '').splitlines()[0]})")
 
 
 def replace(path: str, news: dict[str, str]) -> None:
