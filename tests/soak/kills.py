@@ -94,7 +94,7 @@ def kill(copy, process):
 
 
 def mend(copy):
-    """What README.md says to do after a kill that hit DVC as it wrote a file of its own."""
+    """What docs/architecture.md says to do after a kill that hit DVC in its own writing."""
     locks, lock = copy.path / ".dvc/tmp/rwlock", copy.path / "dvc.lock"
     if locks.exists() and not locks.read_text("utf-8").endswith("}"):
         locks.unlink()
@@ -105,6 +105,11 @@ def mend(copy):
         else:
             lock.unlink()
         TOTALS["in DVC's own writing"] += 1
+    runs = copy.path / ".dvc/cache/runs"
+    if runs.exists():
+        command = ("find", str(runs), "-type", "d", "-empty")
+        TOTALS["in DVC's own writing"] += bool(copy.run(*command).strip())
+        copy.run(*command, "-delete")
 
 
 def rerun(copy, *command):
