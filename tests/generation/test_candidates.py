@@ -118,6 +118,21 @@ def test_kept_is_the_one_that_its_couplet_explains_best(opened):
         assert finished(opened, [number], {}) == [kept[number]]
 
 
+def test_without_form_the_likeliest_is_kept_and_of_equals_the_first(opened):
+    opening, model, [poem, *_], [prompt, *_] = opened
+
+    def kept(*answers):
+        drawn = {(0, number): one for number, one in enumerate(answers)}
+        settings = {"seed": 3, "batch_size": 64, "drawn": drawn}
+        [one] = finish(model, opening, [poem], [prompt], DRAWING, **settings)
+        return one
+
+    unlike = [Answer(text, [], likelihood) for text, likelihood in (("", -3.0), ("山", -4.0))]
+    likely, twin = Answer("山水", [], -2.0), Answer("水山", [], -2.0)
+    assert kept(*unlike, likely, twin) is likely
+    assert kept(twin, *unlike, likely) is twin
+
+
 def test_many_texts_at_once_give_what_each_gives_alone(mini):
     model, tokenizer = mini
     texts = [

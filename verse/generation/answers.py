@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import (
     GenerationConfig,
@@ -207,13 +208,10 @@ def first_rows(
     except Exception as error:  # a model that knows nothing of it may raise anything
         raise Unsuited(str(error) or type(error).__name__) from None
     chosen = sorted({0, len(texts) - 1})
-    lengths = [len(texts[row]) for row in chosen]
     # What follows a text does not matter to it.
-    ids = [texts[row] + [0] * (max(lengths) - len(texts[row])) for row in chosen]
-    last = torch.tensor(lengths, device=model.device) - 1
-    logits = model(
-        input_ids=torch.tensor(ids, device=model.device), use_cache=False, logits_to_keep=last
-    ).logits
+    ids = pad_sequence([torch.tensor(texts[row]) for row in chosen], batch_first=True)
+    last = torch.tensor([len(texts[row]) - 1 for row in chosen], device=model.device)
+    logits = model(input_ids=ids.to(model.device), use_cache=False, logits_to_keep=last).logits
     for row, expected in zip(chosen, logits.float().diagonal().T, strict=True):
         apart = (found[row] - expected).square().mean().sqrt() / expected.std()
         if apart > TOLERANCE[model.dtype]:

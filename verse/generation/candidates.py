@@ -5,6 +5,7 @@ from itertools import groupby, islice
 
 import torch
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from verse.generation.answers import Answer, answer
@@ -98,8 +99,9 @@ def front(couplet: str, answers: Sequence[Answer]) -> list[Answer]:
         form = in_form(couplet, one.text)
         return form, form and rhymes(lines) and len(set(finals)) == len(finals)
 
-    most = max(map(merits, answers))
-    return [one for one in answers if merits(one) == most]
+    found = [merits(one) for one in answers]
+    most = max(found)
+    return [one for one, merit in zip(answers, found, strict=True) if merit == most]
 
 
 def other(couplet: str) -> str:
@@ -154,14 +156,15 @@ def passes(texts: Sequence[Text], *, alike: bool) -> Iterator[list[int]]:
 @torch.no_grad()
 def log_probabilities(model: PreTrainedModel, texts: Sequence[Text]) -> list[float]:
     """That of each answer after its prompt, in nats, by one pass."""
-    width = max(len(prompt) + len(tokens) for prompt, tokens in texts)
     shortest = min(len(prompt) for prompt, _ in texts)
     # What follows a text does not matter to it.
-    ids = [[*prompt, *tokens, *[0] * width][:width] for prompt, tokens in texts]
+    ids = pad_sequence(
+        [torch.tensor(prompt + tokens) for prompt, tokens in texts], batch_first=True
+    )
     scores = model(
-        input_ids=torch.tensor(ids, device=model.device),
+        input_ids=ids.to(model.device),
         use_cache=False,
-        logits_to_keep=width - shortest + 1,
+        logits_to_keep=ids.shape[1] - shortest + 1,
     ).logits
     sums = []
     for row, (prompt, tokens) in zip(scores, texts, strict=True):

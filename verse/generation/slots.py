@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from verse.generation.attention import ROWS
@@ -95,10 +96,8 @@ class Slots:
                 some = texts[first : first + at_once]
                 into = [(slot, row) for row, text in enumerate(some) for slot in slots_of[text]]
                 self.into, self.source = torch.tensor(into, device=self.device).unbind(1)
-                width = max(map(len, some))
-                ids = torch.tensor(
-                    [[*text, *[0] * (width - len(text))] for text in some], device=self.device
-                )
+                ids = pad_sequence([torch.tensor(text) for text in some], batch_first=True)
+                ids, width = ids.to(self.device), ids.shape[1]
                 self.history[self.into, :width] = ids[self.source]
                 if width - 1 > start:
                     self.forward(ids[:, start:-1], start, predict=False)
