@@ -2,6 +2,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from verse.generation import answers
+from verse.generation.slots import Slots
+
 
 @pytest.fixture(scope="module")
 def mini():
@@ -9,3 +12,15 @@ def mini():
     torch.set_num_threads(2)
     model = AutoModelForCausalLM.from_pretrained("models/mini", dtype=torch.float32).eval()
     return model, AutoTokenizer.from_pretrained("models/mini")
+
+
+@pytest.fixture
+def in_slots(monkeypatch):
+    """Called, it lets prompts be answered from then on in slots, as on a GPU."""
+
+    def slots(model, decoding, prompts, texts, numbers):
+        rows = Slots(model, decoding, prompts, len(texts))
+        rows.add(texts, numbers)
+        return rows
+
+    return lambda: monkeypatch.setattr(answers, "first_rows", slots)

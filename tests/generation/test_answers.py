@@ -172,14 +172,9 @@ def test_both_kinds_of_rows_give_the_models_own_scores(mini):
     assert len(texts) == 3
 
 
-def test_slots_answer_as_rows_do_whoever_waits(mini, monkeypatch):
-    def slots(model, decoding, prompts, texts, numbers):
-        rows = Slots(model, decoding, prompts, len(texts))
-        rows.add(texts, numbers)
-        return rows
-
+def test_slots_answer_as_rows_do_whoever_waits(mini, in_slots):
     expected = answer(mini)
-    monkeypatch.setattr(answers, "first_rows", slots)
+    in_slots()
     assert answer(mini) == answer(mini, batch_size=2) == answer(mini, batch_size=4) == expected
 
 

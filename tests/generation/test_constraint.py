@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from verse.errors import UserError
 from verse.generation import answers
 from verse.generation.answers import constraint_of
-from verse.generation.slots import Slots
 from verse.generation.vocabulary import Vocabulary, split, verse_in, vocabulary_of
 from verse.model.encoding import encode_prompt
 from verse.params import Decoding
@@ -155,16 +154,11 @@ def test_transformers_own_way_keeps_them_too(any_model, beams, monkeypatch):
         assert apart == together
 
 
-def test_slots_keep_them_and_neighbours_do_not_matter(mini, monkeypatch):
-    def slots(model, decoding, prompts, texts, numbers):
-        rows = Slots(model, decoding, prompts, len(texts))
-        rows.add(texts, numbers)
-        return rows
-
+def test_slots_keep_them_and_neighbours_do_not_matter(mini, in_slots):
     expected = write(mini)
     assert write(mini, batch_size=1) == write(mini, batch_size=3) == expected
     assert write(mini, COUPLETS[::-1]) == expected[::-1]
-    monkeypatch.setattr(answers, "first_rows", slots)
+    in_slots()
     assert write(mini) == write(mini, batch_size=2) == expected
 
 
