@@ -22,11 +22,13 @@ from transformers import (
 
 from verse.errors import UserError
 from verse.generation.constraint import Constrained, Constraint, Draft
+from verse.generation.norms import fuse_norms
 from verse.generation.rows import Rows
 from verse.generation.sampling import OwnStreams, uniform_numbers
 from verse.generation.slots import Slots
 from verse.generation.tiles import use_tiles
 from verse.model.graphs import told
+from verse.model.sharding import is_sharded
 from verse.params import Decoding
 
 REFILLED = 0.75  # prompts that wait come in when no more than this share is still being answered
@@ -72,6 +74,8 @@ def answer(
     """
     if model.device.type == "cpu":
         use_tiles(model)
+    elif not is_sharded(model):  # whose weights come and go
+        fuse_norms(model)
     waiting = {key: ids for key, ids in prompts.items() if key not in answers}
     if not waiting:
         return

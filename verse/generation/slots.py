@@ -15,7 +15,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from verse.generation.attention import ROWS
-from verse.generation.norms import fuse_norms
 from verse.generation.sampling import Draw, Drawn, candidates, check_scores
 from verse.model.attention import attention, no_mask
 from verse.model.encoding import common_prefix
@@ -68,8 +67,6 @@ class Slots:
         """Which row of that pass each of them gets."""
         self.hidden: dict[int | None, torch.Tensor] = {}
         """What the tokens of this pass do not see, by the window of a layer."""
-        if not self.sharded:  # whose weights come and go
-            fuse_norms(model)
         if self.prefix:
             with quickly():
                 self.forward(torch.tensor([self.prefix], device=self.device), 0, predict=False)
