@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import SHAPES, build, byte_pairs
 from transformers import AutoModelForCausalLM
 
 from verse import params
@@ -17,6 +18,7 @@ from verse.generation.candidates import (
     log_probabilities,
     other,
     passes,
+    read,
     relevance,
     stream,
     tries,
@@ -133,38 +135,54 @@ def test_without_form_the_likeliest_is_kept_and_of_equals_the_first(opened):
     assert kept(twin, *unlike, likely) is twin
 
 
-def test_many_texts_at_once_give_what_each_gives_alone(mini):
-    model, tokenizer = mini
-    texts = [
-        (encode_prompt(tokenizer, COUPLET * times), encode_prompt(tokenizer, answer)[-size:])
-        for times, answer, size in ((1, RHYMED, 12), (3, LONG, 5), (2, UNRHYMED, 1), (1, LONG, 17))
+@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_many_answers_after_a_prompt_give_what_each_gives_alone(
+    kind, copied, tmp_path, monkeypatch
+):
+    """Against plain passes, of models of all makes."""
+    tokenizer = byte_pairs()
+    build(kind, tmp_path, tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    if copied:
+        assert read(model, [1, 2, 3])
+    else:
+        monkeypatch.setattr(candidates, "read", lambda *_: None)
+    prompt = encode_prompt(tokenizer, COUPLET * 3)
+    answers = [
+        encode_prompt(tokenizer, answer)[-size:]
+        for answer, size in ((RHYMED, 12), (LONG, 5), (UNRHYMED, 1), (LONG, 17), (AGAIN, 12))
     ]
-    alone = [log_probabilities(model, [text])[0] for text in texts]
-    assert log_probabilities(model, texts) == pytest.approx(alone, abs=1e-3)
-    assert log_probabilities(model, texts[::-1]) == pytest.approx(alone[::-1], abs=1e-3)
+
+    def nats(tokens):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + tokens])).logits[0]
+        chances = torch.log_softmax(logits[len(prompt) - 1 : -1], -1)
+        return chances.gather(1, torch.tensor(tokens)[:, None]).sum().item()
+
+    expected = [nats(tokens) for tokens in answers]
+    assert log_probabilities(model, prompt, answers) == pytest.approx(expected, abs=1e-3)
+    assert log_probabilities(model, prompt[:1], answers[:1]) != pytest.approx(expected[:1], abs=0.1)
+    backwards = log_probabilities(model, prompt, answers[::-1])
+    assert backwards == pytest.approx(expected[::-1], abs=1e-3)
 
 
-def test_texts_go_through_together_that_are_alike_or_of_about_a_size(monkeypatch):
-    monkeypatch.setattr(candidates, "READ_AT_ONCE", 10)
-    monkeypatch.setattr(candidates, "ALIKE_AT_ONCE", 10)
-    sizes = ((1, 1), (3, 9), (2, 3), (2, 2), (3, 2), (1, 4))
-    texts = [([1] * prompt, [2] * answer) for prompt, answer in sizes]
-    assert list(passes(texts, alike=False)) == [[1], [2], [4], [5], [3], [0]]
-    assert list(passes(texts, alike=True)) == [[1], [2, 4], [5], [3], [0]]
-    monkeypatch.setattr(candidates, "READ_AT_ONCE", 24)
-    assert list(passes(texts, alike=False)) == [[1, 2], [4, 5], [3, 0]]
+def test_answers_go_through_together_that_are_alike_or_of_about_a_size(monkeypatch):
+    monkeypatch.setattr(candidates, "SCORED_AT_ONCE", 10)
+    lengths = [2, 12, 5, 4, 5, 5]
+    assert list(passes(lengths, alike=False)) == [[1], [2, 4], [5, 3], [0]]
+    assert list(passes(lengths, alike=True)) == [[1], [2, 4], [5], [3], [0]]
+    monkeypatch.setattr(candidates, "SCORED_AT_ONCE", 24)
+    assert list(passes(lengths, alike=False)) == [[1, 2], [4, 5, 3, 0]]
 
 
 def test_a_number_does_not_depend_on_its_company(opened):
     """To the last bit, on a CPU."""
-    opening, model, poems, prompts = opened
+    opening, model, poems, _ = opened
     drawn = {}
     finished(opened, range(20), drawn)
     [instead] = opening.encode_prompts([poems[0] | {"input": COUPLET}])
-    cases = [
-        (prompts[number], instead, [drawn[number, n].tokens for n in range(4)])
-        for number in range(20)
-    ]
+    cases = [(instead, [drawn[number, n] for n in range(4)]) for number in range(20)]
     together = relevance(model, cases)
     assert [relevance(model, [case])[0] for case in cases] == together
     assert relevance(model, cases[::-1]) == together[::-1]

@@ -146,7 +146,7 @@ def test_transformers_own_way_keeps_them_too(any_model, beams, monkeypatch):
         raise answers.Unsuited("tried")
 
     together = write(any_model, COUPLETS[:3], max_new_tokens=90, top_k=0)
-    monkeypatch.setattr(answers, "first_rows", refuse)
+    monkeypatch.setattr(answers, "empty_rows", refuse)
     apart = write(any_model, COUPLETS[:3], max_new_tokens=90, top_k=0, num_beams=beams)
     for couplet, answer in zip(COUPLETS, apart, strict=False):
         check(couplet, answer)

@@ -7,6 +7,7 @@ there are (`slots`). Beams, and models whose attention is of another kind, go Tr
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -47,8 +48,7 @@ class Answer:
     tokens: list[int]
     """Their ids, the end token's too if it was written."""
     likelihood: float
-    """The mean log-probability of the tokens, at temperature 1 among the `top_k` likeliest; 0 in
-    Transformers' own way."""
+    """The mean log-probability that the model gives the tokens, at temperature 1; 0 for beams."""
 
 
 def answer(
@@ -153,13 +153,17 @@ def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
     likelihoods: dict[Key, float] = {}
     drafts = task.drafts(prompts)
     rows: Rows | Slots | None = None
+    expected: torch.Tensor | None = None
     while waiting or keys:
         if waiting and len(keys) <= REFILLED * batch_size:
             new = [waiting.pop() for _ in range(min(batch_size - len(keys), len(waiting)))]
             texts = [prompts[key] for key in new]
             numbers = torch.stack([task.numbers(key) for key in new])
             if rows is None:
-                rows = first_rows(task.model, decoding, list(prompts.values()), texts, numbers)
+                with first_try():
+                    rows = empty_rows(task.model, decoding, list(prompts.values()), len(texts))
+                    rows.add(texts, numbers)
+                expected = own_scores(task.model, [texts[0], texts[-1]])
             else:
                 rows.add(texts, numbers)
             for key in new:
@@ -168,7 +172,12 @@ def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
         assert rows
         allowed = task.constraint.allowed(drafts[key] for key in keys) if task.constraint else None
         goes_on = min(len(written[key]) for key in keys) + 1 < most
-        drawn, chances = rows.step(allowed, ahead=goes_on and not waiting and not task.constraint)
+        ahead = goes_on and not waiting and not task.constraint
+        with nullcontext() if expected is None else first_try():
+            drawn, chances = rows.step(allowed, ahead=ahead)
+        if expected is not None and rows.first is not None:
+            check_first(rows.first, expected)
+            expected = None
         kept = []
         for row, (key, token, chance) in enumerate(
             zip(keys, drawn.tolist(), chances.tolist(), strict=True)
@@ -187,40 +196,43 @@ def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
             keys = [keys[row] for row in kept]
 
 
-def first_rows(
-    model: PreTrainedModel,
-    decoding: Decoding,
-    prompts: list[list[int]],
-    texts: list[list[int]],
-    numbers: torch.Tensor,
+def empty_rows(
+    model: PreTrainedModel, decoding: Decoding, prompts: list[list[int]], count: int
 ) -> Rows | Slots:
-    """Rows of some prompts, with as much room for the others. numbers: as `Rows.add` wants them.
+    """For prompts of which `count` are answered at a time."""
+    if model.device.type == "cpu":
+        return Rows(model, decoding)
+    return Slots(model, decoding, prompts, count)
 
-    Raises Unsuited if the scores of the first and the last are not those that the model gives in
-    its own attention.
-    """
-    rows: Rows | Slots
+
+@contextmanager
+def first_try() -> Iterator[None]:
+    """Raise Unsuited for anything that a model may raise which knows nothing of rows."""
     try:
-        if model.device.type == "cpu":
-            rows = Rows(model, decoding)
-        else:
-            rows = Slots(model, decoding, prompts, len(texts))
-        rows.add(texts, numbers)
-        found = rows.scores().float()
+        yield
     except (torch.OutOfMemoryError, UserError):
         raise
-    except Exception as error:  # a model that knows nothing of it may raise anything
+    except Exception as error:
         raise Unsuited(str(error) or type(error).__name__) from None
-    chosen = sorted({0, len(texts) - 1})
+
+
+def own_scores(model: PreTrainedModel, texts: list[list[int]]) -> torch.Tensor:
+    """What the model gives after each text in its own attention, (N, vocabulary)."""
     # What follows a text does not matter to it.
-    ids = pad_sequence([torch.tensor(texts[row]) for row in chosen], batch_first=True)
-    last = torch.tensor([len(texts[row]) - 1 for row in chosen], device=model.device)
+    ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
+    last = torch.tensor([len(text) - 1 for text in texts], device=model.device)
     logits = model(input_ids=ids.to(model.device), use_cache=False, logits_to_keep=last).logits
-    for row, expected in zip(chosen, logits.float().diagonal().T, strict=True):
-        apart = (found[row] - expected).square().mean().sqrt() / expected.std()
-        if apart > TOLERANCE[model.dtype]:
-            raise Unsuited(f"the scores differ by {apart.item():.2g} of their spread")
-    return rows
+    scores: torch.Tensor = logits.diagonal().T
+    return scores
+
+
+def check_first(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Raise Unsuited if scores, (N, vocabulary), are not the model's own."""
+    tolerance = TOLERANCE[expected.dtype]
+    found, expected = found.float(), expected.float()
+    apart = (found - expected).square().mean(-1).sqrt() / expected.std(-1)
+    if (apart > tolerance).any():
+        raise Unsuited(f"the scores differ by {apart.max().item():.2g} of their spread")
 
 
 @torch.no_grad()
@@ -232,11 +244,12 @@ def answer_apart(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
     ends = set(end_tokens(task.model, task.tokenizer))
     alone = task.decoding.num_beams > 1 and task.decoding.do_sample
     for batch in equal_lengths(task.prompts, 1 if alone else task.batch_size):
-        for key, ids in zip(batch, generate(task, batch), strict=True):
-            end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-            for token in ids[: end + 1]:
+        for key, ids, chances in zip(batch, *generate(task, batch), strict=True):
+            end = next((place for place, token in enumerate(ids) if token in ends), len(ids) - 1)
+            ids = ids[: end + 1]
+            for token in ids:
                 task.on_token(key, token)
-            yield key, ids[: end + 1], 0.0
+            yield key, ids, sum(chances[: end + 1]) / len(ids)
 
 
 def equal_lengths(prompts: dict[Key, list[int]], batch_size: int) -> Iterator[list[Key]]:
@@ -251,21 +264,23 @@ def equal_lengths(prompts: dict[Key, list[int]], batch_size: int) -> Iterator[li
 
 
 @torch.no_grad()
-def generate(task: Task[Key], batch: list[Key]) -> list[list[int]]:
-    """New token ids for prompts of equal length, as Transformers decodes them."""
+def generate(task: Task[Key], batch: list[Key]) -> tuple[list[list[int]], list[list[float]]]:
+    """New token ids for prompts of equal length, as Transformers decodes them, and their
+    log-probabilities (none for beams)."""
     model, decoding = task.model, task.decoding
     device = model.device
-    processors = LogitsProcessorList()
     prompt_length = len(task.prompts[batch[0]])
+    constrained = None
+    no_repeat = decoding.no_repeat_ngram_size
     if task.constraint:
         given = [task.couplets[key] for key in batch]
-        size = decoding.no_repeat_ngram_size
-        processors.append(Constrained(task.constraint, given, prompt_length, size))
-        decoding = decoding.model_copy(update={"no_repeat_ngram_size": 0})
+        constrained = Constrained(task.constraint, given, prompt_length, no_repeat)
+    streams = None
     sampling = {}
     if decoding.num_beams == 1:
         numbers = torch.stack([task.numbers(key) for key in batch])
-        processors.append(OwnStreams(numbers, decoding, prompt_length))
+        allowed = constrained.allowed if constrained else None
+        streams = OwnStreams(numbers, decoding, prompt_length, allowed)
     elif decoding.do_sample:
         torch.manual_seed(int(task.numbers(batch[0])[0].item() * 2**53))
         sampling = {
@@ -274,10 +289,11 @@ def generate(task: Task[Key], batch: list[Key]) -> list[list[int]]:
             "top_k": decoding.top_k,
             "top_p": decoding.top_p,
         }
+    own = streams or constrained
     config = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,
         num_beams=decoding.num_beams,
-        no_repeat_ngram_size=decoding.no_repeat_ngram_size if decoding.num_beams > 1 else 0,
+        no_repeat_ngram_size=0 if own else no_repeat,
         eos_token_id=end_tokens(model, task.tokenizer),
         pad_token_id=task.tokenizer.eos_token_id,
         **sampling,
@@ -287,9 +303,10 @@ def generate(task: Task[Key], batch: list[Key]) -> list[list[int]]:
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         generation_config=config,
-        logits_processor=processors,
+        logits_processor=LogitsProcessorList([own] if own else []),
     )
-    return output[:, ids.shape[1] :].tolist()
+    chances = torch.stack(streams.chances, 1) if streams else torch.zeros(len(batch), 0)
+    return output[:, ids.shape[1] :].tolist(), chances.tolist()
 
 
 def constraint_of(

@@ -1,15 +1,16 @@
 """Several answers to a prompt, and the one of them to keep."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby, islice
+from itertools import groupby
 
 import torch
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from verse.generation.answers import Answer, answer
-from verse.generation.slots import READ_AT_ONCE
 from verse.model.opening import Opening
 from verse.params import Decoding
 from verse.poems.lines import in_form, split_lines
@@ -17,9 +18,7 @@ from verse.poems.prosody import rhymes
 
 Key = tuple[int, int]
 """The number of a poem, and that of one of its candidates."""
-ALIKE_AT_ONCE = 1024  # tokens in a pass on a CPU
-Text = tuple[list[int], list[int]]
-"""Token ids of a prompt and of an answer."""
+SCORED_AT_ONCE = 2048  # tokens of answers in a pass
 
 OTHERS = {
     5: ("白日依山盡，黃河入海流。", "國破山河在，城春草木深。"),
@@ -72,10 +71,7 @@ def finish(
         if len(best) > 1 and in_form(poem["input"], best[0].text):
             open_cases.append((number, best))
     others = [{**poems[number], "input": other(poems[number]["input"])} for number, _ in open_cases]
-    cases = [
-        (prompts[number], instead, [one.tokens for one in best])
-        for (number, best), instead in zip(open_cases, opening.encode_prompts(others), strict=True)
-    ]
+    cases = list(zip(opening.encode_prompts(others), (best for _, best in open_cases), strict=True))
     for (number, best), merits in zip(open_cases, relevance(model, cases), strict=True):
         kept[number] = best[merits.index(max(merits))]
     return kept
@@ -112,65 +108,80 @@ def other(couplet: str) -> str:
 
 
 def relevance(
-    model: PreTrainedModel, cases: Sequence[tuple[list[int], list[int], list[list[int]]]]
+    model: PreTrainedModel, cases: Sequence[tuple[list[int], list[Answer]]]
 ) -> list[list[float]]:
     """How much likelier each answer is after its own prompt than after another's, log p(answer |
     own) - log p(answer | other) in nats: what Li et al. 2016 (arXiv:1510.03055) rank answers by,
     against those that suit any prompt.
 
-    cases: token ids of the own prompt, the other and answers. On a CPU the numbers depend on
+    cases: token ids of the other prompt, and answers to the own. On a CPU the numbers depend on
     nothing but the case.
     """
-    texts = [(prompt, tokens) for *both, answers in cases for prompt in both for tokens in answers]
-    found = [0.0] * len(texts)
-    for numbers in passes(texts, alike=model.device.type == "cpu"):
-        nats = log_probabilities(model, [texts[number] for number in numbers])
-        for number, value in zip(numbers, nats, strict=True):
-            found[number] = value
-    in_order = iter(found)
-    differences = []
-    for *_, answers in cases:
-        own, instead = (list(islice(in_order, len(answers))) for _ in range(2))
-        differences.append([a - b for a, b in zip(own, instead, strict=True)])
-    return differences
-
-
-def passes(texts: Sequence[Text], *, alike: bool) -> Iterator[list[int]]:
-    """The numbers of the texts that go through a model together: if `alike` those of one length
-    only, so that nothing is padded and none depends on its company, else as a GPU reads them well.
-    """
-
-    def size(number: int) -> int:
-        prompt, tokens = texts[number]
-        return len(prompt) + len(tokens)
-
-    most = ALIKE_AT_ONCE if alike else READ_AT_ONCE
-    order = sorted(range(len(texts)), key=size, reverse=True)
-    for _, group in groupby(order, size if alike else lambda _: 0):
-        numbers = list(group)
-        at_once = max(1, most // size(numbers[0]))
-        for start in range(0, len(numbers), at_once):
-            yield numbers[start : start + at_once]
+    found = [[one.likelihood * len(one.tokens) for one in answers] for _, answers in cases]
+    after: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for number, (prompt, answers) in enumerate(cases):
+        after.setdefault(tuple(prompt), []).extend((number, n) for n in range(len(answers)))
+    for other_prompt, places in after.items():
+        texts = [cases[number][1][n].tokens for number, n in places]
+        nats = log_probabilities(model, other_prompt, texts)
+        for (number, n), value in zip(places, nats, strict=True):
+            found[number][n] -= value
+    return found
 
 
 @torch.no_grad()
-def log_probabilities(model: PreTrainedModel, texts: Sequence[Text]) -> list[float]:
-    """That of each answer after its prompt, in nats, by one pass."""
-    shortest = min(len(prompt) for prompt, _ in texts)
-    # What follows a text does not matter to it.
-    ids = pad_sequence(
-        [torch.tensor(prompt + tokens) for prompt, tokens in texts], batch_first=True
-    )
-    scores = model(
-        input_ids=ids.to(model.device),
-        use_cache=False,
-        logits_to_keep=ids.shape[1] - shortest + 1,
-    ).logits
-    sums = []
-    for row, (prompt, tokens) in zip(scores, texts, strict=True):
-        start = len(prompt) - shortest
-        wanted = torch.tensor(tokens, device=model.device)
-        predicted = row[start : start + len(tokens)].float()
-        sums.append(-functional.cross_entropy(predicted, wanted, reduction="sum"))
-    found: list[float] = torch.stack(sums).tolist()
+def log_probabilities(
+    model: PreTrainedModel, prompt: Sequence[int], answers: Sequence[list[int]]
+) -> list[float]:
+    """That of each answer after one prompt, in nats. The prompt is read once where the model lets
+    what it has seen of it be copied, else with every answer."""
+    *before, last = prompt
+    seen = read(model, before)
+    found = [0.0] * len(answers)
+    for numbers in passes(list(map(len, answers)), alike=model.device.type == "cpu"):
+        texts = [[last, *answers[number][:-1]] for number in numbers]
+        known = {}
+        if seen:
+            known["past_key_values"] = copy.deepcopy(seen)
+            known["past_key_values"].batch_repeat_interleave(len(texts))
+        else:
+            texts = [before + text for text in texts]
+        # What follows a text does not matter to it.
+        ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
+        scores = model(
+            input_ids=ids.to(model.device),
+            use_cache=bool(seen),
+            logits_to_keep=max(len(answers[number]) for number in numbers),
+            **known,
+        ).logits
+        sums = []
+        for row, number in zip(scores, numbers, strict=True):
+            wanted = torch.tensor(answers[number], device=model.device)
+            predicted = row[: len(wanted)].float()
+            sums.append(-functional.cross_entropy(predicted, wanted, reduction="sum"))
+        for number, nats in zip(numbers, torch.stack(sums).tolist(), strict=True):
+            found[number] = nats
     return found
+
+
+def read(model: PreTrainedModel, tokens: list[int]) -> DynamicCache | None:
+    """What a model has seen after these tokens, if it is the keys and values of each of them."""
+    if not tokens:
+        return None
+    ids = torch.tensor([tokens], device=model.device)
+    seen = model(input_ids=ids, logits_to_keep=1, use_cache=True).get("past_key_values")
+    if isinstance(seen, DynamicCache) and all(isinstance(one, DynamicLayer) for one in seen.layers):
+        return seen
+    return None
+
+
+def passes(lengths: Sequence[int], *, alike: bool) -> Iterator[list[int]]:
+    """The numbers of the texts that go through a model together: if `alike` those of one length
+    only, so that nothing is padded and none depends on its company."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    for _, group in groupby(order, lengths.__getitem__ if alike else lambda _: 0):
+        numbers = list(group)
+        while numbers:
+            at_once = max(1, SCORED_AT_ONCE // max(1, lengths[numbers[0]]))
+            yield numbers[:at_once]
+            numbers = numbers[at_once:]

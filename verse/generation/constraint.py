@@ -258,12 +258,14 @@ class Constrained(LogitsProcessor):
         self.constraint, self.couplets = constraint, couplets
         self.prompt_length, self.size = prompt_length, no_repeat_ngram_size
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def allowed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Which tokens may come next, (R, vocabulary)."""
         beams = len(input_ids) // len(self.couplets)
-        drafts = [
+        return self.constraint.allowed(
             self.constraint.draft(self.couplets[row // beams], ids)
             for row, ids in enumerate(input_ids[:, self.prompt_length :].tolist())
-        ]
+        )
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         lengths = torch.full_like(input_ids[:, 0], input_ids.shape[1])
-        allowed = self.constraint.allowed(drafts)
-        return permitted(scores, input_ids, lengths, self.size, allowed)
+        return permitted(scores, input_ids, lengths, self.size, self.allowed(input_ids))

@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from verse.generation.attention import ROWS
-from verse.generation.sampling import Draw, Drawn, candidates, check_scores
+from verse.generation.sampling import Draw, Drawn, check_scores
 from verse.model.attention import attention, no_mask
 from verse.params import Decoding
 
@@ -61,15 +61,14 @@ class Rows:
         self.lengths = torch.zeros(0, dtype=torch.long)
         self.starts = self.lengths  # how long each row's prompt is
         self.numbers = torch.zeros(0, decoding.max_new_tokens, dtype=torch.float64)
-        self.known: torch.Tensor | None = None
-        """The scores of the next token, if they have been asked for."""
+        self.first: torch.Tensor | None = None
+        """The scores of the first and the last row in the first step, (2, vocabulary)."""
 
     def add(self, prompts: list[list[int]], numbers: torch.Tensor) -> None:
         """Read prompts, all but the last token of each; they become the last rows.
 
         numbers: (N, max_new_tokens), by which their tokens are drawn.
         """
-        self.known = None
         for _, alike in groupby(prompts, len):
             self.groups.append(self.read([tuple(prompt[:-1]) for prompt in alike]))
         lengths = torch.tensor([len(ids) for ids in prompts])
@@ -111,21 +110,21 @@ class Rows:
 
     def scores(self) -> torch.Tensor:
         """Those of the token that comes next in each row, (R, vocabulary)."""
-        if self.known is None:
-            last = self.history.gather(1, self.lengths[:, None] - 1)
-            self.known = self.forward(self.groups, last, predict=True)[:, -1]
-        return self.known
+        last = self.history.gather(1, self.lengths[:, None] - 1)
+        scores: torch.Tensor = self.forward(self.groups, last, predict=True)[:, -1]
+        return scores
 
     def step(self, allowed: torch.Tensor | None = None, *, ahead: bool = False) -> Drawn:
         """Draw a token for each row, of those allowed, (R, vocabulary), and add it.
 
         ahead: as `Slots.step` has it; on a CPU nothing can be begun beside.
         """
-        found = candidates(self.scores(), self.history, self.lengths, self.decoding, allowed)
-        turns = (self.lengths - self.starts)[:, None]
-        tokens, chances = self.draw(*found, self.numbers.gather(1, turns)[:, 0])
+        scores = self.scores()
+        if self.first is None:
+            self.first = scores[[0, -1]]
+        numbers = self.numbers.gather(1, (self.lengths - self.starts)[:, None])[:, 0]
+        tokens, chances = self.draw(scores, self.history, self.lengths, numbers, allowed)
         check_scores(chances)
-        self.known = None
         self.history.scatter_(1, self.lengths[:, None], tokens[:, None])
         self.lengths += 1
         for group in self.groups:

@@ -6,6 +6,7 @@ vocabulary would take longer than the model.
 """
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from transformers import (
@@ -19,7 +20,7 @@ from verse.errors import UserError
 from verse.params import Decoding
 
 Drawn = tuple[torch.Tensor, torch.Tensor]
-"""Tokens, and their log-probabilities among the likeliest k at temperature 1; both (R,)."""
+"""Tokens, and the log-probabilities that the model gives them (at temperature 1); both (R,)."""
 
 
 def candidates(
@@ -35,7 +36,7 @@ def candidates(
     many of them there are. allowed: (R, vocabulary), which tokens may come at all; None allows all.
     One candidate only where nothing is drawn.
     """
-    scores = permitted(scores.float(), history, lengths, decoding.no_repeat_ngram_size, allowed)
+    scores = permitted(scores, history, lengths, decoding.no_repeat_ngram_size, allowed)
     if not decoding.do_sample:
         best = scores.argmax(-1, keepdim=True)
         return scores.gather(1, best), best
@@ -89,26 +90,34 @@ class Draw:
     """Draws a token for each row."""
 
     def __init__(self, decoding: Decoding):
-        self.sample = decoding.do_sample
+        self.decoding = decoding
         self.warpers = LogitsProcessorList([TemperatureLogitsWarper(decoding.temperature or 1.0)])
         if decoding.top_p < 1:
             self.warpers.append(TopPLogitsWarper(decoding.top_p))
 
     def __call__(
-        self, likeliest: torch.Tensor, tokens: torch.Tensor, numbers: torch.Tensor
+        self,
+        scores: torch.Tensor,
+        history: torch.Tensor,
+        lengths: torch.Tensor,
+        numbers: torch.Tensor,
+        allowed: torch.Tensor | None = None,
     ) -> Drawn:
-        """likeliest, tokens: (R, k), as `candidates` gives them. numbers: (R,), in [0, 1).
+        """scores, history, lengths, allowed: as `candidates` wants them. numbers: (R,), in [0, 1).
 
-        The log-probability is 0 where nothing is drawn, and no number where the scores are none.
+        The log-probability is no number where the scores are none.
         """
-        if not self.sample:
-            return tokens[:, 0], likeliest[:, 0] * 0
-        warped = self.warpers(tokens, likeliest).double()
-        cumulative = torch.softmax(warped, -1).cumsum(-1)
-        places = torch.searchsorted(cumulative, numbers[:, None] * cumulative[:, -1:], right=True)
-        places = places.clamp(max=tokens.shape[1] - 1)  # where the scores are no numbers
-        chances = torch.log_softmax(likeliest, -1).gather(1, places)
-        return tokens.gather(1, places)[:, 0], chances[:, 0]
+        scores = scores.float()
+        likeliest, tokens = candidates(scores, history, lengths, self.decoding, allowed)
+        if self.decoding.do_sample:
+            warped = self.warpers(tokens, likeliest).double()
+            cumulative = torch.softmax(warped, -1).cumsum(-1)
+            numbers = numbers[:, None] * cumulative[:, -1:]
+            places = torch.searchsorted(cumulative, numbers, right=True)
+            places = places.clamp(max=tokens.shape[1] - 1)  # where the scores are no numbers
+            tokens = tokens.gather(1, places)
+        chances = scores.gather(1, tokens)[:, 0] - scores.logsumexp(-1)
+        return tokens[:, 0], chances
 
 
 def check_scores(chances: torch.Tensor) -> None:
@@ -126,17 +135,27 @@ class OwnStreams(LogitsProcessor):
     Leaves the drawn token as the only possible one, so that greedy search takes it.
     """
 
-    def __init__(self, numbers: torch.Tensor, decoding: Decoding, prompt_length: int):
-        """numbers: (R, tokens), each prompt's stream."""
-        self.decoding, self.draw = decoding, Draw(decoding)
-        self.numbers, self.prompt_length = numbers, prompt_length
+    def __init__(
+        self,
+        numbers: torch.Tensor,
+        decoding: Decoding,
+        prompt_length: int,
+        allowed: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
+        """numbers: (R, tokens), each prompt's stream. allowed: which tokens may come after token
+        ids (R, L), as `candidates` wants them; None allows all."""
+        self.draw, self.numbers, self.allowed = Draw(decoding), numbers, allowed
+        self.prompt_length = prompt_length
+        self.chances: list[torch.Tensor] = []
+        """The log-probabilities of the tokens drawn so far, each (R,)."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        step = input_ids.shape[1] - self.prompt_length
-        lengths = torch.full_like(input_ids[:, 0], input_ids.shape[1])
-        likeliest, tokens = candidates(scores, input_ids, lengths, self.decoding)
-        drawn, chances = self.draw(likeliest.cpu(), tokens.cpu(), self.numbers[:, step])
+        ids, step = input_ids.cpu(), input_ids.shape[1] - self.prompt_length
+        lengths = torch.full_like(ids[:, 0], ids.shape[1])
+        allowed = self.allowed(ids).cpu() if self.allowed else None
+        drawn, chances = self.draw(scores.cpu(), ids, lengths, self.numbers[:, step], allowed)
         check_scores(chances)
+        self.chances.append(chances)
         chosen = drawn[:, None].to(scores.device)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from verse.generation.attention import ROWS
-from verse.generation.sampling import Draw, Drawn, candidates, check_scores
+from verse.generation.sampling import Draw, Drawn, check_scores
 from verse.model.attention import attention, no_mask
 from verse.model.encoding import common_prefix
 from verse.model.graphs import Graph, Reading, told
@@ -61,6 +61,10 @@ class Slots:
         self.recordable = self.device.type == "cuda" and not self.sharded
         self.under_way: list[Reading] | None = None
         """What a step finds that was begun before it was asked for."""
+        self.latest: torch.Tensor | None = None
+        """The scores of all slots in the step begun last, (slots, vocabulary)."""
+        self.first: torch.Tensor | None = None
+        """As `Rows.first`."""
         self.into: torch.Tensor | None = None
         """The slots that a pass reads prompts into; None if it is a step of all slots."""
         self.source: torch.Tensor | None = None
@@ -152,14 +156,16 @@ class Slots:
     def begin(self) -> list[Reading]:
         if self.graph is None:
             self.graph = self.record()
-        return [Reading(part) for part in (self.graph([]) if self.graph else self.compute())]
+        drawn = self.graph([]) if self.graph else self.compute()
+        if self.first is None and self.latest is not None:  # which the next step overwrites
+            self.first = torch.stack([self.latest[self.order[0]], self.latest[self.order[-1]]])
+        return [Reading(part) for part in drawn]
 
     def compute(self, _: Sequence[torch.Tensor] = ()) -> Drawn:
-        found = candidates(
-            self.all_scores(), self.history, self.lengths, self.decoding, self.allowed
-        )
+        self.latest = self.all_scores()
         turns = (self.lengths - self.starts).clamp(max=self.numbers.shape[1] - 1)
-        drawn = self.draw(*found, self.numbers.gather(1, turns[:, None])[:, 0])
+        numbers = self.numbers.gather(1, turns[:, None])[:, 0]
+        drawn = self.draw(self.latest, self.history, self.lengths, numbers, self.allowed)
         # A slot that nobody hears stays within its room.
         room = self.history.shape[1]
         self.history.scatter_(1, self.lengths.clamp(max=room - 1)[:, None], drawn[0][:, None])
@@ -168,6 +174,8 @@ class Slots:
 
     def record(self, beside: Graph[Drawn] | None = None) -> Graph[Drawn] | None:
         if self.recordable:
+            if not self.held:  # what is made while recording would be made anew in each step
+                self.all_scores()
             try:
                 return Graph(self.compute, [], beside)
             except torch.OutOfMemoryError:
