@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from verse.errors import UserError
-from verse.generation import answers, sampling, tiles
+from verse.generation import answers, sampling, slots, tiles
 from verse.generation.rows import Rows
 from verse.generation.slots import Slots
 from verse.model.encoding import encode_prompt
@@ -140,8 +140,9 @@ def test_an_answer_ends_with_the_end_token_and_leaves_it_out(mini):
     assert any("，" in text for text in texts)
 
 
-def test_both_kinds_of_rows_give_the_models_own_scores(mini):
+def test_both_kinds_of_rows_give_the_models_own_scores(mini, monkeypatch):
     """Three computations that share little: rows, slots, and Transformers' own attention."""
+    monkeypatch.setattr(slots, "FEW", 8)
     model, tokenizer = mini
     couplets = [couplet * 2 for couplet in [*COUPLETS, COUPLETS[3], COUPLETS[8]]]  # two twice
     prompts = sorted((encode_prompt(tokenizer, couplet) for couplet in couplets), key=len)
@@ -169,7 +170,7 @@ def test_both_kinds_of_rows_give_the_models_own_scores(mini):
                 assert torch.equal(rows.step()[0], tokens)
                 rows.keep(kept)
             texts = [texts[row] for row in kept]
-    assert len(texts) == 3
+    assert len(texts) == 3 and both[1].slots == 8  # of 16
 
 
 def test_slots_answer_as_rows_do_whoever_waits(mini, in_slots):

@@ -28,7 +28,7 @@ from verse.generation.rows import Rows
 from verse.generation.sampling import OwnStreams, uniform_numbers
 from verse.generation.slots import Slots
 from verse.generation.tiles import use_tiles
-from verse.model.graphs import told
+from verse.model.graphs import send, told
 from verse.model.sharding import is_sharded
 from verse.params import Decoding
 
@@ -220,8 +220,9 @@ def own_scores(model: PreTrainedModel, texts: list[list[int]]) -> torch.Tensor:
     """What the model gives after each text in its own attention, (N, vocabulary)."""
     # What follows a text does not matter to it.
     ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
-    last = torch.tensor([len(text) - 1 for text in texts], device=model.device)
-    logits = model(input_ids=ids.to(model.device), use_cache=False, logits_to_keep=last).logits
+    last = send(torch.tensor([len(text) - 1 for text in texts]), model.device)
+    ids = send(ids, model.device)
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=last).logits
     scores: torch.Tensor = logits.diagonal().T
     return scores
 

@@ -3,7 +3,7 @@
 What all prompts begin with is read once and held once. Each slot has places for the rest of a
 prompt and its answer. A step of all slots, their draws included, is recorded as a CUDA graph; a
 slot whose row has ended computes on unheard until another prompt takes it, or until so few are left
-that half the slots do.
+that fewer slots are worth it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,12 @@ from verse.generation.attention import ROWS
 from verse.generation.sampling import Draw, Drawn, check_scores
 from verse.model.attention import attention, no_mask
 from verse.model.encoding import common_prefix
-from verse.model.graphs import Graph, Reading, told
+from verse.model.graphs import Graph, Reading, send, told
 from verse.model.sharding import is_sharded
 from verse.params import Decoding
 
 MULTIPLE = 8  # of sizes that kernels like
+FEW = 64  # slots, in a step of which a model's weights are most of what is read
 READ_AT_ONCE = 4096  # tokens of prompts in a pass
 
 
@@ -71,6 +72,8 @@ class Slots:
         """Which row of that pass each of them gets."""
         self.hidden: dict[int | None, torch.Tensor] = {}
         """What the tokens of this pass do not see, by the window of a layer."""
+        self.ends: Any = None
+        """The place of each slot's last token, as an index into what a layer holds."""
         if self.prefix:
             with quickly():
                 self.forward(torch.tensor([self.prefix], device=self.device), 0, predict=False)
@@ -89,16 +92,16 @@ class Slots:
         texts, start = list(slots_of), len(self.prefix)
         at_once = max(1, READ_AT_ONCE // max(len(text) - start for text in texts))
         with quickly():
-            index = torch.tensor(slots, device=self.device)
-            lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+            index = send(torch.tensor(slots), self.device)
+            lengths = send(torch.tensor(list(map(len, prompts))), self.device)
             self.lengths[index] = self.starts[index] = lengths
-            self.numbers[index] = numbers.to(self.device)
+            self.numbers[index] = send(numbers, self.device)
             for first in range(0, len(texts), at_once):
                 some = texts[first : first + at_once]
                 into = [(slot, row) for row, text in enumerate(some) for slot in slots_of[text]]
-                self.into, self.source = torch.tensor(into, device=self.device).unbind(1)
+                self.into, self.source = send(torch.tensor(into), self.device).unbind(1)
                 ids = pad_sequence([torch.tensor(text) for text in some], batch_first=True)
-                ids, width = ids.to(self.device), ids.shape[1]
+                ids, width = send(ids, self.device), ids.shape[1]
                 self.history[self.into, :width] = ids[self.source]
                 if width - 1 > start:
                     self.forward(ids[:, start:-1], start, predict=False)
@@ -129,6 +132,8 @@ class Slots:
 
     def all_scores(self) -> torch.Tensor:
         last = self.lengths[:, None] - 1
+        every = torch.arange(self.slots, device=self.device)
+        self.ends = every, slice(None), last[:, 0] - len(self.prefix)
         return self.forward(self.history.gather(1, last), last, predict=True)[:, -1]
 
     def step(self, allowed: torch.Tensor | None = None, *, ahead: bool = False) -> Drawn:
@@ -186,10 +191,12 @@ class Slots:
         return None
 
     def mostly_empty(self) -> bool:
-        return len(self.order) <= self.slots // 2 and self.slots > MULTIPLE
+        """Whether to move to fewer slots: recording them anew takes as long as a dozen steps, and
+        few slots take little less time than some more."""
+        return len(self.order) <= self.slots // 4 and self.slots > FEW
 
     def shrink(self) -> None:
-        """Move the rows to half as many slots, or fewer."""
+        """Move the rows to as few slots as hold them."""
         slots = rounded(len(self.order))
         index = torch.tensor(
             self.order + self.order[:1] * (slots - len(self.order)), device=self.device
@@ -227,8 +234,7 @@ class Slots:
             self.held[layer] = key.new_zeros(2, self.slots, keys, self.places, size)
         held = self.held[layer]
         if self.into is None:
-            every, at = torch.arange(count, device=self.device), self.lengths - 1 - shared
-            held[0, every, :, at], held[1, every, :, at] = key[:, :, 0], value[:, :, 0]
+            held[0][self.ends], held[1][self.ends] = key[:, :, 0], value[:, :, 0]
             key, value = held
         else:
             held[0, self.into, :, :tokens] = key[self.source]
@@ -243,7 +249,7 @@ class Slots:
         scores = torch.cat([to_prefix.transpose(0, 1), grouped @ key.transpose(2, 3)], -1)
         rows = scores.view(count, heads, tokens, scores.shape[-1])
         rows.masked_fill_(self.unseen(tokens, window), -torch.inf)
-        weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+        weights = torch.softmax(scores, -1)  # computed in float32, whatever it comes from
         weights_of_prefix = weights[..., :shared].transpose(0, 1)
         seen = weights_of_prefix.reshape(keys, count * queries, shared) @ shared_values
         seen = seen.view(keys, count, queries, size).transpose(0, 1)

@@ -61,6 +61,14 @@ class Graph(Generic[T]):
         return result
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on its way to a device: whoever sends it waits for nothing, and what is
+    launched afterwards finds it there."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 class Reading:
     """A tensor on its way from the GPU: whoever reads it waits for it, and not for what the GPU was
     given to do after it."""
