@@ -230,3 +230,17 @@ def test_the_likelihood_is_that_of_the_model(mini):
     alone: dict[int, Answer] = {}
     answers.answer(model, tokenizer, {0: prompt}, decoding, seed=7, batch_size=1, answers=alone)
     assert alone[0].text == found[0].text
+
+
+@torch.no_grad()
+def test_what_was_read_is_lent_and_nothing_is_added_to_it(mini):
+    model, tokenizer = mini
+    *before, last = encode_prompt(tokenizer, COUPLET)
+    seen = read(model, before)
+    for count in (3, 1):
+        ids = torch.full((count, 4), last)
+        logits = model(input_ids=ids, past_key_values=seen, use_cache=True).logits
+        alone = model(input_ids=torch.tensor([before + ids[0].tolist()])).logits[:, -4:]
+        assert torch.allclose(logits, alone.expand_as(logits), atol=1e-3)
+        assert seen.get_seq_length() == len(before)
+        assert all(layer.keys.shape[::2] == (1, len(before)) for layer in seen.layers)

@@ -3,12 +3,13 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from verse.generation.answers import Answer, answer
 from verse.model.opening import Opening
@@ -18,7 +19,7 @@ from verse.poems.prosody import rhymes
 
 Key = tuple[int, int]
 """The number of a poem, and that of one of its candidates."""
-SCORED_AT_ONCE = 2048  # tokens of answers in a pass
+SCORED_AT_ONCE = 2048  # tokens in a pass
 
 OTHERS = {
     5: ("白日依山盡，黃河入海流。", "國破山河在，城春草木深。"),
@@ -133,26 +134,20 @@ def relevance(
 def log_probabilities(
     model: PreTrainedModel, prompt: Sequence[int], answers: Sequence[list[int]]
 ) -> list[float]:
-    """That of each answer after one prompt, in nats. The prompt is read once where the model lets
-    what it has seen of it be copied, else with every answer."""
+    """That of each answer after one prompt, in nats. The prompt is read once where what the model
+    has seen of it can be lent to many texts, else with every answer."""
     *before, last = prompt
     seen = read(model, before)
+    texts = [[*([] if seen else before), last, *tokens[:-1]] for tokens in answers]
     found = [0.0] * len(answers)
-    for numbers in passes(list(map(len, answers)), alike=model.device.type == "cpu"):
-        texts = [[last, *answers[number][:-1]] for number in numbers]
-        known = {}
-        if seen:
-            known["past_key_values"] = copy.deepcopy(seen)
-            known["past_key_values"].batch_repeat_interleave(len(texts))
-        else:
-            texts = [before + text for text in texts]
+    for numbers in passes(list(map(len, texts)), alike=model.device.type == "cpu"):
         # What follows a text does not matter to it.
-        ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
+        ids = pad_sequence([torch.tensor(texts[number]) for number in numbers], batch_first=True)
         scores = model(
             input_ids=ids.to(model.device),
+            past_key_values=seen,
             use_cache=bool(seen),
             logits_to_keep=max(len(answers[number]) for number in numbers),
-            **known,
         ).logits
         sums = []
         for row, number in zip(scores, numbers, strict=True):
@@ -165,14 +160,34 @@ def log_probabilities(
 
 
 def read(model: PreTrainedModel, tokens: list[int]) -> DynamicCache | None:
-    """What a model has seen after these tokens, if it is the keys and values of each of them."""
+    """What a model has seen after these tokens, to be lent to any number of texts that go on from
+    there; None if it is not the keys and values of each token."""
     if not tokens:
         return None
     ids = torch.tensor([tokens], device=model.device)
     seen = model(input_ids=ids, logits_to_keep=1, use_cache=True).get("past_key_values")
-    if isinstance(seen, DynamicCache) and all(isinstance(one, DynamicLayer) for one in seen.layers):
-        return seen
-    return None
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+    if not isinstance(seen, DynamicCache) or any(type(one) not in kinds for one in seen.layers):
+        return None
+    for layer in seen.layers:
+        lend(layer)
+    return seen
+
+
+def lend(layer: DynamicLayer) -> None:
+    """Let texts go on from what a layer has seen, and add nothing to it: a copy for each text, in
+    all layers at once, could be larger than the model."""
+    held = copy.copy(layer)
+
+    def update(
+        keys: torch.Tensor, values: torch.Tensor, *rest: Any, **more: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        lent = copy.copy(held)
+        lent.keys = held.keys.expand(len(keys), -1, -1, -1)
+        lent.values = held.values.expand(len(values), -1, -1, -1)
+        return lent.update(keys, values, *rest, **more)
+
+    layer.update = update
 
 
 def passes(lengths: Sequence[int], *, alike: bool) -> Iterator[list[int]]:
