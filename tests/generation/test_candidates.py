@@ -192,8 +192,16 @@ def test_nothing_to_compare_is_no_work(opened):
     assert relevance(opened[1], []) == []
 
 
-def test_the_likelihood_is_that_of_the_model(mini):
-    """Against a pass over the whole answer, and the first candidate is what there is alone."""
+@pytest.mark.parametrize("together", [True, False])
+def test_the_likelihood_is_that_of_the_model(mini, together, monkeypatch):
+    """Against a pass over the whole answer, and the first candidate is what there is alone; also
+    in Transformers' own way."""
+
+    def refuse(*_):
+        raise answers.Unsuited("tried")
+
+    if not together:
+        monkeypatch.setattr(answers, "empty_rows", refuse)
     model, tokenizer = mini
     prompt = encode_prompt(tokenizer, COUPLET)
     decoding = Decoding(
