@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -116,8 +117,8 @@ class Draw:
             places = torch.searchsorted(cumulative, numbers, right=True)
             places = places.clamp(max=tokens.shape[1] - 1)  # where the scores are no numbers
             tokens = tokens.gather(1, places)
-        chances = scores.gather(1, tokens)[:, 0] - scores.logsumexp(-1)
-        return tokens[:, 0], chances
+        tokens = tokens[:, 0]
+        return tokens, -functional.cross_entropy(scores, tokens, reduction="none")
 
 
 def check_scores(chances: torch.Tensor) -> None:
