@@ -10,7 +10,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from verse import files
@@ -314,6 +314,7 @@ LINES = st.text().map(lambda text: text.encode()) | st.binary(max_size=8)
 
 
 @given(st.lists(LINES, max_size=5))
+@example([b"\xef\xbb\xbf", b"\x80"])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_lines_are_those_of_the_whole_text(tmp_path, parts):
     """Or one error: where either way of reading finds one, so does the other."""

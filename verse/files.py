@@ -282,7 +282,8 @@ def decoded(content: bytes, path: str | Path, start: int = 0) -> str:
             raise UserError(
                 f"{path}: cut off within its last character: download or copy the file again"
             ) from None
-        place = start + error.start
+        mark = len(content) - len(error.object)  # of UTF-8, which is read first and not counted
+        place = start + mark + error.start
         raise UserError(f"{path}: not UTF-8 (byte {place}): save the file as UTF-8") from None
 
 
