@@ -142,4 +142,6 @@ print(faults() - before)
         for way in ("as it is", "kept")
     )
     pages = (64 << 20) // resource.getpagesize()
-    assert kept <= 2 * pages < given_back
+    # Given back, all ten tensors meet new pages. Kept, one to three blocks take turns (in 10, 7 and
+    # 1 of 18 runs), and a stray page of Python's own may come on top.
+    assert kept < 5 * pages and given_back > 9.9 * pages
