@@ -276,15 +276,15 @@ def decoded(content: bytes, path: str | Path, start: int = 0) -> str:
         if start == 0 and content.startswith(opening):
             raise UserError(f"{path}: compressed ({kind}): unpack it first")
     try:
-        return content.decode("utf-8" if start else "utf-8-sig")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         if error.reason == "unexpected end of data":
             raise UserError(
                 f"{path}: cut off within its last character: download or copy the file again"
             ) from None
-        mark = len(content) - len(error.object)  # of UTF-8, which is read first and not counted
-        place = start + mark + error.start
+        place = start + error.start
         raise UserError(f"{path}: not UTF-8 (byte {place}): save the file as UTF-8") from None
+    return text if start else text.removeprefix("\ufeff")
 
 
 def iter_jsonl(path: str | Path) -> Iterator[Any]:
