@@ -19,3 +19,13 @@ def in_slots(monkeypatch):
     """Called, it lets prompts be answered from then on in slots, as on a GPU."""
 
     return lambda: monkeypatch.setattr(answers, "empty_rows", Slots)
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    """Called, it lets prompts be answered from then on in Transformers' own way."""
+
+    def refuse(*_):
+        raise answers.Unsuited("tried")
+
+    return lambda: monkeypatch.setattr(answers, "empty_rows", refuse)

@@ -88,6 +88,14 @@ DRAWING = Decoding(
 )
 
 
+@torch.no_grad()
+def log_chances(model, prompt, tokens):
+    """Of each token after a prompt and those before, by one plain pass, in nats."""
+    logits = model(input_ids=torch.tensor([prompt + tokens])).logits[0].float()
+    chances = torch.log_softmax(logits[len(prompt) - 1 : -1], -1)
+    return chances.gather(1, torch.tensor(tokens)[:, None])
+
+
 def finished(opened, which, drawn):
     opening, model, poems, prompts = opened
     poems, prompts = [poems[n] for n in which], [prompts[n] for n in which]
@@ -101,10 +109,7 @@ def test_kept_is_the_one_that_its_couplet_explains_best(opened):
     plain = AutoModelForCausalLM.from_pretrained("models/mini", dtype=opening.dtype).eval()
 
     def nats(prompt, tokens):
-        with torch.no_grad():
-            logits = plain(input_ids=torch.tensor([prompt + tokens])).logits[0].float()
-        chances = torch.log_softmax(logits[len(prompt) - 1 : -1], -1)
-        return chances.gather(1, torch.tensor(tokens)[:, None]).sum().item()
+        return log_chances(plain, prompt, tokens).sum().item()
 
     drawn = {}
     kept = finished(opened, range(20), drawn)
@@ -135,16 +140,14 @@ def test_without_form_the_likeliest_is_kept_and_of_equals_the_first(opened):
     assert kept(twin, *unlike, likely) is twin
 
 
-@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize("lent", [True, False])
 @pytest.mark.parametrize("kind", SHAPES)
-def test_many_answers_after_a_prompt_give_what_each_gives_alone(
-    kind, copied, tmp_path, monkeypatch
-):
+def test_many_answers_after_a_prompt_give_what_each_gives_alone(kind, lent, tmp_path, monkeypatch):
     """Against plain passes, of models of all makes."""
     tokenizer = byte_pairs()
     build(kind, tmp_path, tokenizer)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    if copied:
+    if lent:
         assert read(model, [1, 2, 3])
     else:
         monkeypatch.setattr(candidates, "read", lambda *_: None)
@@ -154,13 +157,7 @@ def test_many_answers_after_a_prompt_give_what_each_gives_alone(
         for answer, size in ((RHYMED, 12), (LONG, 5), (UNRHYMED, 1), (LONG, 17), (AGAIN, 12))
     ]
 
-    def nats(tokens):
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt + tokens])).logits[0]
-        chances = torch.log_softmax(logits[len(prompt) - 1 : -1], -1)
-        return chances.gather(1, torch.tensor(tokens)[:, None]).sum().item()
-
-    expected = [nats(tokens) for tokens in answers]
+    expected = [log_chances(model, prompt, tokens).sum().item() for tokens in answers]
     assert log_probabilities(model, prompt, answers) == pytest.approx(expected, abs=1e-3)
     assert log_probabilities(model, prompt[:1], answers[:1]) != pytest.approx(expected[:1], abs=0.1)
     backwards = log_probabilities(model, prompt, answers[::-1])
@@ -193,15 +190,12 @@ def test_nothing_to_compare_is_no_work(opened):
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_the_likelihood_is_that_of_the_model(mini, together, monkeypatch):
+def test_the_likelihood_is_that_of_the_model(mini, together, apart):
     """Against a pass over the whole answer, and the first candidate is what there is alone; also
     in Transformers' own way."""
 
-    def refuse(*_):
-        raise answers.Unsuited("tried")
-
     if not together:
-        monkeypatch.setattr(answers, "empty_rows", refuse)
+        apart()
     model, tokenizer = mini
     prompt = encode_prompt(tokenizer, COUPLET)
     decoding = Decoding(
@@ -227,10 +221,7 @@ def test_the_likelihood_is_that_of_the_model(mini, together, monkeypatch):
     )
     assert len({one.text for one in found.values()}) == 3
     for one in found.values():
-        ids = one.tokens
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
-        chances = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids)[:, None])
+        chances = log_chances(model, prompt, one.tokens)
         assert one.likelihood == pytest.approx(chances.mean().item(), abs=1e-4)
     assert tries(decoding) == 3
     for changes in ({"do_sample": False}, {"num_beams": 2}):

@@ -197,6 +197,6 @@ def passes(lengths: Sequence[int], *, alike: bool) -> Iterator[list[int]]:
     for _, group in groupby(order, lengths.__getitem__ if alike else lambda _: 0):
         numbers = list(group)
         while numbers:
-            at_once = max(1, SCORED_AT_ONCE // max(1, lengths[numbers[0]]))
+            at_once = max(1, SCORED_AT_ONCE // lengths[numbers[0]])
             yield numbers[:at_once]
             numbers = numbers[at_once:]

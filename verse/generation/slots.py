@@ -25,6 +25,8 @@ from verse.params import Decoding
 MULTIPLE = 8  # of sizes that kernels like
 FEW = 64  # slots, in a step of which a model's weights are most of what is read
 READ_AT_ONCE = 4096  # tokens of prompts in a pass
+Computed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Of a step, by slot: the scores, (slots, vocabulary), and what was drawn, as `Drawn` has it."""
 
 
 class Slots:
@@ -57,13 +59,11 @@ class Slots:
         """By which each slot draws its tokens."""
         self.allowed: torch.Tensor | None = None
         """Which tokens each slot may take, (slots, vocabulary); None for all."""
-        self.graph: Graph[Drawn] | None = None
+        self.graph: Graph[Computed] | None = None
         self.sharded = is_sharded(model)
         self.recordable = self.device.type == "cuda" and not self.sharded
         self.under_way: list[Reading] | None = None
         """What a step finds that was begun before it was asked for."""
-        self.latest: torch.Tensor | None = None
-        """The scores of all slots in the step begun last, (slots, vocabulary)."""
         self.first: torch.Tensor | None = None
         """As `Rows.first`."""
         self.into: torch.Tensor | None = None
@@ -126,11 +126,7 @@ class Slots:
             ).logits
 
     def scores(self) -> torch.Tensor:
-        """Those of the token that comes next in each row, (R, vocabulary)."""
-        with quickly():
-            return self.all_scores()[self.order]
-
-    def all_scores(self) -> torch.Tensor:
+        """Those of the token that comes next in each slot, (slots, vocabulary)."""
         last = self.lengths[:, None] - 1
         every = torch.arange(self.slots, device=self.device)
         self.ends = every, slice(None), last[:, 0] - len(self.prefix)
@@ -161,26 +157,26 @@ class Slots:
     def begin(self) -> list[Reading]:
         if self.graph is None:
             self.graph = self.record()
-        drawn = self.graph([]) if self.graph else self.compute()
-        if self.first is None and self.latest is not None:  # which the next step overwrites
-            self.first = torch.stack([self.latest[self.order[0]], self.latest[self.order[-1]]])
+        scores, *drawn = self.graph([]) if self.graph else self.compute()
+        if self.first is None:  # a copy, since the next step overwrites them
+            self.first = torch.stack([scores[self.order[0]], scores[self.order[-1]]])
         return [Reading(part) for part in drawn]
 
-    def compute(self, _: Sequence[torch.Tensor] = ()) -> Drawn:
-        self.latest = self.all_scores()
+    def compute(self, _: Sequence[torch.Tensor] = ()) -> Computed:
+        scores = self.scores()
         turns = (self.lengths - self.starts).clamp(max=self.numbers.shape[1] - 1)
         numbers = self.numbers.gather(1, turns[:, None])[:, 0]
-        drawn = self.draw(self.latest, self.history, self.lengths, numbers, self.allowed)
+        tokens, chances = self.draw(scores, self.history, self.lengths, numbers, self.allowed)
         # A slot that nobody hears stays within its room.
         room = self.history.shape[1]
-        self.history.scatter_(1, self.lengths.clamp(max=room - 1)[:, None], drawn[0][:, None])
+        self.history.scatter_(1, self.lengths.clamp(max=room - 1)[:, None], tokens[:, None])
         self.lengths.add_(1).clamp_(max=room)
-        return drawn
+        return scores, tokens, chances
 
-    def record(self, beside: Graph[Drawn] | None = None) -> Graph[Drawn] | None:
+    def record(self, beside: Graph[Computed] | None = None) -> Graph[Computed] | None:
         if self.recordable:
             if not self.held:  # what is made while recording would be made anew in each step
-                self.all_scores()
+                self.scores()
             try:
                 return Graph(self.compute, [], beside)
             except torch.OutOfMemoryError:
