@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from verse.training.loop import Curves
+    from verse.training.proof import Proof
 
 KEYS = ("instruction", "input", "output")
 TRAIN, VALIDATION = "data/prepared/train.jsonl", "data/prepared/validation.jsonl"
@@ -58,19 +59,19 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
         checkpoints.remove_old()
     watch = speed.Stopwatch()
 
-    def work(way: memory.Way) -> tuple["Curves", "PreTrainedModel"]:
+    def work(way: memory.Way) -> tuple["Curves", "Proof", "PreTrainedModel"]:
         base = opening.load(way, (e.prompt + e.completion for e in examples + validation))
         model = adapters.add_adapter(base, p.train.lora, p.model, seed=p.seed)
         seen = len(examples) * p.train.epochs // distributed.size()
         plan = choose_plan(way, model, opening.dtype, examples + validation, seen)
-        return loop.train(model, task, plan, checkpoints, watch), model
+        return *loop.train(model, task, plan, checkpoints, watch), model
 
-    curves, model = memory.descend(ways, work, "lower train.lora.r, or take a smaller model")
+    curves, proof, model = memory.descend(ways, work, "lower train.lora.r, or take a smaller model")
     if not chief:
         return
     numbers = watch.numbers(len(poems) * p.train.epochs)
 
-    metrics = summary(curves, model)
+    metrics = summary(curves, proof, model)
     facts = {
         "Training": p.train.model_dump(),
         "Data": {"poems": len(poems), "sha256": digest(TRAIN)},
@@ -96,7 +97,7 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
     )
 
 
-def summary(curves: "Curves", model: "PreTrainedModel") -> dict[str, Any]:
+def summary(curves: "Curves", proof: "Proof", model: "PreTrainedModel") -> dict[str, Any]:
     """What metrics/train.json holds. Losses in nats; perplexity is per token."""
     first, last = curves.validation[0], curves.validation[-1]
     before, after = (
@@ -113,6 +114,7 @@ def summary(curves: "Curves", model: "PreTrainedModel") -> dict[str, Any]:
         "after": after,
         "steps": last["step"],
         "trainable_parameters": trainable,
+        "proof": proof.rounded(),
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -28,10 +29,15 @@ from verse.generation.rows import Rows
 from verse.generation.sampling import OwnStreams, uniform_numbers
 from verse.generation.slots import Slots
 from verse.generation.tiles import use_tiles
+from verse.model.float32 import Float32
 from verse.model.graphs import send, told
 from verse.model.sharding import is_sharded
 from verse.params import Decoding
 
+PROVEN_STEPS = 4  # after which what was written is known to be right, and told
+PROVEN: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+"""Why models cannot answer prompts of several lengths together, found out in float32: "" if they
+can."""
 REFILLED = 0.75  # prompts that wait come in when no more than this share is still being answered
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 0.1}
 """How far scores may be from the model's own, as a share of their spread."""
@@ -72,13 +78,15 @@ def answer(
     on_token: called with the key and each token of its answer, the end token too, as it is chosen;
     in Transformers' own way, once the answer is whole. What it raises stops the answering.
     """
+    waiting = {key: ids for key, ids in prompts.items() if key not in answers}
+    if not waiting:
+        return
+    if decoding.num_beams == 1 and model not in PROVEN:
+        PROVEN[model] = reason_against(model, decoding, list(waiting.values()))
     if model.device.type == "cpu":
         use_tiles(model)
     elif not is_sharded(model):  # whose weights come and go
         fuse_norms(model)
-    waiting = {key: ids for key, ids in prompts.items() if key not in answers}
-    if not waiting:
-        return
     seed_of = seed if callable(seed) else lambda _: str(seed)
     task = Task(
         model=model,
@@ -142,8 +150,11 @@ class Unsuited(Exception):
 def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
     """The keys, new token ids and likelihoods of prompts of any lengths, as they end.
 
-    Raises Unsuited before the first of them.
+    Raises Unsuited before the first of them: until the scores of some steps are known to be the
+    model's own, nothing is told.
     """
+    if reason := PROVEN[task.model]:
+        raise Unsuited(reason)
     prompts, decoding = task.prompts, task.decoding
     ends, most = set(end_tokens(task.model, task.tokenizer)), decoding.max_new_tokens
     waiting = sorted(prompts, key=lambda key: (-len(prompts[key]), prompts[key]))
@@ -153,32 +164,34 @@ def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
     likelihoods: dict[Key, float] = {}
     drafts = task.drafts(prompts)
     rows: Rows | Slots | None = None
-    expected: torch.Tensor | None = None
+    tried: list[tuple[list[int], torch.Tensor]] | None = []
+    early: list[tuple[Key, int]] = []
+    ended: list[tuple[Key, list[int], float]] = []
+    step = 0
     while waiting or keys:
-        if waiting and len(keys) <= REFILLED * batch_size:
-            new = [waiting.pop() for _ in range(min(batch_size - len(keys), len(waiting)))]
-            texts = [prompts[key] for key in new]
-            numbers = torch.stack([task.numbers(key) for key in new])
-            if rows is None:
-                with first_try():
+        proving = tried is not None and step in (0, PROVEN_STEPS - 1)
+        with nullcontext() if tried is None else first_try():
+            if waiting and len(keys) <= REFILLED * batch_size:
+                new = [waiting.pop() for _ in range(min(batch_size - len(keys), len(waiting)))]
+                texts = [prompts[key] for key in new]
+                if rows is None:
                     rows = empty_rows(task.model, decoding, list(prompts.values()), len(texts))
-                    rows.add(texts, numbers)
-                some = texts[:1] if texts[0] == texts[-1] else [texts[0], texts[-1]]
-                expected = own_scores(task.model, some)
-            else:
-                rows.add(texts, numbers)
-            for key in new:
-                written[key], likelihoods[key] = [], 0.0
-            keys += new
-        assert rows
-        allowed = task.constraint.allowed(drafts[key] for key in keys) if task.constraint else None
-        goes_on = min(len(written[key]) for key in keys) + 1 < most
-        ahead = goes_on and not waiting and not task.constraint
-        with nullcontext() if expected is None else first_try():
+                rows.add(texts, torch.stack([task.numbers(key) for key in new]))
+                for key in new:
+                    written[key], likelihoods[key] = [], 0.0
+                keys += new
+            assert rows
+            allowed = None
+            if task.constraint:
+                allowed = task.constraint.allowed(drafts[key] for key in keys)
+            goes_on = min(len(written[key]) for key in keys) + 1 < most
+            ahead = goes_on and not waiting and not task.constraint and tried is None
+            if proving:
+                texts = [prompts[key] + written[key] for key in (keys[0], keys[-1])]
+            rows.watched = proving
             drawn, chances = rows.step(allowed, ahead=ahead)
-        if expected is not None and rows.first is not None:
-            check_first(rows.first[: len(expected)], expected)
-            expected = None
+        if proving and tried is not None:
+            tried += zip(texts, rows.ends, strict=True)
         kept = []
         for row, (key, token, chance) in enumerate(
             zip(keys, drawn.tolist(), chances.tolist(), strict=True)
@@ -187,14 +200,53 @@ def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
             likelihoods[key] += chance
             if drafts:
                 drafts[key].add(token)
-            task.on_token(key, token)
+            early.append((key, token))
             if token in ends or len(written[key]) == most:
-                yield key, written[key], likelihoods[key] / len(written.pop(key))
+                ended.append((key, written[key], likelihoods[key] / len(written.pop(key))))
             else:
                 kept.append(row)
         if len(kept) < len(keys):
             rows.keep(kept)
             keys = [keys[row] for row in kept]
+        step += 1
+        if tried is not None and (step == PROVEN_STEPS or not (waiting or keys)):
+            with first_try():
+                check_scores_of(task.model, tried)
+            tried = None
+        if tried is None:
+            for told_of in early:
+                task.on_token(*told_of)
+            yield from ended
+            early, ended = [], []
+
+
+@torch.no_grad()
+def reason_against(model: PreTrainedModel, decoding: Decoding, prompts: list[list[int]]) -> str:
+    """Why a model cannot answer these prompts together; "" if it can.
+
+    In float32, where nothing hides a mistake: what the shortest and the longest prompt read, and
+    some steps after that. A model held in float32 is looked at when it answers.
+    """
+    if model.dtype == torch.float32:
+        return ""
+    texts = sorted(prompts, key=len)[:: max(1, len(prompts) - 1)][:2]
+    tried: list[tuple[list[int], torch.Tensor]] = []
+    try:
+        with Float32(), first_try():
+            rows = empty_rows(model, decoding, texts, len(texts))
+            if isinstance(rows, Slots):
+                rows.recordable = False
+            rows.add(texts, torch.zeros(len(texts), decoding.max_new_tokens, dtype=torch.float64))
+            for step in range(min(PROVEN_STEPS, decoding.max_new_tokens)):
+                rows.watched = True
+                drawn, _ = rows.step()
+                if step in (0, PROVEN_STEPS - 1):
+                    tried += zip((texts[0], texts[-1]), rows.ends, strict=True)
+                texts = [[*text, token] for text, token in zip(texts, drawn.tolist(), strict=True)]
+            check_scores_of(model, tried)
+    except Unsuited as reason:
+        return str(reason)
+    return ""
 
 
 def empty_rows(
@@ -211,30 +263,27 @@ def first_try() -> Iterator[None]:
     """Raise Unsuited for anything that a model may raise which knows nothing of rows."""
     try:
         yield
-    except (torch.OutOfMemoryError, UserError):
+    except (torch.OutOfMemoryError, UserError, Unsuited):
         raise
-    except Exception as error:
-        raise Unsuited(str(error) or type(error).__name__) from None
+    except Exception:
+        raise Unsuited("its attention is of a kind that cannot be given rows") from None
 
 
-def own_scores(model: PreTrainedModel, texts: list[list[int]]) -> torch.Tensor:
-    """What the model gives after each text in its own attention, (N, vocabulary)."""
+def check_scores_of(model: PreTrainedModel, tried: list[tuple[list[int], torch.Tensor]]) -> None:
+    """Raise Unsuited unless the scores after some texts, (vocabulary,), are the model's own, as it
+    gives them for each text in its own attention."""
+    texts, found = zip(*tried, strict=True)
     # What follows a text does not matter to it.
     ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
     last = send(torch.tensor([len(text) - 1 for text in texts]), model.device)
     ids = send(ids, model.device)
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=last).logits
-    scores: torch.Tensor = logits.diagonal().T
-    return scores
-
-
-def check_first(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Raise Unsuited if scores, (N, vocabulary), are not the model's own."""
+    expected = logits.diagonal().T
     tolerance = TOLERANCE[expected.dtype]
-    found, expected = found.float(), expected.float()
-    apart = (found - expected).square().mean(-1).sqrt() / expected.std(-1)
-    if (apart > tolerance).any():
-        raise Unsuited(f"the scores differ by {apart.max().item():.2g} of their spread")
+    expected = expected.float()
+    apart = (torch.stack(found).float() - expected).square().mean(-1).sqrt() / expected.std(-1)
+    if not (apart <= tolerance).all():
+        raise Unsuited(f"its scores would differ by {apart.max().item():.2g} of their spread")
 
 
 @torch.no_grad()

@@ -61,8 +61,10 @@ class Rows:
         self.lengths = torch.zeros(0, dtype=torch.long)
         self.starts = self.lengths  # how long each row's prompt is
         self.numbers = torch.zeros(0, decoding.max_new_tokens, dtype=torch.float64)
-        self.first: torch.Tensor | None = None
-        """The scores of the first and the last row in the first step, (2, vocabulary)."""
+        self.watched = False
+        """Whether the next step shows its scores."""
+        self.ends = torch.zeros(0)
+        """The scores of the first and the last row in a step that was watched, (2, vocabulary)."""
 
     def add(self, prompts: list[list[int]], numbers: torch.Tensor) -> None:
         """Read prompts, all but the last token of each; they become the last rows.
@@ -120,8 +122,8 @@ class Rows:
         ahead: as `Slots.step` has it; on a CPU nothing can be begun beside.
         """
         scores = self.scores()
-        if self.first is None:
-            self.first = scores[[0, -1]]
+        if self.watched:
+            self.ends = scores[[0, -1]]
         numbers = self.numbers.gather(1, (self.lengths - self.starts)[:, None])[:, 0]
         tokens, chances = self.draw(scores, self.history, self.lengths, numbers, allowed)
         check_scores(chances)

@@ -64,8 +64,9 @@ class Slots:
         self.recordable = self.device.type == "cuda" and not self.sharded
         self.under_way: list[Reading] | None = None
         """What a step finds that was begun before it was asked for."""
-        self.first: torch.Tensor | None = None
-        """As `Rows.first`."""
+        self.watched = False
+        self.ends = torch.zeros(0)
+        """As `Rows.watched` and `Rows.ends`."""
         self.into: torch.Tensor | None = None
         """The slots that a pass reads prompts into; None if it is a step of all slots."""
         self.source: torch.Tensor | None = None
@@ -158,8 +159,8 @@ class Slots:
         if self.graph is None:
             self.graph = self.record()
         scores, *drawn = self.graph([]) if self.graph else self.compute()
-        if self.first is None:  # a copy, since the next step overwrites them
-            self.first = torch.stack([scores[self.order[0]], scores[self.order[-1]]])
+        if self.watched:  # a copy, since the next step overwrites them
+            self.ends = torch.stack([scores[self.order[0]], scores[self.order[-1]]])
         return [Reading(part) for part in drawn]
 
     def compute(self, _: Sequence[torch.Tensor] = ()) -> Computed:

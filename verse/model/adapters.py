@@ -5,6 +5,7 @@ and imports bitsandbytes.
 """
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from verse.errors import UserError, is_out_of_memory
 from verse.files import write_text
 from verse.model.dropout import Masks
-from verse.model.loading import check_finite, import_bitsandbytes
+from verse.model.loading import check_finite, import_bitsandbytes, linear_layers
 from verse.params import Lora, Model
+
+MERGED = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
+"""How far scores of the merged model may be from the unmerged one's, as a share of their spread:
+rounding of the merged weights moves them."""
 
 
 def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -> PreTrainedModel:
@@ -27,8 +32,9 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -
     """
     import_bitsandbytes()
     from peft import LoraConfig, get_peft_model
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Embedding, LoraLayer
 
+    check_targets(model, lora.target_modules)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -50,9 +56,33 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -
             # The adapter computes in the precision of autocast; casting its input to float32
             # first would only move memory.
             module.cast_input_dtype_enabled = False
-            if lora.dropout > 0:
+            if lora.dropout > 0 and not isinstance(module, Embedding):
                 module.lora_dropout["default"] = masks.layer(module.in_features)
     return adapted
+
+
+def check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
+    """Raise UserError if one of the targets is no module of the model, or one that shares its
+    weights with another: merged into them, its adapter would change both."""
+    if isinstance(targets, str):
+        return
+    where = "train.lora.target_modules"
+    modules = dict(model.named_modules())
+    linear = sorted({name.rpartition(".")[2] for name in linear_layers(model)})
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    tied = None not in ends and ends[0].weight is ends[1].weight
+    for target in targets:
+        # As PEFT looks for them.
+        found = [m for name, m in modules.items() if name == target or name.endswith(f".{target}")]
+        if not found:
+            near = get_close_matches(target, linear, 1)
+            hint = f"do you mean {near[0]}?" if near else f"there are {', '.join(linear)}"
+            raise UserError(f"{where}: the model has no module {target}: {hint}")
+        if tied and any(module is end for module in found for end in ends):
+            raise UserError(
+                f"{where}: {target} shares its weights between the first and the output layer: an "
+                "adapter on one cannot be merged without changing the other: leave it out"
+            )
 
 
 def call_whole(adapted: PreTrainedModel) -> None:
@@ -106,11 +136,32 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool) -> 
     call_whole(tuned)
     check_finite(tuned, str(folder), "lora_")
     if merge:
-        return tuned.merge_and_unload()
+        return merged(tuned, folder)
     for name, weight in tuned.named_parameters():
         if "lora_" in name:
             weight.data = weight.data.to(model.dtype)
     return tuned
+
+
+@torch.no_grad()
+def merged(tuned: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with its adapter added to its weights.
+
+    Raises UserError if it answers otherwise than with the adapter beside them.
+    """
+    rows = tuned.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(8, device=tuned.device) * (rows // 8))[None]
+    expected = tuned(input_ids=ids, use_cache=False).logits.float()
+    model = tuned.merge_and_unload()
+    found = model(input_ids=ids, use_cache=False).logits.float()
+    apart = ((found - expected).square().mean().sqrt() / expected.std()).item()
+    if not apart <= MERGED[model.dtype]:
+        raise UserError(
+            f"{folder}: added to the weights, it answers otherwise than beside them: scores are "
+            f"{apart:.2g} of their spread apart: train with other train.lora.target_modules, or "
+            "with model.dtype float32"
+        )
+    return model
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

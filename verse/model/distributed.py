@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed
@@ -255,6 +255,23 @@ def in_any(happened: bool) -> bool:
     count = torch.tensor(int(happened))
     distributed.all_reduce(count)
     return bool(count.item())
+
+
+def all_or_none(work: Callable[[], T], *, alone: bool = False) -> T:
+    """What `work` returns, or OutOfMemoryError in all processes if memory runs out in any.
+
+    alone: raise it in that process only, since the others wait for its part of the model.
+    """
+    result, short = None, False
+    try:
+        result = work()
+    except torch.OutOfMemoryError:
+        if alone:
+            raise
+        short = True
+    if in_any(short):
+        raise torch.OutOfMemoryError
+    return cast(T, result)
 
 
 def wait_for_all() -> None:

@@ -22,6 +22,8 @@ class Masks:
         self.rate = rate
         self.layers: list[Dropout] = []
         self.table = torch.empty(0, 0)
+        self.passed_by: set[nn.Module] = set()
+        """Layers that have met other rows than the tokens, and dropped nothing."""
 
     def layer(self, inputs: int) -> "Dropout":
         """The dropout of one more layer with so many inputs."""
@@ -66,8 +68,14 @@ class Dropout(nn.Module):
         self.register_buffer("kept", None, persistent=False)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """inputs: (..., columns), as many rows in all as the table has tokens."""
+        """inputs: (..., columns), as many rows in all as the table has tokens.
+
+        A layer that sees something else, such as one vector a poem, drops nothing.
+        """
         if not self.training:
+            return inputs
+        if inputs.numel() != self.kept.numel():
+            self.masks.passed_by.add(self)
             return inputs
         return inputs * self.kept.view(inputs.shape) * self.scale
 

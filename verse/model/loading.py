@@ -31,6 +31,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 
 from verse.errors import UserError, is_out_of_memory
 from verse.hub import find_folder, origin, reading
@@ -116,9 +117,10 @@ def load_model(
     model.requires_grad_(False)
     model.eval()
     check_model(model, found, settings.name)
-    if settings.quantization == "nf4" and not four_bit:
+    if settings.quantization == "nf4":
         for layer in linear_layers(model).values():
-            round_to_nf4(layer)
+            if not in_four_bits(layer):  # Transformers leaves out the last one of some models
+                round_to_nf4(layer)
     return model
 
 
@@ -285,14 +287,26 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=len)
 
 
-def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The linear layers that QLoRA quantizes: all but the output layer."""
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The layers that QLoRA quantizes: linear ones but the output layer.
+
+    Transformers with bitsandbytes takes the same: Conv1D (GPT-2's, whose weight is the other way
+    round) too, but no other class that is made from nn.Linear, such as a router.
+    """
     output = model.get_output_embeddings()
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not output
+        if (
+            type(module) is nn.Linear or isinstance(module, Conv1D) or hasattr(module, "source_cls")
+        )
+        and module is not output
     }
+
+
+def in_four_bits(layer: nn.Module) -> bool:
+    """Whether a layer holds its weight in bitsandbytes' 4 bits."""
+    return hasattr(layer, "source_cls")  # what Transformers has put it in place of
 
 
 def import_bitsandbytes() -> None:
@@ -312,17 +326,24 @@ def import_bitsandbytes() -> None:
 
 
 @torch.no_grad()
-def round_to_nf4(layer: nn.Linear) -> None:
+def round_to_nf4(layer: nn.Module) -> None:
     """Replace a layer's weight by its NF4 value, in place, keeping the layer plain."""
-    packed, state = to_nf4(layer)
+    weight = outputs_first(layer)
+    packed, state = to_nf4(weight)
     from bitsandbytes.functional import dequantize_4bit
 
-    layer.weight.copy_(dequantize_4bit(packed, state))
+    weight.copy_(dequantize_4bit(packed, state))
 
 
-def to_nf4(layer: nn.Linear) -> tuple[torch.Tensor, Any]:
-    """A layer's weight in NF4 with double quantization: packed, and bitsandbytes' QuantState."""
+def outputs_first(layer: nn.Module) -> torch.Tensor:
+    """A layer's weight, (outputs, inputs)."""
+    weight: torch.Tensor = layer.weight
+    return weight.t() if isinstance(layer, Conv1D) else weight
+
+
+def to_nf4(weight: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """A weight in NF4 with double quantization: packed, and bitsandbytes' QuantState."""
     import_bitsandbytes()
     from bitsandbytes.functional import quantize_4bit
 
-    return quantize_4bit(layer.weight.contiguous(), quant_type="nf4", compress_statistics=True)
+    return quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)

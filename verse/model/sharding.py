@@ -20,12 +20,14 @@ from safetensors import safe_open
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from verse.errors import UserError
 from verse.hub import origin, reading
 from verse.model import distributed
+from verse.model.float32 import paused
 from verse.model.loading import (
     HARMLESS,
     check_causal,
@@ -37,6 +39,10 @@ from verse.model.loading import (
     to_nf4,
 )
 from verse.params import Model
+
+# Gathering and letting go of weights is no computation, which `verse.model.float32` would widen.
+for _name in ("_pre_forward", "_post_forward"):
+    setattr(FSDPState, _name, paused(getattr(FSDPState, _name)))
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -69,11 +75,12 @@ def load_sharded(
         place = names[id(part)]
         stored.fill(part, place, device, dtype)
         for name in [name for name, _ in part.named_modules() if f"{place}.{name}" in rounded]:
-            if expanded:
-                round_to_nf4(part.get_submodule(name))
+            layer = part.get_submodule(name)
+            if expanded or not isinstance(layer, nn.Linear):
+                round_to_nf4(layer)
             else:
                 owner, _, leaf = name.rpartition(".")
-                setattr(part.get_submodule(owner), leaf, Nf4Linear(part.get_submodule(name)))
+                setattr(part.get_submodule(owner), leaf, Nf4Linear(layer))
         fully_shard(part, mesh=mesh)
     stored.fill(model, "", device, dtype)
     if not own_head:
@@ -167,7 +174,7 @@ class Nf4Linear(nn.Linear):
     def __init__(self, layer: nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        packed, self.state = to_nf4(layer)
+        packed, self.state = to_nf4(layer.weight)
         self.packed, self.scales = packed.numel(), self.state.absmax.numel()
         row = torch.cat([packed.flatten(), self.state.absmax])
         row = nn.functional.pad(row, (0, -len(row) % layer.weight.itemsize))

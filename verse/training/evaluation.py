@@ -1,6 +1,7 @@
 """The loss on poems that are not trained on: forward passes, recorded where that is possible."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from transformers import PreTrainedModel
@@ -8,7 +9,7 @@ from transformers import PreTrainedModel
 from verse.model import distributed
 from verse.model.encoding import Example
 from verse.model.graphs import Graph, told, warm_up
-from verse.training.loss import summed_loss
+from verse.training.loss import behind_prefix, summed_loss
 from verse.training.packing import Batch, lay_out, shape_of
 from verse.training.passes import Plan, parts, uncompiled
 
@@ -34,7 +35,7 @@ class Evaluation:
         self.shape = shape_of([part for part in passes if part] or [by_length[:1]], plan.prefix)
         self.batches = [lay_out(part, plan.prefix, self.shape).to(self.device) for part in passes]
         self.graph: Graph[torch.Tensor] | None = None
-        if self.device.type == "cuda" and passes and not plan.sharded:
+        if plan.recorded and passes:
             self.record(beside)
 
     @torch.no_grad()
@@ -53,7 +54,7 @@ class Evaluation:
 
     def compute(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         batch, shared = Batch(*tensors), self.plan.shared
-        with uncompiled(self.model):
+        with uncompiled(self.model), behind_prefix(self.model) if shared else nullcontext():
             return summed_loss(self.model, batch, self.shape, self.plan.dtype, shared=shared)
 
     @torch.no_grad()

@@ -8,7 +8,6 @@ is a hash of the seed, the step and the poem: a training that resumes needs no g
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 
@@ -24,9 +23,8 @@ from verse.params import Train
 from verse.speed import Stopwatch
 from verse.training.checkpoint import Checkpoints
 from verse.training.evaluation import Evaluation
-from verse.training.loss import behind_prefix
-from verse.training.packing import Batch
-from verse.training.passes import Passes, Plan
+from verse.training.passes import Plan, add_gradients, bring_together
+from verse.training.proof import Proof, prove
 from verse.training.trained import Trained
 
 
@@ -77,8 +75,10 @@ class Curves:
 
 def train(
     model: PreTrainedModel, task: Task, plan: Plan, checkpoints: Checkpoints, watch: Stopwatch
-) -> Curves:
-    """Train the adapter in place and return its curves; resumes from `checkpoints`.
+) -> tuple[Curves, Proof]:
+    """Train the adapter in place; its curves, and what was proven before the first step.
+
+    Resumes from `checkpoints`.
 
     Under `verse.model.distributed` every process calls this with the same arguments and returns
     with the same adapter and curves. Raises UserError if the loss leaves the finite numbers,
@@ -87,15 +87,14 @@ def train(
     since the others wait for its part.
     """
     try:
-        with behind_prefix(model) if plan.shared else nullcontext():
-            return run(model, task, plan, checkpoints, watch)
+        return run(model, task, plan, checkpoints, watch)
     finally:
         checkpoints.wait()
 
 
 def run(
     model: PreTrainedModel, task: Task, plan: Plan, checkpoints: Checkpoints, watch: Stopwatch
-) -> Curves:
+) -> tuple[Curves, Proof]:
     settings, device = task.settings, next(model.parameters()).device
     chief = distributed.rank() == 0
     trained = Trained(model, plan.dtype)
@@ -112,22 +111,20 @@ def run(
     trained.refresh()
 
     steps = list(task.batches())
-    short = False
-    try:
-        passes = Passes(model, plan, steps, trained)
-        evaluation = Evaluation(model, plan, task.validation, passes.graph)
-    except torch.OutOfMemoryError:
-        if plan.sharded:
-            raise
-        short = True
-    if distributed.in_any(short):
-        raise torch.OutOfMemoryError
+    passes, proof = prove(model, plan, steps, trained)
+    plan = passes.plan
+    evaluation = distributed.all_or_none(
+        lambda: Evaluation(model, plan, task.validation, passes.graph), alone=plan.sharded
+    )
+    if chief:
+        print(proof, flush=True)
     layouts = (passes.lay_out(step) for step in steps[start:])
     laid_out = next(layouts, None)
     distributed.add_up([torch.zeros((), device=device)])  # the first exchange sets itself up
     watch.restart()  # all is compiled and recorded
     progress = tqdm(total=task.steps, initial=start, unit="step", disable=None if chief else True)
     unread: list[tuple[int, Reading]] = []
+    short = False
 
     def validate(step: int) -> None:
         known = curves.validation and curves.validation[-1]["step"] == step
@@ -166,9 +163,7 @@ def run(
                 checkpoints.wait()
             distributed.wait_for_all()
             raise torch.OutOfMemoryError
-        assert weights.grad is not None
-        distributed.add_up([weights.grad, mean_loss])
-        scaler.unscale_(optimizer)
+        bring_together(passes, mean_loss, scaler, optimizer)
         torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         scaler.step(optimizer)
         scaler.update()
@@ -184,7 +179,7 @@ def run(
     progress.close()
     validate(task.steps)
     trained.give_back()
-    return curves
+    return curves, proof
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
@@ -199,21 +194,3 @@ def check_finite(loss: float, step: int, dtype: torch.dtype) -> None:
     if not math.isfinite(loss):
         advice = " or set model.dtype to float32" if dtype == torch.float16 else ""
         raise UserError(f"the loss is {loss} at step {step}: lower train.learning_rate{advice}")
-
-
-def add_gradients(
-    passes: Passes, laid_out: list[Batch], tokens: int, scaler: torch.amp.GradScaler, key: int
-) -> torch.Tensor:
-    """Add the gradients of this process's share of a step, pass by pass.
-
-    tokens: that the whole step predicts. key: what dropout hashes, 31 bits. Returns the share's
-    part of the step's mean loss per token in nats, a scalar.
-    """
-    passes.model.train()
-    # Filled in, since a copy from the CPU would wait for the step before.
-    mean = torch.full((), 1 / tokens, device=passes.device)
-    step = torch.full((), key, dtype=torch.int32, device=passes.device)
-    total = torch.zeros((), device=passes.device)
-    for batch in laid_out:
-        total += passes(batch, step, scaler.scale(mean)) * mean
-    return total

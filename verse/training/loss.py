@@ -7,10 +7,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from verse.model.attention import attention, no_mask
+from verse.model.float32 import precision
 from verse.training.attention import SHARED_PREFIX
 from verse.training.packing import IGNORED, Batch, Shape
-
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
 
 def summed_loss(
@@ -21,8 +20,7 @@ def summed_loss(
     shared: compute the prefix once, within `behind_prefix`. Else it goes with each poem, a
     poem a row, in the model's own attention: slower, and what any causal model can.
     """
-    device = batch.input_ids.device
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with precision(model, dtype):
         logits = one_row(model, batch, shape) if shared else rows(model, batch, shape)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return functional.cross_entropy(logits, batch.labels, ignore_index=IGNORED, reduction="sum")
@@ -61,19 +59,3 @@ def as_rows(tokens: torch.Tensor, batch: Batch, shape: Shape) -> torch.Tensor:
     prefix = tokens[: shape.shared].expand(shape.poems, shape.shared)
     own = tokens[shape.prefix :][batch.there].view(shape.poems, shape.longest)
     return torch.cat([prefix, own], 1)
-
-
-@torch.no_grad()
-def shares_prefix(model: PreTrainedModel, batch: Batch, shape: Shape, dtype: torch.dtype) -> str:
-    """Why the prefix cannot be shared by this model; nothing if it can, which is tried out."""
-    model.eval()
-    try:
-        with behind_prefix(model):
-            found = summed_loss(model, batch, shape, dtype)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a model that knows nothing of it may raise anything
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
-    expected = summed_loss(model, batch, shape, dtype, shared=False)
-    far = (found - expected).abs() > TOLERANCE[dtype] * expected.abs()
-    return f"the loss is {found.item():.3f}, not {expected.item():.3f}" if far.item() else ""

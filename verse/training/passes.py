@@ -9,22 +9,25 @@ numbers but for rounding.
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch._functorch.config
+import torch._inductor.config
+from torch import nn
 from transformers import PreTrainedModel
 
 from verse.files import cache_dir
 from verse.model import distributed
 from verse.model.dropout import masks_of
 from verse.model.encoding import Example
+from verse.model.float32 import in_recomputation
 from verse.model.graphs import Graph, told, warm_up
-from verse.model.loading import decoder_layers, linear_layers
+from verse.model.loading import decoder_layers
 from verse.model.memory import Way
-from verse.training.loss import as_rows, shares_prefix, summed_loss
+from verse.training.loss import as_rows, behind_prefix, summed_loss
 from verse.training.packing import Batch, lay_out, shape_of, shared_prefix
 from verse.training.trained import Trained
 
@@ -43,6 +46,8 @@ class Plan:
     kept: float = 1.0
     """Share of the activations that is kept for the backward pass."""
     compiled: bool = False
+    recorded: bool = False
+    """As a CUDA graph."""
     shared: bool = True
     """The prefix is computed once a pass; else once a poem, for models that know no other way."""
     sharded: bool = False
@@ -59,25 +64,28 @@ def choose_plan(
     device = next(model.parameters()).device
     prefix = shared_prefix(examples)
     own = sum(e.length - len(prefix) for e in examples) / len(examples)
-    weights = sum(layer.in_features * layer.out_features for layer in linear_layers(model).values())
-    compiled = device.type == "cuda" and weights * seen * own > WORTH_COMPILING
-    poems = examples[:2]
-    shape = shape_of([poems], prefix)
-    reason = shares_prefix(model, lay_out(poems, prefix, shape).to(device), shape, dtype)
-    if reason:
-        print(f"each poem with its own prefix, which is slower: {reason}", flush=True)
-    return Plan(prefix, dtype, way.poems, way.kept, compiled, not reason, way.sharded)
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    weights = sum(layer.in_features * layer.out_features for layer in linear)
+    on_gpu = device.type == "cuda"
+    compiled = on_gpu and weights * seen * own > WORTH_COMPILING
+    recorded = on_gpu and not way.sharded  # weights that come and go cannot be recorded
+    return Plan(
+        prefix, dtype, way.poems, way.kept, compiled, recorded=recorded, sharded=way.sharded
+    )
 
 
-def parts(step: Sequence[Example], plan: Plan) -> Iterator[list[tuple[int, Example]]]:
-    """The passes of this process over its share of a step: at most `plan.poems` poems each, by
-    their numbers in the step.
+def parts(
+    step: Sequence[Example], plan: Plan, rank: int | None = None
+) -> Iterator[list[tuple[int, Example]]]:
+    """The passes of a process, this one by itself, over its share of a step: at most `plan.poems`
+    poems each, by their numbers in the step.
 
     The poems come sorted by length; dealt out in turn, they make shares and passes of about one
     length. A model that is spread over the processes wants equally many passes of each: where a
     share is short, the last ones are empty.
     """
-    share = list(enumerate(step))[distributed.rank() :: distributed.size()]
+    rank = distributed.rank() if rank is None else rank
+    share = list(enumerate(step))[rank :: distributed.size()]
     largest = -(-len(step) // distributed.size())
     count = -(-(largest if plan.sharded else len(share)) // plan.poems)
     for number in range(count):
@@ -90,28 +98,36 @@ class Passes:
     def __init__(
         self, model: PreTrainedModel, plan: Plan, steps: list[list[Example]], trained: Trained
     ):
-        """steps: the poems of every step, those of other processes too. trained: the model's
-        weights, which get the gradients."""
+        """steps: the poems of every step. trained: the model's weights, which get the
+        gradients."""
         self.model, self.plan, self.trained = model, plan, trained
         self.device = next(model.parameters()).device
-        every = [[e for _, e in part] for step in steps for part in parts(step, plan)]
-        filled = [part for part in every if part] or [step[:1] for step in steps[: len(every)]]
-        self.shape = shape_of(filled, plan.prefix) if every else None
+        # Of all processes, so that what one has tried holds for the others.
+        every = [
+            [e for _, e in part]
+            for step in steps
+            for rank in range(distributed.size())
+            for part in parts(step, plan, rank)
+        ]
+        self.shape = shape_of([part for part in every if part], plan.prefix)
         self.masks = masks_of(model)
         self.graph: Graph[torch.Tensor] | None = None
-        if self.shape is None:
-            return
         if self.masks:
             self.masks.reserve(self.tokens, plan.dtype, self.device)
-        if self.device.type == "cuda":
-            self.record(next(step for step in steps if list(parts(step, plan))))
+        if plan.compiled or plan.recorded:
+            self.record(steps[0])
         elif plan.kept < 1:
             recompute(model)
+
+    def close(self) -> None:
+        """Let the model be as it was before."""
+        self.graph = None
+        uncompile(self.model)
+        self.model.gradient_checkpointing_disable()
 
     @property
     def tokens(self) -> int:
         """That go through the linear layers in a pass."""
-        assert self.shape
         if self.plan.shared:
             return self.shape.prefix + self.shape.tokens
         return self.shape.poems * (self.shape.shared + self.shape.longest)
@@ -121,7 +137,6 @@ class Passes:
         return [
             lay_out([e for _, e in part], self.plan.prefix, self.shape, [n for n, _ in part])
             for part in parts(step, self.plan)
-            if self.shape
         ]
 
     def __call__(self, batch: Batch, step: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -137,7 +152,6 @@ class Passes:
         return self.graph(inputs) if self.graph else self.compute(inputs)
 
     def compute(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        assert self.shape
         *tensors, step, factor = inputs
         batch = Batch(*tensors)
         if self.masks:
@@ -146,23 +160,24 @@ class Passes:
                 places = as_rows(places, batch, self.shape).flatten()
             self.masks.draw(places, step)
         shared, dtype = self.plan.shared, self.plan.dtype
-        loss = summed_loss(self.model, batch, self.shape, dtype, shared=shared)
-        weights = self.trained.parameters
-        gradients = torch.autograd.grad(
-            loss * factor, weights, allow_unused=True, materialize_grads=True
-        )
+        with behind_prefix(self.model) if shared else nullcontext():
+            loss = summed_loss(self.model, batch, self.shape, dtype, shared=shared)
+            gradients = torch.autograd.grad(
+                loss * factor, self.trained.parameters, allow_unused=True, materialize_grads=True
+            )
         self.trained.add(gradients)
         return loss.detach()
 
     def record(self, step: list[Example]) -> None:
         """Compile and record, as far as the machine and the model allow."""
-        batch = self.lay_out(step)[0].to(self.device)
+        rows = step[: self.shape.poems]
+        batch = lay_out(rows, self.plan.prefix, self.shape).to(self.device)
         zero = torch.zeros((), device=self.device)
         inputs = [*vars(batch).values(), zero.int(), zero]
         self.model.train()
         self.warm_up(inputs)
         try:
-            if not self.plan.sharded:  # weights that come and go cannot be recorded
+            if self.plan.recorded:
                 self.graph = Graph(self.compute, inputs, copies=2)
         except torch.OutOfMemoryError:
             raise
@@ -182,12 +197,41 @@ class Passes:
                 raise
             except Exception as error:  # a compiler may raise anything
                 told("layers are not compiled, which would be faster", error)
-                for layer in decoder_layers(self.model):
-                    layer.__dict__.pop("forward")
+                uncompile(self.model)
                 self.trained.clear()
         if self.plan.kept < 1:
             recompute(self.model)
-        warm_up(self.compute, inputs)
+        if self.plan.recorded:
+            warm_up(self.compute, inputs)
+
+
+def add_gradients(
+    passes: Passes, laid_out: list[Batch], tokens: int, scaler: torch.amp.GradScaler, key: int
+) -> torch.Tensor:
+    """Add the gradients of this process's share of a step, pass by pass.
+
+    tokens: that the whole step predicts. key: what dropout hashes, 31 bits. Returns the share's
+    part of the step's mean loss per token in nats, a scalar.
+    """
+    passes.model.train()
+    # Filled in, since a copy from the CPU would wait for the step before.
+    mean = torch.full((), 1 / tokens, device=passes.device)
+    step = torch.full((), key, dtype=torch.int32, device=passes.device)
+    total = torch.zeros((), device=passes.device)
+    for batch in laid_out:
+        total += passes(batch, step, scaler.scale(mean)) * mean
+    return total
+
+
+def bring_together(
+    passes: Passes,
+    loss: torch.Tensor,
+    scaler: torch.amp.GradScaler,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Add up what the processes have, so that the optimizer finds the gradient of the mean loss."""
+    distributed.add_up([passes.trained.gradient, loss])
+    scaler.unscale_(optimizer)
 
 
 def compile_layers(model: PreTrainedModel, backend: Any = "inductor") -> None:
@@ -200,14 +244,22 @@ def compile_layers(model: PreTrainedModel, backend: Any = "inductor") -> None:
     """
     torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
     model.enable_input_require_grads()
+    # With padded strides Inductor computes a softmax in a loop that reads back what other threads
+    # have stored, and nothing makes them wait: docs/compiler.md.
+    torch._inductor.config.comprehensive_padding = False
     for layer in decoder_layers(model):
         layer.forward = torch.compile(layer.forward, dynamic=False, backend=backend)
+
+
+def uncompile(model: PreTrainedModel) -> None:
+    for layer in decoder_layers(model):
+        layer.__dict__.pop("forward", None)
 
 
 def recompute(model: PreTrainedModel) -> None:
     """Compute activations twice by PyTorch's checkpointing; dropout needs no generator's state."""
     settings = {"use_reentrant": False, "preserve_rng_state": False}
-    model.gradient_checkpointing_enable(settings)
+    model.gradient_checkpointing_enable(settings | {"context_fn": in_recomputation})
 
 
 @contextmanager

@@ -44,15 +44,19 @@ class Trained:
         if self.copy.dtype != self.whole.dtype:
             self.copy.copy_(self.whole.detach())
 
+    @property
+    def gradient(self) -> torch.Tensor:
+        assert self.whole.grad is not None
+        return self.whole.grad
+
     def clear(self) -> None:
         """Let the gradients be zero."""
-        assert self.whole.grad is not None
-        self.whole.grad.zero_()
+        self.gradient.zero_()
 
     def add(self, gradients: Sequence[torch.Tensor]) -> None:
         """Add the gradients of all weights."""
-        assert self.whole.grad is not None
-        self.whole.grad += torch.cat([gradient.flatten() for gradient in gradients])
+        gradient = self.gradient
+        gradient += torch.cat([gradient.flatten() for gradient in gradients])
 
     def give_back(self) -> None:
         """Let the model have its weights in float32, as they are now."""

@@ -1,0 +1,235 @@
+"""`verse.training.proof`: faults put in by hand are noticed, and what is right is let through."""
+
+import pytest
+import torch
+from tiny_models import build, examples, training
+
+from verse.errors import UserError
+from verse.model import adapters, dropout, encoding, loading
+from verse.training import attention, packing, passes, proof
+from verse.training.packing import shared_prefix
+from verse.training.passes import Passes, Plan
+from verse.training.trained import Trained
+
+CPU, FLOAT, HALF = torch.device("cpu"), torch.float32, torch.bfloat16
+
+
+@pytest.fixture(scope="module", params=["llama, tied, grouped queries", "gemma3, a short window"])
+def settings(request, tmp_path_factory):
+    return build(request.param, tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def prove(settings, capsys):
+    """Called, it proves a fresh adapter; the plan that is left, the proof and the lines said."""
+
+    def call(dtype=HALF, **how):
+        loading.deterministic(1, 1)
+        poems = examples(encoding.load_tokenizer(settings))
+        lora = training().lora.model_copy(update={"dropout": 0.1})
+        model = loading.load_model(settings, CPU, dtype)
+        model = adapters.add_adapter(model, lora, settings, seed=1)
+        trained = Trained(model, dtype)
+        before = trained.whole.detach().clone()
+        plan = Plan(shared_prefix(poems), dtype, **{"poems": 3} | how)
+        found, result = proof.prove(model, plan, [poems[:5], poems[5:]], trained)
+        assert torch.equal(trained.whole, before) and not trained.gradient.any()
+        return found.plan, result, capsys.readouterr().out.splitlines()
+
+    return call
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.0])
+@pytest.mark.parametrize("poems", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [FLOAT, HALF, torch.float16])
+def test_what_is_right_is_let_through(prove, dtype, poems, kept):
+    plan, result, said = prove(dtype, poems=poems, kept=kept)
+    assert plan.shared and said == []
+    assert result.layout < 1e-5
+    bounds = {FLOAT: 1e-5, torch.float16: 5e-3, HALF: 4e-2}
+    assert result.gradient < bounds[dtype] and result.rounding < bounds[dtype]
+    assert (result.rounding == 0) == (dtype == FLOAT)
+
+
+def sees_one_ahead(monkeypatch):
+    def unseen(positions, others, window):
+        return positions[:, None] - others < -1
+
+    monkeypatch.setattr(attention, "unseen", unseen)
+
+
+def sees_a_neighbour(monkeypatch):
+    """Behind each poem's first token stands the last of the poem before it."""
+    lay_out = packing.lay_out
+
+    def leaking(poems, prefix, shape, numbers=()):
+        batch = lay_out(poems, prefix, shape, numbers)
+        for row in range(1, len(poems)):
+            batch.there[row * shape.longest] = batch.there[row * shape.longest] - 1
+        return batch
+
+    for module in (packing, passes, proof):
+        monkeypatch.setattr(module, "lay_out", leaking)
+
+
+def positions_off_by_one(monkeypatch):
+    lay_out = packing.lay_out
+
+    def shifted(poems, prefix, shape, numbers=()):
+        batch = lay_out(poems, prefix, shape, numbers)
+        batch.position_ids[:, shape.prefix :] += 1
+        return batch
+
+    for module in (packing, passes, proof):
+        monkeypatch.setattr(module, "lay_out", shifted)
+
+
+def a_layer_is_not_trained(monkeypatch):
+    add = Trained.add
+
+    def partly(self, gradients):
+        idle = [("layers.1." in name) for name in self.names]
+        add(self, [g * (not i) for g, i in zip(gradients, idle, strict=True)])
+
+    monkeypatch.setattr(Trained, "add", partly)
+
+
+def an_eighth_is_lost(monkeypatch):
+    add = Trained.add
+    monkeypatch.setattr(Trained, "add", lambda self, gs: add(self, [g * 7 / 8 for g in gs]))
+
+
+def an_eighth_of_each_is_lost(monkeypatch):
+    add = Trained.add
+
+    def partly(self, gradients):
+        for gradient in gradients:
+            gradient.view(-1)[: gradient.numel() // 8] = 0
+        add(self, gradients)
+
+    monkeypatch.setattr(Trained, "add", partly)
+
+
+def a_poem_counts_twice(monkeypatch):
+    call = Passes.__call__
+
+    def twice(self, batch, step, factor):
+        labels = batch.labels.clone()
+        first = labels == labels[0]
+        batch.labels[~first] = batch.labels[~first]
+        loss = call(self, batch, step, factor)
+        only = packing.Batch(**vars(batch) | {"labels": labels.where(first, packing.IGNORED)})
+        return loss + call(self, only, step, factor)
+
+    monkeypatch.setattr(Passes, "__call__", twice)
+
+
+def masks_differ_between_passes(monkeypatch):
+    draw, calls = dropout.Masks.draw, []
+
+    def other(self, places, step):
+        calls.append(1)
+        draw(self, places, step + len(calls))
+
+    monkeypatch.setattr(dropout.Masks, "draw", other)
+
+
+FAULTS = [
+    sees_one_ahead,
+    sees_a_neighbour,
+    positions_off_by_one,
+    a_layer_is_not_trained,
+    an_eighth_is_lost,
+    an_eighth_of_each_is_lost,
+    a_poem_counts_twice,
+    masks_differ_between_passes,
+]
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, HALF])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_noticed(prove, monkeypatch, fault, dtype):
+    """What one prefix has to do with gives way to a prefix for each poem; what nothing helps ends
+    in one line."""
+    fault(monkeypatch)
+    try:
+        plan, result, said = prove(dtype)
+    except UserError as error:
+        assert "its " in str(error) or "the gradient of" in str(error)
+    else:
+        assert not plan.shared and result.gradient < 0.04
+        assert said[0].startswith("each poem with its own prefix, which is slower: ")
+
+
+@pytest.mark.parametrize("fault", [a_layer_is_not_trained, an_eighth_is_lost, a_poem_counts_twice])
+def test_a_fault_of_the_way_that_runs_alone_is_noticed(prove, monkeypatch, fault):
+    """As a compiled or recorded pass may have it, in a reduced precision."""
+    compute = Passes.compute
+    patched = pytest.MonkeyPatch()
+    fault(patched)
+    add, call = Trained.add, Passes.__call__
+    patched.undo()
+    right_add, right_call = Trained.add, Passes.__call__
+
+    def wrong_where_it_runs(self, inputs):
+        Trained.add = add if self.plan.dtype == HALF and self.plan.shared else right_add
+        try:
+            return compute(self, inputs)
+        finally:
+            Trained.add = right_add
+
+    def wrong_call(self, *rest):
+        return (call if self.plan.dtype == HALF and self.plan.shared else right_call)(self, *rest)
+
+    monkeypatch.setattr(Passes, "compute", wrong_where_it_runs)
+    if call is not right_call:
+        monkeypatch.setattr(Passes, "__call__", wrong_call)
+    plan, result, said = prove()
+    assert not plan.shared and result.gradient < 0.04 and len(said) == 1
+
+
+def test_a_tensor_that_is_saved_and_not_trained_is_noticed(settings):
+    poems = examples(encoding.load_tokenizer(settings))
+    model = loading.load_model(settings, CPU, FLOAT)
+    model = adapters.add_adapter(model, training().lora, settings, seed=1)
+    name, weight = next((n, w) for n, w in model.named_parameters() if "lora_A" in n)
+    weight.requires_grad = False
+    with pytest.raises(UserError, match=r"would not be trained") as error:
+        proof.prove(model, Plan(shared_prefix(poems), FLOAT, 3), [poems], Trained(model))
+    assert name in str(error.value)
+
+
+def test_other_layers_take_no_other_attention(prove, monkeypatch):
+    """Which is said in words of its own."""
+
+    def refuse(*_, **__):
+        raise ValueError("too many values to unpack")
+
+    monkeypatch.setattr(attention, "attend", refuse)
+    monkeypatch.setattr(proof.Passes, "compute", compute_as(refuse))
+    plan, _, said = prove()
+    assert not plan.shared
+    assert said == [
+        "each poem with its own prefix, which is slower: its attention is of a kind that cannot be "
+        "given one"
+    ]
+
+
+def compute_as(refuse):
+    compute = Passes.compute
+
+    def call(self, inputs):
+        return refuse() if self.plan.shared else compute(self, inputs)
+
+    return call
+
+
+def test_a_pass_is_filled_as_far_as_its_shape_goes(settings):
+    poems = sorted(examples(encoding.load_tokenizer(settings)), key=lambda poem: poem.length)
+    prefix = shared_prefix(poems)
+    some = [poems[0], poems[3], poems[-1]]
+    shape = packing.shape_of([poems, poems[:-1]], prefix)
+    rows = proof.fill(shape, some, len(prefix))
+    assert len(rows) == shape.poems and set(rows) == {0, 1, 2}
+    batch = packing.lay_out([some[row] for row in rows], prefix, shape, rows)
+    assert batch.input_ids.shape == (1, shape.prefix + shape.tokens)
