@@ -325,7 +325,7 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     in the chat template."""
     own = named(model.generation_config)
     if not own:  # a config that names none has that of its class, which may be any token
-        own = special_tokens(tokenizer) & named(model.config.get_text_config())
+        own = named(model.config.get_text_config()) & special_tokens(tokenizer)
     return sorted({tokenizer.eos_token_id, end_of_turn(tokenizer), *own} - {None})
 
 
@@ -333,4 +333,4 @@ def named(config: Any) -> set[int]:
     """The end tokens that a config names."""
     ends = getattr(config, "eos_token_id", None)
     ends = ends if isinstance(ends, list) else [ends]
-    return {end for end in ends if end is not None}
+    return {end for end in ends if isinstance(end, int)}
