@@ -164,7 +164,7 @@ def test_a_tokenizer_that_changes_what_it_reads(opened):
     assert "the tokenizer makes of its text 欲窮千里目,更上一層樓。" in line
     assert "take a model whose tokenizer gives Chinese text back" in line
     dropped = normalizers.Replace("日", "")
-    with pytest.raises(UserError, match=r"the tokenizer makes of its text .*白依山盡"):
+    with pytest.raises(UserError, match=r"makes of its text 白依山盡，黃河入海流。:"):
         opened(characters(normalizer=dropped)).encode_prompts(ROWS[:1])
 
 

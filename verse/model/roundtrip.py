@@ -87,15 +87,14 @@ def faults(
             if isinstance(one, Example)
             else (one, [], "")
         )
-        asked = [squeezed(poem["instruction"]), squeezed(poem["input"])]
-        given, read = squeezed(prompt), squeezed(tokenizer.decode(ids))
+        asked, read = [poem["instruction"], poem["input"]], tokenizer.decode(ids)
         written = decode(tokenizer, answer)
         held = special.intersection(answer) - {unknown}
         strange = ""
         if unknown is not None and (unknown in ids or unknown in answer):  # of the poem's own text
-            own = "".join((poem["instruction"] + poem["input"] + text).split())
+            own = "".join(("".join(asked) + text).split())
             strange = "、".join(filter(is_unknown, dict.fromkeys(own)))
-        if not all(part in given for part in asked):
+        if not holds(prompt, asked):
             yield LOST, ""
         elif len(ids) > place and ids[0] in starts and ids[place] in starts:
             yield TWICE, tokenizer.decode(ids[:1])
@@ -105,10 +104,18 @@ def faults(
             yield UNKNOWN, strange
         elif written != text:
             yield CHANGED, written
-        elif not all(part in read for part in asked):
-            yield CHANGED, read
+        elif changed := [part for part in asked if not holds(read, [part])]:
+            yield CHANGED, decode(tokenizer, tokenizer(changed[0])["input_ids"])
         else:
             yield None
+
+
+def holds(text: str, parts: list[str]) -> bool:
+    """Whether all parts stand in a text, as they are or squeezed."""
+    if all(part in text for part in parts):
+        return True
+    text = squeezed(text)
+    return all(squeezed(part) in text for part in parts)
 
 
 def squeezed(text: str) -> str:
