@@ -95,9 +95,13 @@ def test_sound_poems_go_in_and_come_out(opened, tokenizer, capsys):
     capsys.readouterr()
     examples, prompts = opening.encode(ROWS), opening.encode_prompts(ROWS)
     start = encoding.affixes(opening.tokenizer)[0]
+    template = str(opening.tokenizer.chat_template)
+    end = "</turn>" if "</turn>" in template else "</s>"
     for row, example, prompt in zip(ROWS, examples, prompts, strict=True):
         assert example.prompt == prompt
         assert prompt[: len(start)] == start and not {*start} & {*prompt[len(start) :]}
+        names = opening.tokenizer.convert_ids_to_tokens(example.completion)
+        assert [name for name in names if name in SPECIAL] == [end] == names[-1:]
         assert encoding.decode(opening.tokenizer, example.completion) == row["output"]
         assert encoding.decode(opening.tokenizer, example.completion[:-1]) == row["output"]
     assert capsys.readouterr().err == ""
