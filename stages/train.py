@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]) -> None:
-    from verse.model import adapters, distributed, memory
+    from verse.model import adapters, distributed, loading, memory
     from verse.model.opening import open_model
     from verse.training import checkpoint, loop, packing
     from verse.training.passes import choose_plan
@@ -61,6 +61,9 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
 
     def work(way: memory.Way) -> tuple["Curves", "Proof", "PreTrainedModel"]:
         base = opening.load(way, (e.prompt + e.completion for e in examples + validation))
+        if (asked := loading.still(base)) and chief:
+            said = ", ".join(f"{name} {value}" for name, value in asked.items())
+            print(f"dropout of the model's own is off, train.lora.dropout alone counts: {said}")
         model = adapters.add_adapter(base, p.train.lora, p.model, seed=p.seed)
         seen = len(examples) * p.train.epochs // distributed.size()
         plan = choose_plan(way, model, opening.dtype, examples + validation, seen)

@@ -1,7 +1,10 @@
 """`verse.generation.answers`: an answer depends on the seed and its own prompt only."""
 
+import json
+
 import pytest
 import torch
+from tiny_models import build, byte_pairs
 from transformers import (
     AutoModelForCausalLM,
     LogitsProcessorList,
@@ -15,6 +18,7 @@ from verse.errors import UserError
 from verse.generation import answers, sampling, slots, tiles
 from verse.generation.rows import Rows
 from verse.generation.slots import Slots
+from verse.model import loading
 from verse.model.encoding import encode_prompt
 from verse.params import Decoding
 
@@ -138,6 +142,74 @@ def test_an_answer_ends_with_the_end_token_and_leaves_it_out(mini):
         config.eos_token_id = before
     assert all(text.index("，") == len(text) - 1 for text in texts if "，" in text)
     assert any("，" in text for text in texts)
+
+
+def test_the_ends_of_an_answer_are_the_tokenizers_the_models_and_the_templates(tmp_path):
+    tokenizer = byte_pairs()
+    ends = ["<|end|>", "<|eot|>", "<|other|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": ends})
+    ids = tokenizer.convert_tokens_to_ids(ends)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"
+    settings = build("llama", tmp_path, tokenizer)
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": [1, ids[1]]}), "utf-8")
+    model = loading.load_model(settings, torch.device("cpu"), torch.float32)
+    assert answers.end_tokens(model, tokenizer) == [1, *ids[:2]]
+    file.write_text("{}", "utf-8")
+    model = loading.load_model(settings, torch.device("cpu"), torch.float32)
+    assert answers.end_tokens(model, tokenizer) == [1, ids[0]]
+    model.config.eos_token_id = ids[2]
+    assert answers.end_tokens(model, tokenizer) == [1, ids[0], ids[2]]
+    model.config.eos_token_id = 9  # that of a class, no special token of this tokenizer
+    assert answers.end_tokens(model, tokenizer) == [1, ids[0]]
+
+    prompts = {n: encode_prompt(tokenizer, couplet) for n, couplet in enumerate(COUPLETS)}
+    weights = model.lm_head.weight
+    with torch.no_grad():  # whatever is likeliest elsewhere, here it is an end of a turn
+        weights[ids[0]] = 0.3 * weights[300:].mean(0) + 2 * torch.randn(64)
+    for beams in (1, 2):
+        decoding = DECODING.model_copy(update={"num_beams": beams, "max_new_tokens": 40})
+        found = {}
+        answers.answer(model, tokenizer, prompts, decoding, seed=1, batch_size=9, answers=found)
+        for one in found.values():
+            assert ids[0] not in one.tokens[:-1]
+            assert "<|end|>" not in one.text
+        assert any(one.tokens[-1] == ids[0] for one in found.values())
+
+
+HOSTILE = {
+    "repetition_penalty": 9.0,
+    "suppress_tokens": [*range(20, 200)],
+    "min_new_tokens": 12,
+    "bad_words_ids": [[n] for n in range(200, 220)],
+    "max_time": 1e-9,
+    "length_penalty": -9.0,
+    "forced_eos_token_id": 7,
+    "renormalize_logits": True,
+    "typical_p": 0.2,
+}
+
+
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_a_models_own_settings_of_generation_change_no_answer(tmp_path, do_sample):
+    """Neither in beams nor in Transformers' own way one by one."""
+    tokenizer = byte_pairs()
+    settings = build("llama", tmp_path, tokenizer)
+    beams = {"num_beams": 2, "do_sample": do_sample, "max_new_tokens": 10}
+
+    def answered():
+        model = loading.load_model(settings, torch.device("cpu"), torch.float32)
+        return answer((model, tokenizer), COUPLETS[:4], **beams)
+
+    own = json.loads((tmp_path / "generation_config.json").read_text("utf-8"))
+    expected = answered()
+    hostile = own | HOSTILE | {"do_sample": not do_sample, "num_beams": 4, "top_k": 1}
+    (tmp_path / "generation_config.json").write_text(json.dumps(hostile), "utf-8")
+    assert answered() == expected
+    (tmp_path / "generation_config.json").unlink()
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | HOSTILE), "utf-8")
+    assert answered() == expected
 
 
 def test_both_kinds_of_rows_give_the_models_own_scores(mini, monkeypatch):

@@ -246,8 +246,10 @@ def test_a_tokenizer_that_cannot_write_verse_is_told():
     Vocabulary(tokenizer(["<s>", "</s>", *"山水，。"]))
     with pytest.raises(UserError, match="lacks Chinese characters or punctuation: set it to"):
         Vocabulary(tokenizer(["<s>", "</s>", *"山水，"]))
-    with pytest.raises(UserError, match="sets something between its tokens, such as blanks"):
-        Vocabulary(tokenizer(["<s>", "</s>", *"山水，。"], decoders.WordPiece()))
+    dotted = decoders.Sequence([decoders.Replace("山", "山·"), decoders.Fuse()])
+    with pytest.raises(UserError, match="sets something between its tokens"):
+        Vocabulary(tokenizer(["<s>", "</s>", *"山水，。"], dotted))
+    Vocabulary(tokenizer(["<s>", "</s>", *"山水，。"], decoders.WordPiece()))  # blanks are left out
 
 
 def test_without_rules_nothing_is_masked(mini):

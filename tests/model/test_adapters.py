@@ -12,7 +12,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from tiny_models import build, training
+from tiny_models import CHAT, build, byte_pairs, training
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -103,7 +103,11 @@ def test_a_model_card():
 
 @torch.no_grad()
 def test_the_merged_model_is_one_that_transformers_runs(tmp_path):
-    settings = build("llama, tied, grouped queries", tmp_path / "base")
+    tokenizer = byte_pairs()
+    tokenizer.chat_template = CHAT.replace("</u>", "<pad>")  # its end of turn
+    settings = build("llama, tied, grouped queries", tmp_path / "base", tokenizer)
+    own = {"eos_token_id": [1, 3], "temperature": 0.1, "do_sample": True, "repetition_penalty": 2.0}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(own), "utf-8")
     model = tuned(settings)
     adapters.save_adapter(model, tmp_path / "models" / "adapter", "card")
     params = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
@@ -124,6 +128,10 @@ def test_the_merged_model_is_one_that_transformers_runs(tmp_path):
     assert (card.data.license, card.data.library_name) == ("other", "transformers")
     assert "白日依山盡，黃河入海流。" in card.text and str(tmp_path) not in card.content
 
+    kept = json.loads((tmp_path / "models/merged/generation_config.json").read_text("utf-8"))
+    assert {key: kept[key] for key in kept.keys() - {"transformers_version"}} == {
+        "eos_token_id": [1, 2, 3]
+    }
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / "merged")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "models" / "merged")
     assert merged.dtype == torch.bfloat16 and merged.config.tie_word_embeddings

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, processors
 from transformers import BloomConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from verse.errors import UserError
-from verse.model.encoding import adds_bos, check_lengths, load_tokenizer, positions
+from verse.model.encoding import affixes, check_lengths, load_tokenizer, positions
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,7 @@ def test_a_folder(tmp_path, monkeypatch, wanted):
     for name in ("base", "./base/", "~/base", str(tmp_path / "base")):
         tokenizer = load_tokenizer(settings(name))
         assert tokenizer.eos_token == "</s>"
-        assert adds_bos(tokenizer) is wanted
+        assert affixes(tokenizer) == ([0] if wanted else [], [])
 
 
 def test_a_folder_with_a_sentencepiece_model_only(tmp_path):
@@ -68,14 +68,8 @@ def test_a_folder_with_a_sentencepiece_model_only(tmp_path):
     tokenizer = load_tokenizer(settings(str(tmp_path)))
     text = "白日依山盡，黃河入海流。\n😀"
     ids = tokenizer(text)["input_ids"]
-    assert adds_bos(tokenizer) and tokenizer.eos_token_id == 2
+    assert affixes(tokenizer) == ([1], []) and tokenizer.eos_token_id == 2
     assert len(ids) > 10 and tokenizer.decode(ids, skip_special_tokens=True) == text
-
-
-def test_no_start_token_is_not_added():
-    tokenizer = build(False)
-    tokenizer.bos_token = None
-    assert not adds_bos(tokenizer)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c", "models/x"])

@@ -10,12 +10,21 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from safetensors.torch import load_file, save_file
-from tiny_models import SHAPES, build, byte_pairs
+from tiny_models import SHAPES, build, byte_pairs, training
 from tiny_models import settings as tiny_settings
-from transformers import BertConfig, BertLMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    FalconConfig,
+    GPT2Config,
+    GPTNeoConfig,
+    MixtralConfig,
+    OPTConfig,
+)
 
 from verse.errors import UserError
-from verse.model import loading
+from verse.model import adapters, loading
 
 CPU, ROOT = torch.device("cpu"), Path(__file__).parents[2]
 
@@ -102,8 +111,105 @@ def test_config_and_weights_that_do_not_belong_together(tmp_path, what):
         loading.load_model(settings, CPU, torch.float32)
 
 
+@pytest.mark.parametrize("through", ["load_model", "load_skeleton", "read_config"])
+def test_an_adapter_beside_a_model(tmp_path, through):
+    """Transformers would load it, and all that is called the base model would be another."""
+    settings = build("llama", tmp_path)
+    base = loading.load_model(settings, CPU, torch.float32)
+    head = base.lm_head.weight
+    tuned = adapters.add_adapter(base, training().lora, settings, seed=1)
+    adapters.save_adapter(tuned, tmp_path, "card")
+    arguments = [CPU, torch.float32] if through == "load_model" else []
+    with pytest.raises(UserError) as error:
+        getattr(loading, through)(settings, *arguments)
+    assert str(error.value) == (
+        f"model.name {str(tmp_path)!r}: an adapter lies beside it (adapter_config.json), which "
+        "would be loaded too: remove it from the folder, or take the model without it"
+    )
+    (tmp_path / "adapter_config.json").unlink()
+    again = loading.load_model(settings, CPU, torch.float32)
+    assert torch.equal(again.lm_head.weight, head)
+
+
+HOSTILE = {
+    "do_sample": True,
+    "temperature": 0.1,
+    "repetition_penalty": 5.0,
+    "suppress_tokens": [50, 51],
+    "min_length": 100,
+    "forced_bos_token_id": 7,
+    "forced_eos_token_id": 7,
+    "bad_words_ids": [[9]],
+    "max_time": 1e-9,
+    "length_penalty": -9.0,
+    "num_beam_groups": 2,
+    "cache_implementation": "static",
+    "stop_strings": ["a"],
+}
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json", None])
+def test_nothing_of_how_a_model_would_generate_is_kept_but_its_tokens(tmp_path, file):
+    settings = build("llama", tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    if file:
+        path = tmp_path / file
+        known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        path.write_text(json.dumps(known | HOSTILE | {"eos_token_id": [1, 5]}), "utf-8")
+    model = loading.load_model(settings, CPU, torch.float32)
+    kept = model.generation_config.to_diff_dict()
+    assert {key: kept[key] for key in kept if key != "transformers_version"} == (
+        {"eos_token_id": [1, 5], "bos_token_id": 0}
+        if file == "config.json"
+        else {"eos_token_id": [1, 5]}
+        if file
+        else {"bos_token_id": 0, "eos_token_id": 1}
+    )
+
+
+DROPOUTS = {
+    "gpt2": GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=400),
+    "gpt_neo": GPTNeoConfig(
+        num_layers=2, num_heads=2, hidden_size=32, vocab_size=400,
+        attention_types=[[["global"], 2]],
+        attention_dropout=0.1, resid_dropout=0.2,
+    ),
+    "falcon": FalconConfig(
+        num_hidden_layers=2, num_attention_heads=2, hidden_size=32, vocab_size=400,
+        attention_dropout=0.1, hidden_dropout=0.1,
+    ),
+    "opt": OPTConfig(
+        num_hidden_layers=2, num_attention_heads=2, hidden_size=32, ffn_dim=64, vocab_size=400,
+        word_embed_proj_dim=32, layerdrop=0.5,
+    ),
+    "mixtral": MixtralConfig(
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, hidden_size=32,
+        intermediate_size=64, vocab_size=400, router_jitter_noise=0.3, attention_dropout=0.2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DROPOUTS)
+@torch.no_grad()
+def test_a_models_own_dropout_is_told_and_off(kind):
+    model = AutoModelForCausalLM.from_config(DROPOUTS[kind]).train()
+    ids = torch.arange(40)[None]
+
+    def apart():
+        return (model(input_ids=ids).logits - model(input_ids=ids).logits).abs().max().item()
+
+    assert apart() > 0
+    asked = loading.still(model)
+    assert asked and all(value > 0 for value in asked.values())
+    assert apart() == 0
+    assert loading.still(model) == {}
+    written = model(input_ids=ids).logits
+    assert torch.equal(model.eval()(input_ids=ids).logits, written)
+
+
 def test_a_model_that_sees_what_is_to_come(tmp_path):
     """Its config may declare what it likes."""
+    torch.manual_seed(4)
     BertLMHeadModel(BertConfig(vocab_size=400, hidden_size=36)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="sees tokens that are still to come"):
         loading.load_model(tiny_settings(str(tmp_path)), CPU, torch.float32)

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from verse.errors import UserError
-from verse.model.prompts import SYSTEM, prompt_writer
+from verse.model.prompts import SYSTEM, end_of_turn, end_token, prompt_writer
 
 POEM = {
     "instruction": "續寫此詩。",
@@ -98,6 +98,59 @@ def test_a_template_that_refuses_system_messages_gets_the_text_in_the_users_turn
 
 def test_a_template_that_drops_system_messages_gets_the_text_in_the_users_turn():
     assert prompt("chat", tokenizer(DROPS_SYSTEM)) == f"[INST] {SYSTEM}\n\n{USER} [/INST]"
+
+
+@pytest.mark.parametrize("system", [True, False])
+def test_a_template_that_wants_content_in_parts(system):
+    wants_parts = (
+        "{% for m in messages %}<turn>"
+        "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}"
+        "{% endfor %}</turn>{% endfor %}"
+    )
+    if not system:
+        wants_parts += "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    between = "</turn><turn>" if system else "\n\n"
+    assert prompt("chat", tokenizer(wants_parts)) == f"<turn>{SYSTEM}{between}{USER}</turn>"
+
+
+@pytest.mark.parametrize("lost", ["messages[0].content[:9]", "'Hello'", "messages[-1].role"])
+def test_a_template_that_leaves_the_couplet_out(lost):
+    with pytest.raises(UserError, match="leaves out what it is asked"):
+        prompt_writer("chat", tokenizer("{{ " + lost + " }}"))
+
+
+TURN = "{% for m in messages %}<u>{{ m.content }}{{ END }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("chat", "turn"),
+    [
+        (TURN.replace("END", "'<end>\n'"), "<end>"),
+        (TURN.replace("END", "'\n <end></s>'"), "<end>"),
+        (
+            TURN.replace("END", "'<end>'") + "{% if not add_generation_prompt %}</s>{% endif %}",
+            "<end>",
+        ),
+        (TURN.replace("END", "eos_token"), "</s>"),
+        (TURN.replace("END", "'</u>'"), None),  # a text like any other
+        (TURN.replace("END", "''"), None),
+        (TURN.replace("END", "'。<end>'"), None),
+        (
+            "{{ messages[0].content }}{% if messages[-1].role == 'assistant' %}<end>{% endif %}",
+            None,
+        ),
+        (REFUSES_SYSTEM.replace("<turn>model", "").replace("</turn>", "<end>"), "<end>"),
+        (None, None),
+    ],
+)
+def test_the_end_of_turn_is_what_follows_what_the_assistant_says(chat, turn):
+    built = tokenizer(chat)
+    built.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    found = end_of_turn(built)
+    assert (found if found is None else built.convert_ids_to_tokens(found)) == turn
+    ends = {template: end_token(template, built) for template in ("plain", "homework", "auto")}
+    eos = built.eos_token_id
+    assert ends == {"plain": eos, "homework": eos, "auto": eos if found is None else found}
 
 
 def test_no_prompt_depends_on_the_day():

@@ -39,7 +39,7 @@ def work():
         found[f"{quantization} {expanded}"] = {
             "apart": ((logits - expected).abs().max() / expected.std()).item(),
             "share": held(spread) / sum(w.numel() * 4 for w in plain.parameters()),
-            "ends": spread.generation_config.eos_token_id,
+            "generation": spread.generation_config.to_diff_dict(),
         }
     Path(f"{distributed.rank()}.json").write_text(json.dumps(found))
 
@@ -62,12 +62,17 @@ def torchrun(folder, processes, *command):
 )
 def test_a_spread_model_is_the_same_model(tmp_path, shape, processes):
     build(shape, tmp_path / "base")
+    own = {"eos_token_id": [1, 5], "pad_token_id": 2, "temperature": 0.1, "do_sample": True}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(own), "utf-8")
     (tmp_path / "work.py").write_text(SPREAD)
     torchrun(tmp_path, processes, "work.py")
     for rank in range(processes):
         for way, found in json.loads((tmp_path / f"{rank}.json").read_text()).items():
             assert found["apart"] < 1e-4, (way, found)
-            assert found["ends"] == 1
+            assert (
+                found["generation"].items() >= {"eos_token_id": [1, 5], "pad_token_id": 2}.items()
+            )
+            assert "temperature" not in found["generation"]
             most = 1.1 / processes if "True" in way else 0.7 / processes
             assert found["share"] < most, (way, found)
 

@@ -32,6 +32,7 @@ def main(options: argparse.Namespace) -> None:
 
     from verse.app.card import write_card
     from verse.app.couplets import EXAMPLES
+    from verse.generation.answers import end_tokens
     from verse.model import adapters, encoding, loading
     from verse.model.prompts import prompt_writer
     from verse.poems.sources import INSTRUCTION
@@ -42,6 +43,8 @@ def main(options: argparse.Namespace) -> None:
     model = loading.load_model(full, torch.device("cpu"), torch.bfloat16, cache_dir=cache)
     model = adapters.load_adapter(model, ADAPTER, merge=True)
     tokenizer = encoding.load_tokenizer(p.model, cache)
+    # No decoding of the base model's stays with it; what ends an answer here does so elsewhere.
+    model.generation_config.eos_token_id = end_tokens(model, tokenizer)
     poems = read_jsonl(TEST) if TEST.is_file() else []
     poem = (poems or [{"instruction": INSTRUCTION, "input": EXAMPLES[0]}])[0]
     score = json.loads(read_text(SCORE)) if SCORE.is_file() else {}

@@ -22,6 +22,7 @@ from verse.generation.answers import constraint_of, end_tokens
 from verse.generation.candidates import Key, finish
 from verse.generation.distribution import Distribution, distribution, scores_along
 from verse.model import memory
+from verse.model.encoding import decode
 from verse.model.opening import Opening, open_model
 from verse.params import Decoding, Model, Params
 
@@ -67,7 +68,7 @@ class Poet:
 
     def prompt(self, poem: dict[str, str], new_tokens: int) -> list[int]:
         """The token ids of a poem's prompt, after which so many others have room."""
-        return self.opening.encode_prompts([poem], new_tokens)[0]
+        return self.opening.encode_prompts([poem], new_tokens, checked=False)[0]
 
     def write(
         self,
@@ -106,8 +107,7 @@ class Poet:
         return [Written(one.text, one.tokens, self.pieces(one.tokens), seed) for one in kept]
 
     def text(self, tokens: list[int]) -> str:
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
+        return decode(self.tokenizer, tokens)
 
     def pieces(self, tokens: list[int]) -> list[str]:
         """The part of an answer that each token completes: "" for all but the last of a character
@@ -199,7 +199,8 @@ def open_poets(
             raise UserError(f"{adapter}: no adapter there yet: run dvc repro first, or say --base")
         opening = open_model(settings, p.machine, seed=p.seed)
         # A sample of prompts to check the tokenizer by: the characters of any will do.
-        ids = opening.encode_prompts([{"instruction": "", "input": "白日依山盡，黃河入海流。"}])
+        sample = {"instruction": "", "input": "白日依山盡，黃河入海流。"}
+        ids = opening.encode_prompts([sample], checked=False)
         tokens = max(map(len, ids)) + p.decoding.max_new_tokens
         ways = opening.ways(
             lambda sizes: [

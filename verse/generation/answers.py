@@ -9,7 +9,7 @@ there are (`slots`). Beams, and models whose attention is of another kind, go Tr
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,8 +29,10 @@ from verse.generation.rows import Rows
 from verse.generation.sampling import OwnStreams, uniform_numbers
 from verse.generation.slots import Slots
 from verse.generation.tiles import use_tiles
+from verse.model.encoding import decode, special_tokens
 from verse.model.float32 import Float32
 from verse.model.graphs import send, told
+from verse.model.prompts import end_of_turn
 from verse.model.sharding import is_sharded
 from verse.params import Decoding
 
@@ -103,8 +105,7 @@ def answer(
 
     def finish(ended: Iterator[tuple[Key, list[int], float]]) -> None:
         for key, ids, likelihood in ended:
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-            answers[key] = Answer(text, ids, likelihood)
+            answers[key] = Answer(decode(tokenizer, ids), ids, likelihood)
             progress.update()
 
     try:
@@ -191,7 +192,7 @@ def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
             rows.watched = proving
             drawn, chances = rows.step(allowed, ahead=ahead)
         if proving and tried is not None:
-            tried += zip(texts, rows.ends, strict=True)
+            tried += zip(texts, rows.shown, strict=True)
         kept = []
         for row, (key, token, chance) in enumerate(
             zip(keys, drawn.tolist(), chances.tolist(), strict=True)
@@ -241,7 +242,7 @@ def reason_against(model: PreTrainedModel, decoding: Decoding, prompts: list[lis
                 rows.watched = True
                 drawn, _ = rows.step()
                 if step in (0, PROVEN_STEPS - 1):
-                    tried += zip((texts[0], texts[-1]), rows.ends, strict=True)
+                    tried += zip((texts[0], texts[-1]), rows.shown, strict=True)
                 texts = [[*text, token] for text, token in zip(texts, drawn.tolist(), strict=True)]
             check_scores_of(model, tried)
     except Unsuited as reason:
@@ -369,7 +370,16 @@ def constraint_of(
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end an answer: the tokenizer's, and any other that the model names."""
-    named = model.generation_config.eos_token_id
-    named = named if isinstance(named, list) else [named]
-    return sorted({tokenizer.eos_token_id, *(token for token in named if token is not None)})
+    """Tokens that end an answer: the tokenizer's, those that the model names, and what ends a turn
+    in the chat template."""
+    own = named(model.generation_config)
+    if not own:  # a config that names none has that of its class, which may be any token
+        own = named(model.config.get_text_config()) & special_tokens(tokenizer)
+    return sorted({tokenizer.eos_token_id, end_of_turn(tokenizer), *own} - {None})
+
+
+def named(config: Any) -> set[int]:
+    """The end tokens that a config names."""
+    ends = getattr(config, "eos_token_id", None)
+    ends = ends if isinstance(ends, list) else [ends]
+    return {end for end in ends if isinstance(end, int)}

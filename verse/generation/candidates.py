@@ -72,7 +72,8 @@ def finish(
         if len(best) > 1 and in_form(poem["input"], best[0].text):
             open_cases.append((number, best))
     others = [{**poems[number], "input": other(poems[number]["input"])} for number, _ in open_cases]
-    cases = list(zip(opening.encode_prompts(others), (best for _, best in open_cases), strict=True))
+    asked = opening.encode_prompts(others, checked=False)  # no answer to them is kept
+    cases = list(zip(asked, (best for _, best in open_cases), strict=True))
     for (number, best), merits in zip(open_cases, relevance(model, cases), strict=True):
         kept[number] = best[merits.index(max(merits))]
     return kept

@@ -87,8 +87,8 @@ class Constraint:
         """ends: tokens that end an answer. Raises UserError if the tokenizer cannot write verse."""
         self.vocabulary = vocabulary_of(tokenizer)
         self.rules, self.most = frozenset(decoding.constrain), decoding.max_new_tokens
-        self.ends, self.device = sorted(ends), model.device
         self.width = int(model.config.get_text_config().vocab_size)
+        self.ends, self.device = [end for end in ends if 0 <= end < self.width], model.device
         self.mask = lru_cache(maxsize=MASKS)(self.make_mask)
 
     def draft(self, couplet: str, tokens: Iterable[int] = ()) -> "Draft":

@@ -63,7 +63,7 @@ class Rows:
         self.numbers = torch.zeros(0, decoding.max_new_tokens, dtype=torch.float64)
         self.watched = False
         """Whether the next step shows its scores."""
-        self.ends = torch.zeros(0)
+        self.shown = torch.zeros(0)
         """The scores of the first and the last row in a step that was watched, (2, vocabulary)."""
 
     def add(self, prompts: list[list[int]], numbers: torch.Tensor) -> None:
@@ -123,7 +123,7 @@ class Rows:
         """
         scores = self.scores()
         if self.watched:
-            self.ends = scores[[0, -1]]
+            self.shown = scores[[0, -1]]
         numbers = self.numbers.gather(1, (self.lengths - self.starts)[:, None])[:, 0]
         tokens, chances = self.draw(scores, self.history, self.lengths, numbers, allowed)
         check_scores(chances)

@@ -65,8 +65,8 @@ class Slots:
         self.under_way: list[Reading] | None = None
         """What a step finds that was begun before it was asked for."""
         self.watched = False
-        self.ends = torch.zeros(0)
-        """As `Rows.watched` and `Rows.ends`."""
+        self.shown = torch.zeros(0)
+        """As `Rows.watched` and `Rows.shown`."""
         self.into: torch.Tensor | None = None
         """The slots that a pass reads prompts into; None if it is a step of all slots."""
         self.source: torch.Tensor | None = None
@@ -160,7 +160,7 @@ class Slots:
             self.graph = self.record()
         scores, *drawn = self.graph([]) if self.graph else self.compute()
         if self.watched:  # a copy, since the next step overwrites them
-            self.ends = torch.stack([scores[self.order[0]], scores[self.order[-1]]])
+            self.shown = torch.stack([scores[self.order[0]], scores[self.order[-1]]])
         return [Reading(part) for part in drawn]
 
     def compute(self, _: Sequence[torch.Tensor] = ()) -> Computed:

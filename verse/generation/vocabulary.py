@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from verse.errors import UserError
+from verse.model.encoding import decode
 from verse.poems.lines import CLOSES, IDEOGRAPHS, PAUSES, STOPS
 
 PAUSE, STOP, CLOSE = 1, 2, 4  # bits: what a mark may do
@@ -84,8 +85,8 @@ class Vocabulary:
         text = b"".join(self.texts[token] for token in finished).decode()
         if BYTES in (self.character, self.mark) and not self.bytewise:
             raise UserError(unfit("lacks Chinese characters or punctuation"))
-        if tokenizer.decode(finished) != text:
-            raise UserError(unfit("sets something between its tokens, such as blanks"))
+        if decode(tokenizer, finished) != text:
+            raise UserError(unfit("sets something between its tokens"))
 
     def after(self, unfinished: bytes) -> Tokens:
         """What can follow the first bytes of a character, or none."""

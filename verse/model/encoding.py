@@ -1,8 +1,9 @@
 """Tokenizers, and the token ids of prompts and completions."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -12,6 +13,8 @@ from verse.params import Model
 
 pooled = cache(int)
 """A token id as the one object that all poems share: each of their own would take 32 bytes."""
+AT_ONCE = 1000  # texts given to a tokenizer, which needs some kilobytes for each
+BLANK = re.compile(r"(?<=[^\x00-\x7f]) | (?=[^\x00-\x7f])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +47,56 @@ def load_tokenizer(settings: Model, cache_dir: str | None = None) -> PreTrainedT
         return AutoTokenizer.from_pretrained(**origin(settings, cache_dir))
 
 
-def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether `tokenizer(text)` by itself puts the start token before the text."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("一")["input_ids"][:1] == [bos]
+@lru_cache(maxsize=4)
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids of tokens that are no text, which decoding leaves out."""
+    added = tokenizer.added_tokens_decoder
+    return frozenset(tokenizer.all_special_ids) | {i for i in added if added[i].special}
+
+
+@lru_cache(maxsize=4)
+def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The token ids that `tokenizer(text)` by itself puts before a text, and behind it."""
+    bare = tokenizer("一", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("一")["input_ids"]
+    for start in range(len(ids) - len(bare) + 1) if bare else ():
+        if ids[start : start + len(bare)] == bare:
+            return ids[:start], ids[start + len(bare) :]
+    return [], []
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Its token ids, with the start token if the tokenizer has one, never with the end token."""
-    ids = list(map(pooled, tokenizer(prompt)["input_ids"]))
-    while ids and ids[-1] == tokenizer.eos_token_id:
-        ids = ids[:-1]
-    return ids
+    """Its token ids: with what the tokenizer puts before a text, such as the start token, and
+    without what it puts behind."""
+    return encode_prompts(tokenizer, [prompt])[0]
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], **options: bool
+) -> list[list[int]]:
+    """The same of many, which takes half the time. options: the tokenizer's."""
+    behind = 0 if options else len(affixes(tokenizer)[1])
+    found: list[list[int]] = []
+    for start in range(0, len(prompts), AT_ONCE):
+        some = tokenizer(prompts[start : start + AT_ONCE], **options)["input_ids"]
+        found += [list(map(pooled, ids[: len(ids) - behind])) for ids in some]
+    return found
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """What token ids write, without special tokens: the text of an answer wherever one is read.
+
+    Blanks that the tokenizer sets between Chinese characters of its own accord are left out.
+    """
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return BLANK.sub("", text) if sets_blanks(tokenizer) else text
+
+
+@lru_cache(maxsize=4)
+def sets_blanks(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer writes blanks between characters that have none, as BERT's does."""
+    ids = tokenizer("山水", add_special_tokens=False)["input_ids"]
+    return " " in tokenizer.decode(ids).strip()
 
 
 def common_prefix(texts: Sequence[list[int]]) -> list[int]:
@@ -71,19 +112,35 @@ def common_prefix(texts: Sequence[list[int]]) -> list[int]:
     return first[:length]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Example:
-    """Token ids of a poem. The prompt's are those that generation will start from.
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, end: int | None = None
+) -> Example:
+    """Token ids of a poem. end: the token that ends it, the tokenizer's end token if None."""
+    end = tokenizer.eos_token_id if end is None else end
+    return encode_poems(tokenizer, [prompt], [completion], end)[0]
+
+
+def encode_poems(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    end: int,
+) -> list[Example]:
+    """Token ids of poems. The prompts' are those that generation will start from.
 
     A tokenizer may merge characters across the seam between prompt and completion; generation
-    never does, so in that case the completion is encoded on its own.
+    never does, so in that case the completion is encoded on its own. end: what ends each.
     """
-    prompt_ids = encode_prompt(tokenizer, prompt)
-    ids = encode_prompt(tokenizer, prompt + completion)
-    if ids[: len(prompt_ids)] == prompt_ids:
-        answer = ids[len(prompt_ids) :]
-    else:
-        answer = list(map(pooled, tokenizer(completion, add_special_tokens=False)["input_ids"]))
-    return Example(prompt_ids, [*answer, tokenizer.eos_token_id], len(completion) + 1)
+    given = encode_prompts(tokenizer, prompts)
+    whole = encode_prompts(tokenizer, [a + b for a, b in zip(prompts, completions, strict=True)])
+    examples = []
+    for before, ids, text in zip(given, whole, completions, strict=True):
+        if ids[: len(before)] == before:
+            answer = ids[len(before) :]
+        else:
+            [answer] = encode_prompts(tokenizer, [text], add_special_tokens=False)
+        examples.append(Example(before, [*answer, end], len(text) + 1))
+    return examples
 
 
 def positions(config: PretrainedConfig) -> int | None:

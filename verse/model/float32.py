@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 HALF = (torch.bfloat16, torch.float16)
-DTYPE = torch.Tensor.dtype.__get__
+DTYPE: Any = torch._C.TensorBase.__dict__["dtype"].__get__
 
 
 class Linear(torch.autograd.Function):

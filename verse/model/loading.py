@@ -17,7 +17,8 @@ import re
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 import transformers
@@ -27,11 +28,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import cached_file
 
 from verse.errors import UserError, is_out_of_memory
 from verse.hub import find_folder, origin, reading
@@ -41,6 +44,9 @@ from verse.params import Model
 warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
 HARMLESS = re.compile(r"rotary_emb\.inv_freq$|attn\.(masked_)?bias$|^(model\.)?mtp\.")
 """Tensors that a model never uses: constants of older files, layers that draft further tokens."""
+
+CHANCE = re.compile("^(?!summary|classifier).*(drop|jitter)")
+"""Names of what makes a model draw at random in training."""
 
 # On a CPU bitsandbytes warns that it misses an optional kernel, which is never used here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -116,12 +122,61 @@ def load_model(
         )
     model.requires_grad_(False)
     model.eval()
+    keep_ends(model)
     check_model(model, found, settings.name)
     if settings.quantization == "nf4":
         for layer in linear_layers(model).values():
             if not in_four_bits(layer):  # Transformers leaves out the last one of some models
                 round_to_nf4(layer)
     return model
+
+
+def found(settings: Model, name: str, cache_dir: str | None) -> Path | None:
+    """A file of a model, downloaded if need be; None if the model has no such file."""
+    where = origin(settings, cache_dir)
+    where.pop("trust_remote_code")
+    place = where.pop("pretrained_model_name_or_path")
+    path = cached_file(place, name, _raise_exceptions_for_missing_entries=False, **where)
+    return Path(path) if path else None
+
+
+def keep_ends(model: PreTrainedModel) -> None:
+    """Leave nothing of how a model would generate but its special tokens: params.yaml decides.
+
+    Transformers takes from the model's generation_config.json whatever a call does not name.
+    """
+    own = model.generation_config
+    tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+    model.generation_config = GenerationConfig(**{key: getattr(own, key) for key in tokens})
+    vars(model).pop("generate", None)  # custom_generate/generate.py
+
+
+def still(model: PreTrainedModel) -> dict[str, float]:
+    """Take out of a model the dropout and noise that its config asks for in training.
+
+    params.yaml names one dropout, the adapter's; a mask that differs between the ways of a pass
+    would make them learn different things. Returns what the config has other than 0, by name.
+    """
+    asked: dict[str, float] = {}
+    for config in (model.config, model.config.get_text_config()):
+        asked |= silence(config)
+    for module in model.modules():
+        silence(module)
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    return asked
+
+
+def silence(owner: object) -> dict[str, float]:
+    """Set to 0, and return, each chance that an object has."""
+    chances = {
+        name: value
+        for name, value in vars(owner).items()
+        if CHANCE.search(name) and isinstance(value, float) and value
+    }
+    for name in chances:
+        setattr(owner, name, 0.0)
+    return chances
 
 
 def load_skeleton(settings: Model, cache_dir: str | None = None) -> PreTrainedModel:
@@ -145,11 +200,17 @@ def read_config(settings: Model, cache_dir: str | None = None) -> PretrainedConf
     check_folder(settings.name)
     with reading("its config.json", settings):
         config = AutoConfig.from_pretrained(**origin(settings, cache_dir))
+        adapter = found(settings, "adapter_config.json", cache_dir)
     own_code = settings.trust_remote_code and hasattr(config, "auto_map")
     classes = AutoModelForCausalLM._model_mapping.get(type(config), None)
     classes = classes if isinstance(classes, list | tuple) else filter(None, [classes])
     causal = [kind.__name__ for kind in classes]
     where = f"model.name {settings.name!r}"
+    if adapter:
+        raise UserError(
+            f"{where}: an adapter lies beside it (adapter_config.json), which would be loaded too: "
+            "remove it from the folder, or take the model without it"
+        )
     if getattr(config, "is_encoder_decoder", False) or not (causal or own_code):
         raise UserError(f"{where}: {config.model_type} is no causal language model: take one")
     declared = {str(kind).lower() for kind in config.architectures or []}
@@ -337,7 +398,7 @@ def round_to_nf4(layer: nn.Module) -> None:
 
 def outputs_first(layer: nn.Module) -> torch.Tensor:
     """A layer's weight, (outputs, inputs)."""
-    weight: torch.Tensor = layer.weight
+    weight = cast(torch.Tensor, layer.weight)
     return weight.t() if isinstance(layer, Conv1D) else weight
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from verse.errors import UserError
 from verse.model import distributed
-from verse.model.loading import decoder_layers, linear_layers
+from verse.model.loading import decoder_layers, linear_layers, outputs_first
 
 GIB = 2**30
 PASS_TOKENS = 1024  # of a pass that uses a GPU well; a way that has no room for them comes last
@@ -92,7 +92,7 @@ def sizes(
     model: PreTrainedModel, dtype: torch.dtype, quantization: Literal["nf4", "none"]
 ) -> Sizes:
     """The sizes of a model, which may be on the meta device."""
-    linear = [layer.weight.numel() for layer in linear_layers(model).values()]
+    linear = [outputs_first(layer).numel() for layer in linear_layers(model).values()]
     everything = sum(weight.numel() for weight in model.parameters())
     largest = max(linear, default=0)
     plain = everything * dtype.itemsize + 4 * largest  # and one layer being rounded

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from verse.model import adapters, encoding, loading, memory, sharding
-from verse.model.prompts import prompt_writer
+from verse.model import adapters, encoding, loading, memory, roundtrip, sharding
+from verse.model.prompts import end_token, prompt_writer
 from verse.params import Machine, Model
 
 
@@ -33,22 +33,31 @@ class Opening:
     def encode(self, poems: Iterable[dict[str, str]]) -> list[encoding.Example]:
         """Poems as the token ids of their prompts and completions.
 
-        Raises UserError if one is longer than the model's positions.
+        Raises UserError if one is longer than the model's positions, or if they do not come back
+        as they were (`roundtrip.check`).
         """
-        examples = [
-            encoding.encode(self.tokenizer, self.prompt(poem), poem["output"]) for poem in poems
-        ]
+        poems = list(poems)
+        prompts = [self.prompt(poem) for poem in poems]
+        completions = [poem["output"] for poem in poems]
+        end = end_token(self.settings.template, self.tokenizer)
+        examples = encoding.encode_poems(self.tokenizer, prompts, completions, end)
+        roundtrip.check(self.tokenizer, poems, prompts, examples)
         encoding.check_lengths((example.length for example in examples), self.positions)
         return examples
 
     def encode_prompts(
-        self, poems: Iterable[dict[str, str]], max_new_tokens: int = 0
+        self, poems: Iterable[dict[str, str]], max_new_tokens: int = 0, *, checked: bool = True
     ) -> list[list[int]]:
         """The token ids of the poems' prompts.
 
-        Raises UserError if one, with so many new tokens, is longer than the model's positions.
+        Raises UserError if one, with so many new tokens, is longer than the model's positions, or,
+        if `checked`, if they do not hold the poems (`roundtrip.check`).
         """
-        prompts = [encoding.encode_prompt(self.tokenizer, self.prompt(poem)) for poem in poems]
+        poems = list(poems)
+        texts = [self.prompt(poem) for poem in poems]
+        prompts = encoding.encode_prompts(self.tokenizer, texts)
+        if checked:
+            roundtrip.check(self.tokenizer, poems, texts, prompts)
         encoding.check_lengths(map(len, prompts), self.positions, max_new_tokens)
         return prompts
 

@@ -6,11 +6,13 @@ the model wants one.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from verse.errors import UserError
-from verse.model.encoding import adds_bos
+from verse.model.encoding import affixes, special_tokens
 
 # The system text and template of the homework's notebook (generate_training_data, evaluate).
 SYSTEM = (
@@ -26,6 +28,23 @@ NO_DATE = (
     "|replace('%B', 'July')|replace('%b', 'Jul')|replace('%A', 'Friday')|replace('%a', 'Fri')"
     "|replace('%H', '00')|replace('%M', '00')|replace('%S', '00') }}{%- endmacro -%}"
 )
+
+
+# A poem and an answer to see by what a chat template makes of them.
+PROBE = {"instruction": "請續寫此詩。", "input": "白日依山盡，黃河入海流。"}
+SAID = "欲窮千里目，更上一層樓。"
+
+
+class Style(NamedTuple):
+    """How a conversation is told to a chat template."""
+
+    system: bool
+    """Whether the system text is a message of its own; else it opens the user's."""
+    parts: bool
+    """Whether contents are lists of parts; else they are strings."""
+
+
+STYLES = [Style(True, False), Style(False, False), Style(True, True), Style(False, True)]
 
 
 def plain(poem: dict[str, str]) -> str:
@@ -52,50 +71,115 @@ def prompt_writer(
 
     Raises UserError for "chat" without a chat template, or with a broken one.
     """
-    if template == "auto":
-        template = "chat" if tokenizer.chat_template else "plain"
-    if template == "chat":
+    if is_chat(template, tokenizer):
         return chat_writer(tokenizer)
-    return {"plain": plain, "homework": homework}[template]
+    return homework if template == "homework" else plain
+
+
+def is_chat(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    return template == "chat" or (template == "auto" and bool(tokenizer.chat_template))
+
+
+def end_token(template: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends a completion: as a chat model expects it, the end of the assistant's
+    turn, else the tokenizer's end token."""
+    turn = end_of_turn(tokenizer) if is_chat(template, tokenizer) else None
+    return tokenizer.eos_token_id if turn is None else turn
 
 
 def chat_writer(tokenizer: PreTrainedTokenizerBase) -> Callable[[dict[str, str]], str]:
     """Prompts by the tokenizer's chat template, up to where the assistant's turn begins.
 
-    The system text is a system message; where the template refuses or drops those, it opens
-    the user's.
+    The function that is returned raises UserError for a poem that the template fails on.
     """
     if not tokenizer.chat_template:
         raise UserError(
             "model.template is chat, but the model's tokenizer has no chat template: "
             "set it to plain, homework or auto"
         )
-    drop_bos = adds_bos(tokenizer)
+    style = chat_style(tokenizer)
+    before = tokenizer.convert_ids_to_tokens(affixes(tokenizer)[0])
 
-    def render(user: str, system_message: bool) -> str:
-        if system_message:
-            messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
-        else:
-            messages = [{"role": "user", "content": f"{SYSTEM}\n\n{user}"}]
-        text = tokenizer.apply_chat_template(
-            messages,
-            chat_template=NO_DATE + tokenizer.get_chat_template(),
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,  # some make room for thoughts otherwise
-        )
-        return text.removeprefix(tokenizer.bos_token) if drop_bos else text
+    def write(poem: dict[str, str]) -> str:
+        try:
+            text = render(tokenizer, plain(poem), style)
+        except Exception as error:
+            raise UserError(fails(error, f" on the poem {poem['input']}")) from error
+        for number in range(len(before)):  # the tokenizer puts these there itself
+            if text.startswith(written := "".join(before[number:])):
+                return text.removeprefix(written)
+        return text
 
-    # A chat template is a program of the model's author, so it may raise anything.
+    return write
+
+
+def chat_style(tokenizer: PreTrainedTokenizerBase) -> Style:
+    """The first of STYLES in which the tokenizer's chat template writes all that it is given.
+
+    Raises UserError if there is none.
+    """
+    failed: dict[Style, Exception] = {}
+    for style in STYLES:
+        try:
+            text = render(tokenizer, plain(PROBE), style)
+        except Exception as error:  # a template is a program of the model's author
+            failed[style] = error
+            continue
+        # A list of parts may also have been written as Python shows it, its line break as \n.
+        asked = [plain(PROBE)] if style.parts else [*PROBE.values()]
+        if all(part in text for part in (SYSTEM, *asked)):
+            return style
+    if raised := failed.get(Style(system=False, parts=False)):
+        raise UserError(fails(raised)) from raised
+    raise UserError(
+        "the chat template of the model's tokenizer leaves out what it is asked: "
+        "set model.template to plain"
+    )
+
+
+def fails(error: Exception, where: str = "") -> str:
+    said = str(error) or type(error).__name__
+    return (
+        f"the chat template of the model's tokenizer fails ({said}){where}: "
+        "set model.template to plain"
+    )
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, user: str, style: Style, answer: str | None = None
+) -> str:
+    """A conversation as the chat template writes it: up to the assistant's turn, or, with an
+    answer, to its end. It may raise anything."""
+    turns = [("system", SYSTEM), ("user", user)]
+    if not style.system:
+        turns = [("user", f"{SYSTEM}\n\n{user}")]
+    if answer is not None:
+        turns.append(("assistant", answer))
+    text: str = tokenizer.apply_chat_template(
+        [
+            {"role": role, "content": [{"type": "text", "text": text}] if style.parts else text}
+            for role, text in turns
+        ],
+        chat_template=NO_DATE + tokenizer.get_chat_template(),
+        tokenize=False,
+        add_generation_prompt=answer is None,
+        enable_thinking=False,  # some make room for thoughts otherwise
+    )
+    return text
+
+
+@lru_cache(maxsize=4)
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that follows what an assistant says, in the tokenizer's chat template:
+    Llama 3's <|eot_id|>, Gemma's <end_of_turn>. None without a template, or without such a token.
+    """
+    if not tokenizer.chat_template:
+        return None
     try:
-        system_message = SYSTEM in render("", system_message=True)
-    except Exception:
-        system_message = False
-    try:
-        render("", system_message)
-    except Exception as error:
-        raise UserError(
-            f"the chat template of the model's tokenizer fails ({error}): "
-            "set model.template to plain"
-        ) from error
-    return lambda poem: render(plain(poem), system_message)
+        text = render(tokenizer, plain(PROBE), chat_style(tokenizer), SAID)
+    except Exception:  # told where prompts are written, if it matters there
+        return None
+    rest = text.rpartition(SAID)[2].lstrip()
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if SAID in text else []
+    ends = special_tokens(tokenizer) - {tokenizer.unk_token_id}
+    return ids[0] if ids and ids[0] in ends else None

@@ -12,7 +12,6 @@ How FSDP2 does it: https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_s
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +21,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
 
 from verse.errors import UserError
-from verse.hub import origin, reading
+from verse.hub import reading
 from verse.model import distributed
 from verse.model.float32 import paused
 from verse.model.loading import (
@@ -33,6 +31,8 @@ from verse.model.loading import (
     check_causal,
     check_numbers,
     decoder_layers,
+    found,
+    keep_ends,
     linear_layers,
     read_config,
     round_to_nf4,
@@ -106,16 +106,8 @@ def empty_model(
     if file := found(settings, "generation_config.json", cache_dir):
         with reading("its generation_config.json", settings):
             model.generation_config = GenerationConfig.from_pretrained(file.parent)
+    keep_ends(model)
     return model
-
-
-def found(settings: Model, name: str, cache_dir: str | None) -> Path | None:
-    """A file of a model, downloaded if need be; None if the model has no such file."""
-    where = origin(settings, cache_dir)
-    where.pop("trust_remote_code")
-    place = where.pop("pretrained_model_name_or_path")
-    path = cached_file(place, name, _raise_exceptions_for_missing_entries=False, **where)
-    return Path(path) if path else None
 
 
 class Stored:

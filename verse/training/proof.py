@@ -13,6 +13,7 @@ other values, and gets its own back.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -110,7 +111,7 @@ def prove(
                 f"model.name: cannot be trained on several poems at once: {reason}: take another"
             )
         for way in ways(way):  # noqa: B020
-            passes = together(lambda way=way: Passes(model, way, steps, trained))
+            passes = together(partial(Passes, model, way, steps, trained))
             error, reason = try_passes(passes, poems, exact, rounded)
             if not reason:
                 rounding = apart(rounded.weighed(once)[1], exact.weighed(once)[1])
@@ -305,9 +306,9 @@ def try_passes(
     passes: Passes, poems: list[Example], exact: Plain, rounded: Plain
 ) -> tuple[float, str]:
     """The same of passes as they will run: one that is full, and one with rows to spare."""
-    step = list(range(len(poems)))
+    step = range(len(poems))
     rows = [fill(passes.shape, poems, len(passes.plan.prefix))]
-    rows += [step[i : i + passes.shape.poems] for i in range(0, len(step), passes.shape.poems)]
+    rows += sparse(passes.shape, poems, len(passes.plan.prefix))
     laid_out = [
         lay_out([poems[i] for i in row], passes.plan.prefix, passes.shape, row) for row in rows
     ]
@@ -334,6 +335,20 @@ def fill(shape: Shape, poems: list[Example], prefix: int) -> list[int]:
             break
         rows.append(i)
         tokens, labels = tokens - own, labels - predicted
+    return rows
+
+
+def sparse(shape: Shape, poems: list[Example], prefix: int) -> list[list[int]]:
+    """Each poem once, in as few passes as have room for them in turn."""
+    rows: list[list[int]] = [[]]
+    tokens, labels = shape.tokens - 1, shape.labels
+    for i, poem in enumerate(poems):
+        tokens, labels = tokens - (poem.length - prefix), labels - len(poem.completion)
+        if rows[-1] and (len(rows[-1]) == shape.poems or tokens < 0 or labels < 0):
+            rows.append([])
+            tokens = shape.tokens - 1 - (poem.length - prefix)
+            labels = shape.labels - len(poem.completion)
+        rows[-1].append(i)
     return rows
 
 
