@@ -2,7 +2,8 @@
 # make lint    check style                              make audit   look for known vulnerabilities
 # make soak    the long tests: kills, broken inputs     make merge   write the merged model
 # make show    experiments that fit a terminal          make grid    twelve decodings compared
-# make page    a page to write poems on             make readme  the last run's figures into the READMEs
+# make page    a page to write poems on             make test-gpu  the tests for a GPU
+# make readme  the last run's figures into the READMEs
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,6 +14,9 @@ repro: .venv/runtime
 
 test: .venv/development
 	pytest
+
+test-gpu: .venv/development
+	pytest -m gpu
 
 soak: .venv/development
 	pytest -s tests/soak/bad_inputs.py tests/soak/models.py tests/soak/faults.py tests/soak/kills.py
@@ -72,4 +76,4 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 	$(INSTALL) --no-deps --require-hashes -r requirements-dev.txt
 	@touch $@
 
-.PHONY: repro test soak merge show grid page readme lint audit lock
+.PHONY: repro test test-gpu soak merge show grid page readme lint audit lock

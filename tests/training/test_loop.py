@@ -102,26 +102,6 @@ def test_little_memory_keeps_one_activation_a_layer(settings, poems):
     assert kept(0) < 0.5 * kept(1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_graph_trains_as_python_does(settings, poems, tmp_path, monkeypatch):
-    wanted = training(lora=training().lora.model_copy(update={"dropout": 0.1}))
-    loading.deterministic(1, 1)
-
-    def curves(folder):
-        base = loading.load_model(settings, torch.device("cuda"), torch.bfloat16)
-        model = adapters.add_adapter(base, wanted.lora, settings, seed=1)
-        how, kept = plan(poems, 4, torch.bfloat16), Checkpoints(tmp_path / folder, "key")
-        task = loop.Task(poems, poems, wanted, seed=1)
-        return loop.train(model, task, how, kept, Stopwatch())[0]
-
-    replayed, again = curves("replayed"), curves("again")
-    assert replayed == again
-    for recorded in (Passes, Evaluation):
-        monkeypatch.setattr(recorded, "record", lambda *_: None)
-    launched = curves("launched")
-    assert losses(replayed.train) == pytest.approx(losses(launched.train), abs=0.02)
-
-
 def test_gradients_after_an_evaluation_are_those_of_a_plain_model(settings, poems):
     """4-bit layers of bitsandbytes on a CPU fail this: evaluation repacks them in place."""
     lora = training().lora

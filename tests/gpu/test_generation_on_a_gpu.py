@@ -1,0 +1,113 @@
+"""Answers in slots are the model's own, in each precision, and what is wrong is noticed."""
+
+import pytest
+import torch
+from tiny_models import prompts
+
+from verse.generation import answers, slots
+from verse.generation.answers import answer
+from verse.model import encoding, loading
+from verse.model.encoding import encode_prompt
+from verse.params import Decoding
+
+GREEDY = Decoding(
+    do_sample=False,
+    temperature=1.0,
+    top_p=1.0,
+    top_k=0,
+    max_new_tokens=20,
+    num_beams=1,
+    no_repeat_ngram_size=0,
+    candidates=1,
+    constrain=[],
+)
+
+
+@pytest.fixture
+def finish(base, capsys):
+    """Called, it answers so many prompts; the tokens, those of plain `generate`, the lines said."""
+
+    def call(dtype=torch.bfloat16, expanded=True, batch_size=8):
+        tokenizer = encoding.load_tokenizer(base)
+        model = loading.load_model(base, torch.device("cuda"), dtype, expanded=expanded)
+        texts = [text * n for text in prompts(tokenizer) for n in (1, 2, 3)]
+        encoded = {text: encode_prompt(tokenizer, text) for text in texts}
+        found = {}
+        plain = {}
+        for text, ids in encoded.items():
+            ids = torch.tensor([ids], device="cuda")
+            output = model.generate(
+                input_ids=ids, max_new_tokens=20, do_sample=False, eos_token_id=1, pad_token_id=1
+            )
+            plain[text] = output[0, ids.shape[1] :].tolist()
+        answer(model, tokenizer, encoded, GREEDY, seed=1, batch_size=batch_size, answers=found)
+        return {t: one.tokens for t, one in found.items()}, plain, capsys.readouterr().out
+
+    return call
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 64])
+@pytest.mark.parametrize("expanded", [True, False])
+def test_slots_write_what_the_model_does(finish, expanded, batch_size):
+    """In float32 token by token."""
+    found, plain, said = finish(torch.float32, expanded, batch_size)
+    assert said == "" and found == plain
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("expanded", [True, False])
+def test_reduced_precision_is_let_through(finish, dtype, expanded):
+    found, plain, said = finish(dtype, expanded)
+    assert said == ""
+    same = sum(a == b for t in found for a, b in zip(found[t], plain[t], strict=False))
+    assert same > 0.5 * sum(map(len, plain.values()))
+
+
+def wrong_places(monkeypatch):
+    """Positions off by one from the second token on."""
+    forward = slots.Slots.forward
+
+    def off(self, ids, starts, *, predict):
+        return forward(self, ids, starts + 1 if predict else starts, predict=predict)
+
+    monkeypatch.setattr(slots.Slots, "forward", off)
+
+
+def one_key_too_many(monkeypatch):
+    """A place behind the last is seen, too."""
+    far = slots.far
+    monkeypatch.setattr(slots, "far", lambda ahead, window: far(ahead + 1, window))
+
+
+def wrong_when_recorded(monkeypatch):
+    """Only the graph is wrong."""
+    scores = slots.Slots.scores
+
+    def off(self):
+        found = scores(self)
+        return found.roll(1, -1) if torch.cuda.is_current_stream_capturing() else found
+
+    monkeypatch.setattr(slots.Slots, "scores", off)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fault", [wrong_places, one_key_too_many, wrong_when_recorded])
+def test_a_fault_is_noticed(finish, monkeypatch, fault, dtype):
+    fault(monkeypatch)
+    found, plain, said = finish(dtype)
+    assert said.startswith("prompts of one length at a time, which is slower: its scores would")
+    if dtype == torch.float32:
+        assert found == plain
+
+
+def test_the_check_is_made_once_a_model(base, monkeypatch):
+    tokenizer = encoding.load_tokenizer(base)
+    model = loading.load_model(base, torch.device("cuda"), torch.bfloat16)
+    calls, check = [], answers.reason_against
+    monkeypatch.setattr(
+        answers, "reason_against", lambda *arguments: calls.append(1) or check(*arguments)
+    )
+    for _ in range(2):
+        encoded = {text: encode_prompt(tokenizer, text) for text in prompts(tokenizer)}
+        answer(model, tokenizer, encoded, GREEDY, seed=1, batch_size=8, answers={})
+    assert calls == [1]
