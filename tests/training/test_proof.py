@@ -155,7 +155,8 @@ def test_a_fault_is_noticed(prove, monkeypatch, fault, dtype):
     try:
         plan, result, said = prove(dtype)
     except UserError as error:
-        assert "its " in str(error) or "the gradient of" in str(error)
+        said = ("its loss", "its gradient", "the gradient of", "dropout would depend")
+        assert any(words in str(error) for words in said)
     else:
         assert not plan.shared and result.gradient < 0.04
         assert said[0].startswith("each poem with its own prefix, which is slower: ")
@@ -227,9 +228,9 @@ def compute_as(refuse):
 def test_a_pass_is_filled_as_far_as_its_shape_goes(settings):
     poems = sorted(examples(encoding.load_tokenizer(settings)), key=lambda poem: poem.length)
     prefix = shared_prefix(poems)
-    some = [poems[0], poems[3], poems[-1]]
+    some = [poems[0], poems[-1]]
     shape = packing.shape_of([poems, poems[:-1]], prefix)
     rows = proof.fill(shape, some, len(prefix))
-    assert len(rows) == shape.poems and set(rows) == {0, 1, 2}
+    assert len(rows) == shape.poems and set(rows) == {0, 1}
     batch = packing.lay_out([some[row] for row in rows], prefix, shape, rows)
     assert batch.input_ids.shape == (1, shape.prefix + shape.tokens)

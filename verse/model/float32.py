@@ -20,19 +20,29 @@ DTYPE: Any = torch._C.TensorBase.__dict__["dtype"].__get__
 
 
 class Linear(torch.autograd.Function):
-    """A linear layer that keeps its frozen weight as it is for the backward pass, not widened."""
+    """A linear layer that keeps its frozen weight as it is for the backward pass, not widened, and
+    widens a part of it at a time."""
 
     @staticmethod
-    def forward(
-        ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(weight)
-        return functional.linear(inputs, weight.float(), bias)
+        parts = [inputs @ part.float().t() for part in in_parts(weight)]
+        return torch.cat(parts, -1) if parts[1:] else parts[0]
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (weight,) = ctx.saved_tensors
-        return gradient @ weight.float(), None, None
+        parts = in_parts(weight)
+        gradients = gradient.split([len(part) for part in parts], -1)
+        total = gradients[0] @ parts[0].float()
+        for some, part in zip(gradients[1:], parts[1:], strict=True):
+            total += some @ part.float()
+        return total, None
+
+
+def in_parts(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A weight, (outputs, inputs), cut into parts of at most 256 MiB in float32."""
+    return weight.split(max(1, 2**26 // weight.shape[1]))
 
 
 class Float32(TorchFunctionMode):
@@ -59,9 +69,13 @@ class Float32(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in ("__get__", "__set__") or "bitsandbytes" in str(func):
             return func(*args, **kwargs)
+        if func is functional.embedding:  # of which a few rows are wanted
+            return widened(func(*args, **kwargs))
         if func is functional.linear and not args[1].requires_grad and args[1].dtype in HALF:
             inputs, weight, bias = (*args, None)[:3]
-            return Linear.apply(widened(inputs), weight, widened(kwargs.get("bias", bias)))
+            outputs = Linear.apply(widened(inputs), weight)
+            bias = kwargs.get("bias", bias)
+            return outputs if bias is None else outputs + widened(bias)
         keeps = name.endswith("_") and not name.endswith("__")  # what it writes to
         first, rest = (args[:1], args[1:]) if keeps else ((), args)
         return func(*first, *widened(rest), **widened(kwargs))

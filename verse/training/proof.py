@@ -2,9 +2,10 @@
 
 A few poems go through the model each alone, in its own attention and in float32: that is what
 every way of training is held against, gradient by gradient. First the layout (one prefix, poems
-side by side, several passes, dropout) in float32 too, where nothing hides a mistake. Then the pass
-that will run, compiled and recorded, in its own shape and precision, against a bound that stands
-above what rounding does to the poems alone. What fails gives way to the next slower way.
+side by side) in float32 too, where nothing hides a mistake. Then the pass that will run, compiled
+and recorded, in its own shape and precision, full and with rows to spare, as passes of one step:
+against a bound that stands above what rounding does to a poem alone, and dropout's masks bit by
+bit. What fails gives way to the next slower way.
 
 The adapter starts without effect, so that half of its gradients would be zero: it is checked with
 other values, and gets its own back.
@@ -25,11 +26,10 @@ from verse.model import distributed
 from verse.model.dropout import masks_of
 from verse.model.encoding import Example
 from verse.model.float32 import precision
-from verse.training.packing import PLACES, Batch, Shape, lay_out
+from verse.training.packing import PLACES, Shape, lay_out
 from verse.training.passes import Passes, Plan, add_gradients, bring_together, recompute
 from verse.training.trained import Trained
 
-POEMS = 3  # the shortest, a middle one, the longest
 STEP = 1  # what dropout hashes
 SPREAD = 0.02  # standard deviation of what is added to the adapter's weights
 EXACT = 2e-3
@@ -71,16 +71,45 @@ class Proof:
 
 @dataclass(frozen=True)
 class Plain:
-    """What plain Transformers with PEFT gives for each of some poems: on the CPU."""
+    """What plain Transformers with PEFT gives for each of some poems, kept in main memory."""
 
     losses: list[float]
     gradients: list[torch.Tensor]
     """Of the summed loss, laid out as `Trained.whole`."""
+    masks: list[torch.Tensor]
+    """Dropout's, (tokens, columns) of truth values; none without dropout."""
 
-    def weighed(self, times: Sequence[float]) -> tuple[float, torch.Tensor]:
+    def weighed(self, times: Sequence[int], device: torch.device) -> tuple[float, torch.Tensor]:
         """The loss and the gradient with each poem counted so many times."""
         loss = sum(n * loss for n, loss in zip(times, self.losses, strict=True))
-        return loss, torch.stack([n * g for n, g in zip(times, self.gradients, strict=True)]).sum(0)
+        total = torch.zeros(self.gradients[0].shape, device=device)
+        for count, one in zip(times, self.gradients, strict=True):
+            total.add_(one.to(device), alpha=count)
+        return loss, total
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a gradient is from the one that is expected."""
+
+    whole: float
+    """Of the expected one's norm."""
+    slope: float
+    """Its projection on the expected one, less 1."""
+    parts: torch.Tensor
+    """Of each tensor's norm; 0 where next to nothing is expected."""
+
+    @classmethod
+    def between(cls, trained: Trained, found: torch.Tensor, wanted: torch.Tensor) -> "Distance":
+        norms = torch.stack(torch._foreach_norm(trained.views(wanted)))
+        apart = torch.stack(torch._foreach_norm(trained.views(found - wanted)))
+        least = 1e-3 * norms.square().mean().sqrt()
+        whole = wanted.norm()
+        return cls(
+            whole=((found - wanted).norm() / whole).item(),
+            slope=(found @ wanted / whole.square() - 1).item(),
+            parts=torch.where(norms > least, apart / norms, 0.0).cpu(),
+        )
 
 
 def prove(
@@ -93,13 +122,12 @@ def prove(
     """
     check_complete(model, trained)
     poems = choose(steps)
-    once = [1.0] * len(poems)
 
     def together(work: Callable[[], T]) -> T:
         return distributed.all_or_none(work, alone=plan.sharded)
 
     with other_values(trained, plan.dtype):
-        exact, rounded = together(lambda: plain(model, plan, poems, trained))
+        exact, rounding = together(lambda: plain(model, plan, poems, trained))
         say_unreached(model, exact, trained)
         for way in layouts(plan):
             layout, reason = try_layout(model, way, poems, trained, exact)
@@ -112,10 +140,11 @@ def prove(
             )
         for way in ways(way):  # noqa: B020
             passes = together(partial(Passes, model, way, steps, trained))
-            error, reason = try_passes(passes, poems, exact, rounded)
+            rows = [fill(passes.shape, poems, len(plan.prefix))]
+            rows += sparse(passes.shape, poems, len(plan.prefix))
+            error, reason = check(passes, poems, rows, exact, rounding)
             if not reason:
-                rounding = apart(rounded.weighed(once)[1], exact.weighed(once)[1])
-                return passes, Proof(error, layout, rounding)
+                return passes, Proof(error, layout, rounding.whole)
             passes.close()
             say(given_up(way), reason)
     raise UserError(
@@ -139,9 +168,9 @@ def given_up(way: Plan) -> str:
 
 
 def choose(steps: list[list[Example]]) -> list[Example]:
-    """The shortest poem, one in the middle and the longest."""
+    """The shortest poem and the longest."""
     poems = sorted((poem for step in steps for poem in step), key=lambda poem: poem.length)
-    return [poems[i] for i in sorted({0, len(poems) // 2, len(poems) - 1})]
+    return [poems[0], poems[-1]] if poems[1:] else poems
 
 
 def check_complete(model: PreTrainedModel, trained: Trained) -> None:
@@ -171,15 +200,16 @@ def say_unreached(model: PreTrainedModel, exact: Plain, trained: Trained) -> Non
 @contextmanager
 def other_values(trained: Trained, dtype: torch.dtype) -> Iterator[None]:
     """Let the adapter have an effect, with values that the precision of the training can hold."""
-    before = trained.whole.detach().clone()
-    generator = torch.Generator(before.device).manual_seed(0)
-    noise = torch.randn(before.shape, generator=generator, device=before.device)
-    trained.whole.data.copy_((before + SPREAD * noise).to(dtype))
+    weights = trained.whole.detach()
+    before = weights.cpu().clone()
+    generator = torch.Generator(weights.device).manual_seed(0)
+    weights.add_(torch.randn(weights.shape, generator=generator, device=weights.device) * SPREAD)
+    weights.copy_(weights.to(dtype))
     trained.refresh()
     try:
         yield
     finally:
-        trained.whole.data.copy_(before)
+        weights.copy_(before)
         trained.refresh()
         trained.clear()
         trained.put(trained.copy)
@@ -187,13 +217,14 @@ def other_values(trained: Trained, dtype: torch.dtype) -> Iterator[None]:
 
 def plain(
     model: PreTrainedModel, plan: Plan, poems: list[Example], trained: Trained
-) -> tuple[Plain, Plain]:
-    """Each poem alone in the model's own attention: in float32 and in the plan's precision."""
+) -> tuple[Plain, Distance]:
+    """Each poem alone in the model's own attention and in float32, and how far the last is from
+    that in the plan's precision."""
     try:
-        in_float32 = plain_in(torch.float32, model, plan, poems, trained)
-        if plan.dtype == torch.float32:
-            return in_float32, in_float32
-        return in_float32, plain_in(plan.dtype, model, plan, poems, trained)
+        numbered = list(enumerate(poems))
+        exact = plain_in(torch.float32, model, plan, numbered, trained)
+        half = plan.dtype != torch.float32
+        rounded = plain_in(plan.dtype, model, plan, numbered[-1:], trained) if half else exact
     except Exception as error:  # whatever a model's own code or PEFT's stumbles over
         if is_out_of_memory(error):
             raise
@@ -202,29 +233,36 @@ def plain(
             f"model.name: Transformers with PEFT cannot train it ({line}): name its attention's "
             "layers in train.lora.target_modules, or take another model"
         ) from error
+    last = [one.gradients[-1].to(trained.whole.device) for one in (rounded, exact)]
+    return exact, Distance.between(trained, *last)
 
 
 def plain_in(
     dtype: torch.dtype,
     model: PreTrainedModel,
     plan: Plan,
-    poems: list[Example],
+    poems: list[tuple[int, Example]],
     trained: Trained,
 ) -> Plain:
+    """poems: by their numbers in the step, which dropout hashes."""
     device = trained.whole.device
     masks = masks_of(model)
-    losses, gradients = [], []
+    found = Plain([], [], [])
     model.train()
     trained.put(trained.whole.detach() if dtype == torch.float32 else trained.copy)
     if plan.kept < 1:
         recompute(model)
-    for number, poem in enumerate(poems):
+    for number, poem in poems:
         ids = torch.tensor([poem.prompt + poem.completion], device=device)
         if masks:
             masks.reserve(ids.shape[1], dtype, device)
             own = (number + 1) * PLACES - len(plan.prefix)
             places = [p if p < len(plan.prefix) else own + p for p in range(ids.shape[1])]
-            masks.draw(torch.tensor(places, device=device, dtype=torch.int32), step_of(device))
+            masks.draw(
+                torch.tensor(places, device=device, dtype=torch.int32),
+                torch.full((), STEP, dtype=torch.int32, device=device),
+            )
+            found.masks.append(masks.table.bool().cpu())
         with precision(model, dtype):
             logits = model(input_ids=ids, use_cache=False).logits[0, len(poem.prompt) - 1 : -1]
         labels = torch.tensor(poem.completion, device=device)
@@ -232,12 +270,12 @@ def plain_in(
         gradient = torch.autograd.grad(
             loss, trained.parameters, allow_unused=True, materialize_grads=True
         )
-        losses.append(loss.item())
-        gradients.append(torch.cat([part.flatten() for part in gradient]).float().cpu())
+        found.losses.append(loss.item())
+        found.gradients.append(torch.cat([part.flatten() for part in gradient]).float().cpu())
     if plan.kept < 1:
         model.gradient_checkpointing_disable()
     trained.put(trained.copy)
-    return Plain(losses, gradients)
+    return found
 
 
 def layouts(plan: Plan) -> Iterator[Plan]:
@@ -262,19 +300,18 @@ def try_layout(
     model: PreTrainedModel, plan: Plan, poems: list[Example], trained: Trained, exact: Plain
 ) -> tuple[float, str]:
     """How far the layout's gradient is from the exact one in float32, uncompiled, and why it cannot
-    be used, if so. The poems make two passes, of which one has a row to spare."""
-    small = replace(
-        plan, dtype=torch.float32, compiled=False, recorded=False, poems=(len(poems) + 1) // 2
-    )
+    be used, if so. The poems share a pass that has a row to spare."""
+    small = replace(plan, dtype=torch.float32, compiled=False, recorded=False, poems=3)
     known = model.config.get_text_config().to_dict().get("max_position_embeddings")
-    places = len(plan.prefix) + sum(poem.length - len(plan.prefix) for poem in poems) + 16
+    places = len(plan.prefix) + sum(poem.length - len(plan.prefix) for poem in poems) + 32
     if plan.shared and isinstance(known, int) and places > known:
         # A table of positions that is overrun ends a GPU's work for good.
         return 0.0, "its poems side by side are more tokens than it has positions"
     trained.put(trained.whole.detach())
     try:
-        passes = Passes(model, small, [poems], trained)
-        loss, found = gradient(passes, passes.lay_out(poems))
+        step = [*poems, poems[0]] * distributed.size()  # each process has a row for one more
+        passes = Passes(model, small, [step], trained)
+        return check(passes, poems, [list(range(len(poems)))], exact, None)
     except (torch.OutOfMemoryError, UserError):
         raise
     except Exception:  # a model that knows nothing of it may raise anything
@@ -284,38 +321,63 @@ def try_layout(
     finally:
         model.gradient_checkpointing_disable()
         trained.put(trained.copy)
-    return judge(trained, (loss, found), exact.weighed([1.0] * len(poems)), None, torch.float32)
 
 
-def gradient(passes: Passes, laid_out: list[Batch]) -> tuple[float, torch.Tensor]:
-    """The summed loss and its gradient, of all processes, as an optimizer would find it: on the
-    CPU."""
-    trained = passes.trained
-    trained.clear()
-    tokens = sum(int((batch.labels >= 0).sum()) for batch in laid_out)
-    half = passes.plan.dtype == torch.float16
-    scaler = torch.amp.GradScaler(passes.device.type, init_scale=2.0**12, enabled=half)
-    loss = add_gradients(passes, laid_out, max(tokens, 1), scaler, STEP)
-    bring_together(passes, loss, scaler, torch.optim.SGD([trained.whole]))
-    found = trained.gradient.cpu() * tokens
-    trained.clear()
-    return loss.item() * tokens, found
-
-
-def try_passes(
-    passes: Passes, poems: list[Example], exact: Plain, rounded: Plain
+def check(
+    passes: Passes,
+    poems: list[Example],
+    rows: list[list[int]],
+    exact: Plain,
+    rounding: Distance | None,
 ) -> tuple[float, str]:
-    """The same of passes as they will run: one that is full, and one with rows to spare."""
-    step = range(len(poems))
-    rows = [fill(passes.shape, poems, len(passes.plan.prefix))]
-    rows += sparse(passes.shape, poems, len(passes.plan.prefix))
-    laid_out = [
-        lay_out([poems[i] for i in row], passes.plan.prefix, passes.shape, row) for row in rows
-    ]
-    times = [float(sum(row.count(i) for row in rows)) * distributed.size() for i in step]
-    noise = None if passes.plan.dtype == torch.float32 else rounded.weighed(times)[1]
-    found = gradient(passes, laid_out)
-    return judge(passes.trained, found, exact.weighed(times), noise, passes.plan.dtype)
+    """How far the gradient of a step is from the exact one, and what is wrong with it, if anything.
+
+    rows: for each pass, which poem is in each of its rows; every process makes the same passes.
+    rounding: what the precision of the training does to a poem alone; None in float32.
+    """
+    trained, dtype, prefix = passes.trained, passes.plan.dtype, passes.plan.prefix
+    times = [sum(row.count(i) for row in rows) * distributed.size() for i in range(len(poems))]
+    tokens = sum(n * len(poem.completion) for n, poem in zip(times, poems, strict=True))
+    scaler = torch.amp.GradScaler(
+        passes.device.type, init_scale=2.0**12, enabled=dtype == torch.float16
+    )
+    trained.clear()
+    loss = torch.zeros((), device=passes.device)
+    dropped = True
+    for row in rows:
+        batch = lay_out([poems[i] for i in row], prefix, passes.shape, row)
+        loss += add_gradients(passes, [batch], tokens, scaler, STEP)
+        dropped = dropped and same_masks(passes, poems, row, exact)
+    bring_together(passes, loss, scaler, torch.optim.SGD([trained.whole]))
+    expected, wanted = exact.weighed(times, passes.device)
+    found = Distance.between(trained, trained.gradient * tokens, wanted)
+    trained.clear()
+    off = loss.item() * tokens / expected - 1
+    reason = "" if dropped else "dropout would depend on the pass that a poem is in"
+    reason = reason or judge(trained, found, off, rounding, dtype)
+    if distributed.in_any(bool(reason)):
+        reason = reason or "it is in another process"
+    return found.whole, reason
+
+
+def same_masks(passes: Passes, poems: list[Example], row: list[int], exact: Plain) -> bool:
+    """Whether each poem of the last pass has met the masks that it met alone."""
+    if not passes.masks or not exact.masks:
+        return True
+    table, shape, shared = passes.masks.table.bool().cpu(), passes.shape, len(passes.plan.prefix)
+    start = shape.prefix
+    for place, i in enumerate(row):
+        own = poems[i].length - shared
+        if not passes.plan.shared:
+            start = place * (shape.shared + shape.longest) + shape.shared
+        alone = exact.masks[i]
+        first = start - shape.shared if not passes.plan.shared else 0
+        if not torch.equal(table[first : first + shared], alone[:shared]):
+            return False
+        if not torch.equal(table[start : start + own], alone[shared:]):
+            return False
+        start += own
+    return True
 
 
 def fill(shape: Shape, poems: list[Example], prefix: int) -> list[int]:
@@ -353,54 +415,22 @@ def sparse(shape: Shape, poems: list[Example], prefix: int) -> list[list[int]]:
 
 
 def judge(
-    trained: Trained,
-    found: tuple[float, torch.Tensor],
-    expected: tuple[float, torch.Tensor],
-    noise: torch.Tensor | None,
-    dtype: torch.dtype,
-) -> tuple[float, str]:
-    """The distance of a gradient from what is expected, and what is wrong with it, if anything.
-
-    found, expected: a loss and its gradient. noise: plain PEFT's gradient in the precision of the
-    training.
-    """
-    off = found[0] / expected[0] - 1
-    gradient, wanted = found[1], expected[1]
-    error, slope = apart(gradient, wanted), slope_of(gradient, wanted)
-    rounding = slope_noise = 0.0
-    if noise is not None:
-        rounding, slope_noise = apart(noise, wanted), abs(slope_of(noise, wanted) - 1)
-    slack = max(SLOPE[dtype], TIMES * slope_noise)
-    reason = ""
+    trained: Trained, found: Distance, off: float, rounding: Distance | None, dtype: torch.dtype
+) -> str:
+    """What is wrong with a gradient that is so far from the expected one, and with a loss that is
+    off by such a share; nothing if it is what rounding does."""
+    none = torch.zeros_like(found.parts)
+    plainly = rounding or Distance(0.0, 0.0, none)
+    slack = max(SLOPE[dtype], TIMES * abs(plainly.slope))
+    beyond = found.parts - (TIMES * plainly.parts).clamp(min=ROUNDING[dtype])
+    worst = int(beyond.nan_to_num(torch.inf).argmax())
     if not abs(off) <= slack:
-        reason = f"its loss would be off by {off:.2%}"
-    elif not error <= max(WHOLE[dtype], TIMES * rounding):
-        reason = f"its gradient would be off by {error:.2g} of its length"
-    elif not abs(slope - 1) <= slack:
-        reason = f"its gradient would be {slope:.3f} of what it should be"
-    else:
-        least = 1e-3 * wanted.norm() / len(trained.names) ** 0.5
-        parts = [
-            trained.views(all) for all in (gradient, wanted, wanted if noise is None else noise)
-        ]
-        for name, part, its, plainly in zip(trained.names, *parts, strict=True):
-            bound = max(ROUNDING[dtype], TIMES * apart(plainly, its))
-            if its.norm() > least and not apart(part, its) <= bound:
-                short = name.replace("base_model.model.", "").replace(".default.weight", "")
-                reason = f"the gradient of {short} would be off by {apart(part, its):.2g}"
-                break
-    if distributed.in_any(bool(reason)):
-        reason = reason or "it is in another process"
-    return error, reason
-
-
-def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
-
-
-def slope_of(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return (found.flatten() @ expected.flatten() / expected.square().sum()).item()
-
-
-def step_of(device: torch.device) -> torch.Tensor:
-    return torch.full((), STEP, dtype=torch.int32, device=device)
+        return f"its loss would be off by {off:.2%}"
+    if not found.whole <= max(WHOLE[dtype], TIMES * plainly.whole):
+        return f"its gradient would be off by {found.whole:.2g} of its length"
+    if not abs(found.slope) <= slack:
+        return f"its gradient would be {1 + found.slope:.3f} of what it should be"
+    if not beyond[worst] <= 0:
+        name = trained.names[worst].removeprefix("base_model.model.")
+        return f"the gradient of {name} would be off by {found.parts[worst].item():.2g}"
+    return ""
