@@ -36,7 +36,7 @@ page: .venv/runtime
 	verse page
 
 readme: .venv/development
-	python -m bench.readme
+	python -m tools.readme
 
 lint: .venv/development
 	ruff check .
@@ -45,15 +45,15 @@ lint: .venv/development
 	mypy
 
 audit: .venv/development
-	python setup/audit.py
+	python tools/audit.py
 
-# Pins every package exactly, with the hashes of all its files. torch is apart, in requirements-torch.txt.
+# Pins every package exactly, with the hashes of all its files. torch is apart, in requirements/torch.txt.
 PINNED := pip-compile -q --upgrade --generate-hashes --strip-extras --no-emit-find-links --no-emit-index-url
 lock: export CUSTOM_COMPILE_COMMAND := make lock
 lock: .venv/development
-	$(PINNED) --unsafe-package torch -o requirements.txt requirements.in
-	$(PINNED) -o requirements-dev.txt requirements-dev.in
-	$(PINNED) -o requirements-s3.txt requirements-s3.in
+	$(PINNED) --unsafe-package torch -c requirements/torch.txt -o requirements/runtime.txt pyproject.toml
+	$(PINNED) -o requirements/development.txt requirements/development.in
+	$(PINNED) -o requirements/s3.txt requirements/s3.in
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …" >&2; exit 1; }
@@ -61,15 +61,15 @@ lock: .venv/development
 
 # What a lock holds is whole, so pip looks for nothing else; torch is there already, or comes last.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-.venv/runtime: requirements.txt requirements-torch.txt pyproject.toml | .venv/bin/python
-	@$(BIN)/python setup/torch_build.py
-	$(INSTALL) --no-deps --require-hashes -r requirements.txt
-	$(INSTALL) -r requirements-torch.txt
+.venv/runtime: requirements/runtime.txt requirements/torch.txt pyproject.toml | .venv/bin/python
+	@$(BIN)/python tools/torch_build.py
+	$(INSTALL) --no-deps --require-hashes -r requirements/runtime.txt
+	$(INSTALL) -r requirements/torch.txt
 	$(INSTALL) --no-deps --editable .
 	@touch $@
 
-.venv/development: requirements-dev.txt .venv/runtime
-	$(INSTALL) --no-deps --require-hashes -r requirements-dev.txt
+.venv/development: requirements/development.txt .venv/runtime
+	$(INSTALL) --no-deps --require-hashes -r requirements/development.txt
 	@touch $@
 
 .PHONY: repro test soak merge show grid page readme lint audit lock

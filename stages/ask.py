@@ -9,9 +9,9 @@ asked again.
 """
 
 from verse import params
-from verse.asking.answers import finish
-from verse.asking.chat import key_for
-from verse.asking.store import Store
+from verse.chat.answers import finish
+from verse.chat.client import key_for
+from verse.chat.store import Store
 from verse.errors import run
 from verse.files import cache_dir, read_rows, replacing, write_json, write_jsonl, write_text
 

@@ -19,7 +19,7 @@ from verse.errors import UserError, run
 from verse.files import iter_jsonl, iter_rows, together, write_json, write_text
 
 if TYPE_CHECKING:
-    from verse.judging.scoring import Judged
+    from verse.scoring.scoring import Judged
 
 TRAIN = "data/prepared/train.jsonl"
 MARKS = "data/marks/marks.jsonl"
@@ -33,14 +33,14 @@ def main() -> None:
 
     import pandas as pd
 
-    from verse.judging import floors, marks
-    from verse.judging.contestants import ASKED, BASELINE, TEST, answers_to, contestants
-    from verse.judging.metrics import HEADLINES, apart
-    from verse.judging.report import render
-    from verse.judging.scoring import gain, judge, learnt, summarise, tabulate
-    from verse.judging.terminal import gains_table, metrics_table, side_by_side
-    from verse.judging.usage import rivals
+    from verse.poems.contestants import ASKED, BASELINE, TEST, answers_to, contestants
     from verse.poems.lines import split_lines
+    from verse.scoring import baselines, marks
+    from verse.scoring.cooccurrence import rivals
+    from verse.scoring.metrics import HEADLINES, apart
+    from verse.scoring.report import render
+    from verse.scoring.scoring import gain, judge, learnt, summarise, tabulate
+    from verse.scoring.terminal import gains_table, metrics_table, side_by_side
 
     test = poems_in(TEST)
     if not test:
@@ -51,7 +51,7 @@ def main() -> None:
     answers = {
         name: answers_to(couplets, one.answers)
         if one.answers
-        else getattr(floors, one.floor)(test, training, p.seed)
+        else getattr(baselines, one.floor)(test, training, p.seed)
         if one.floor
         else list(truths)
         for name, one in everyone.items()

@@ -86,9 +86,7 @@ def clone(to: Path, **env: str) -> Clone:
         check=True,
     )
     for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith(
-            ("tests/", "bench/", "pretrain/", "rhymes/", "usage/")
-        ):
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "tools/")):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, path / name)
     for name, count in (("train", 100), ("test", 4)):
