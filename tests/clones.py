@@ -60,6 +60,10 @@ class Clone:
     def dvc(self, *arguments: str, **options) -> str:
         return self.run(BIN / "dvc", *arguments, **options)
 
+    def verse(self, *arguments: str, **options) -> str:
+        """The clone's own command, whatever is installed."""
+        return self.run(sys.executable, "-m", "verse.cli.main", *arguments, **options)
+
     def commit(self) -> None:
         self.run("git", "add", "--all")
         self.run("git", "commit", "--quiet", "--allow-empty", "--message", "a state")

@@ -9,7 +9,6 @@ import pytest
 import yaml
 from chat_server import Server, completion
 from clones import (
-    BIN,
     Clone,
     clone,
     clone_again,
@@ -242,12 +241,12 @@ def test_an_experiment_is_applied_without_running(first):
 
 def test_experiments_at_a_glance(first):
     copy, _, _ = first
-    table = copy.run(BIN / "verse", "show", env={"COLUMNS": "120"})
+    table = copy.verse("show", env={"COLUMNS": "120"})
     assert all(word in table for word in ("[freer]", "[seven]", "after.loss", "seed", "top_p"))
     assert "tuned." in table and "machine" not in table and "…" not in table
     assert max(map(len, table.splitlines())) <= 120
 
-    copy.run(BIN / "verse", "compare", "seven", "freer", "--to", "figures")
+    copy.verse("compare", "seven", "freer", "--to", "figures")
     files = {file.name: file for file in (copy.path / "figures").iterdir()}
     assert sorted(files) == ["table.csv", "table.md", "tradeoff.png", "tradeoff.svg"]
     rows = pd.read_csv(files["table.csv"])
@@ -255,10 +254,10 @@ def test_experiments_at_a_glance(first):
     assert list(rows["seed"]) == [42, 7, 42] and list(rows["decoding.top_p"]) == [0.3, 0.3, 0.5]
     assert [name for name in rows if name.endswith("_low")]  # paired: the same test poems
 
-    refused = copy.run(BIN / "verse", "compare", "nosuch", status=1)
+    refused = copy.verse("compare", "nosuch", status=1)
     assert refused == "verse compare: nosuch: no such experiment: see dvc exp list\n"
 
-    copy.run(BIN / "verse", "plots", "main", "freer", "--to", "figures")
+    copy.verse("plots", "main", "freer", "--to", "figures")
     drawn = (copy.path / "figures" / "loss.svg").read_text("utf-8")
     assert "optimizer step" in drawn and "freer" in drawn
     shutil.rmtree(copy.path / "figures")

@@ -188,8 +188,9 @@ def test_git_keeps_the_scores_and_dvc_all_else():
     assert [path for path in sorted(in_git) if not re.fullmatch(r"metrics/\w+\.json", path)] == [
         "data/source"
     ]
-    # Clock times are in git too, and no metric: `dvc metrics diff` shows scores alone.
+    # Clock times are no metric, and not in git, since every run has others.
     assert "metrics" not in PIPELINE
+    assert "/speed.json" in (ROOT / "metrics/.gitignore").read_text("utf-8").split()
     # A kill would leave the files behind the link in git's index, which stops dvc exp run.
     assert "/source" in (ROOT / "data/.gitignore").read_text("utf-8").split()
 

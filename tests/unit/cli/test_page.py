@@ -41,7 +41,7 @@ class Page:
     def start(self):
         self.process = subprocess.Popen(
             [
-                Path(sys.executable).parent / "verse",
+                *(sys.executable, "-m", "verse.cli.main"),
                 "page",
                 "--model",
                 self.adapter,
