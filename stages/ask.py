@@ -3,9 +3,9 @@
     python -m stages.ask
 
 Reads data/prepared/test.jsonl. Writes data/answers/contestants.json, who was asked, and a folder
-each: answers.jsonl, rows of {"input", "answer", "raw", "trimmed", "finish"}, and the homework's
-hand-in as results.txt and results.json. What was answered once is in the user's cache and is never
-asked again.
+each: answers.jsonl, rows of {"input", "answer", "raw", "trimmed", "finish_reason"}, and the
+homework's hand-in as results.txt and results.json. What was answered once is in the user's cache
+and is never asked again.
 """
 
 from verse import params

@@ -39,7 +39,7 @@ def main() -> None:
             for name, rests in answers.items()
         }
         store = Store(cache_dir() / "answers.sqlite")
-        given = llm_judge.grade(p.judge, chain.from_iterable(whole.values()), store, p.machine)
+        given = llm_judge.mark_poems(p.judge, chain.from_iterable(whole.values()), store, p.machine)
         found = [
             {
                 "contestant": name,

@@ -54,7 +54,7 @@ def main() -> None:
     halves = {row["contestant"]: row for row in intervals}
     losses = json.loads(Path("metrics/train.json").read_text("utf-8"))
     gains = json.loads(Path("metrics/gains.json").read_text("utf-8"))
-    models = [name for name in scores if name not in CONTESTANTS or not CONTESTANTS[name].floor]
+    models = [name for name in scores if name not in CONTESTANTS or not CONTESTANTS[name].baseline]
     for readme in READMES:
         replace(
             readme,
@@ -107,7 +107,7 @@ def poem() -> str:
 def poems() -> str:
     """The first test poems, each contestant's lines in a column."""
     truths = read_jsonl("data/prepared/test.jsonl")
-    shown = [one for one in CONTESTANTS.values() if not one.floor]
+    shown = [one for one in CONTESTANTS.values() if not one.baseline]
     answers = {one.english: one.answers and read_jsonl(one.answers) for one in shown}
     blocks = []
     for number in SHOWN:

@@ -28,7 +28,7 @@ COMPRESSED = {
 }
 """How compressed files begin."""
 
-# Temporary path -> its place, of what waits for the end of `together`; None outside of it.
+# Temporary path -> its place, of what waits for the end of `atomic_group`; None outside of it.
 WAITING: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=None)
 
 
@@ -63,7 +63,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def atomic_group() -> Iterator[None]:
     """Let all that the block writes take its place when the block ends; if it fails, nothing."""
     waiting: dict[Path, Path] = {}
     before = WAITING.set(waiting)
@@ -223,8 +223,8 @@ def check_plain(path: str | Path) -> int:
         found = Path(path).stat()
     except FileNotFoundError:
         if Path(path).is_symlink():
-            raise UserError(f"{path}: a link to nothing: mend or remove it") from None
-        raise UserError(f"{path}: no such file{absence(path)}") from None
+            raise UserError(f"{path}: a link to nothing: fix or remove it") from None
+        raise UserError(f"{path}: no such file{missing_hint(path)}") from None
     if stat.S_ISDIR(found.st_mode):
         raise UserError(f"{path}: is a folder, not a file")
     if not stat.S_ISREG(found.st_mode):
@@ -232,7 +232,7 @@ def check_plain(path: str | Path) -> int:
     return found.st_size
 
 
-def absence(path: str | Path) -> str:
+def missing_hint(path: str | Path) -> str:
     """What to add to the news that a path is missing, where git may be the cause."""
     temporary = ".dvc/tmp/exps" in Path.cwd().as_posix() and not Path(path).is_absolute()
     return (

@@ -214,11 +214,11 @@ class Machine(Section):
     cache_dir: TextOrNull
     checkpoint_every: Count
     batch_size: Count
-    questions: Annotated[int, Field(ge=1, le=256)]
+    max_concurrent_requests: Annotated[int, Field(ge=1, le=256)]
     timeout: Annotated[Real, Field(gt=0, le=3600)]
 
 
-TAKEN = (
+RESERVED_NAMES = (
     *("base", "tuned", "reference", "scrambled", "random", "constant", "another"),
     "contestants.json",
 )
@@ -240,9 +240,9 @@ class Params(Section):
     @field_validator("contestants")
     @classmethod
     def _each_a_name_of_its_own(cls, contestants: list[Contestant]) -> list[Contestant]:
-        names = [*TAKEN, *(one.name.lower() for one in contestants)]
+        names = [*RESERVED_NAMES, *(one.name.lower() for one in contestants)]
         if len(set(names)) < len(names):
-            raise ValueError(f"of different names, none of {', '.join(TAKEN)}")
+            raise ValueError(f"of different names, none of {', '.join(RESERVED_NAMES)}")
         return contestants
 
 
@@ -268,7 +268,7 @@ WORDS = {
 
 UNKNOWN = ("extra_forbidden", "invalid_key")
 
-HIDDEN = ("contestants", "judge")
+REDACTED = ("contestants", "judge")
 """Sections of which no fault shows a value: it may be a key that stands there by mistake."""
 
 
@@ -315,7 +315,7 @@ def _faults(error: ValidationError) -> Iterator[str]:
             words = " or ".join(WORDS.get(fault["type"], fault["msg"]) for fault in options)
             said = words.replace("Input should be ", "").removeprefix("Value error, ")
             wanted = (field and field.description) or said
-            shown = "" if key.startswith(HIDDEN) else f", not {_shown(options[0]['input'])}"
+            shown = "" if key.startswith(REDACTED) else f", not {_shown(options[0]['input'])}"
             yield f"{key or 'the file'} must be {wanted}{shown}"
 
 

@@ -1,7 +1,7 @@
 """dvc.yaml held against the code: a stage lists what decides its result, and no more.
 
-Which data a stage reads is held against a real run in tests/pipeline/test_pipeline.py, which folder may
-import which by import-linter.
+Which data a stage reads is held against a real run in tests/pipeline/test_pipeline.py, which
+folder may import which by import-linter.
 """
 
 import ast

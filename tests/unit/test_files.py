@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from verse import files
 from verse.errors import UserError
 from verse.files import (
+    atomic_group,
     iter_lines,
     iter_rows,
     read_jsonl,
     read_rows,
     read_text,
     replacing,
-    together,
     write_json,
     write_jsonl,
     write_text,
@@ -103,7 +103,7 @@ def test_a_rename_that_fails_loses_nothing(tmp_path, monkeypatch):
 def test_files_take_their_places_together(tmp_path):
     write_text(tmp_path / "a", "old")
     fill(tmp_path / "b", x="old")
-    with together():
+    with atomic_group():
         write_text(tmp_path / "a", "new")
         with replacing(tmp_path / "b") as partial:
             fill(partial, x="new")
@@ -116,7 +116,7 @@ def test_files_take_their_places_together(tmp_path):
 
 def test_or_none_of_them_does(tmp_path):
     write_text(tmp_path / "a", "old")
-    with pytest.raises(FloatingPointError), together():
+    with pytest.raises(FloatingPointError), atomic_group():
         write_text(tmp_path / "a", "new")
         with replacing(tmp_path / "b") as partial:
             partial.write_text("half")
@@ -170,7 +170,7 @@ def test_where_one_cannot_take_its_place_none_does(tmp_path, monkeypatch, moment
         replace(source, target)
 
     monkeypatch.setattr(files.os, "replace", refuse)
-    with pytest.raises(OSError) as error, together():
+    with pytest.raises(OSError) as error, atomic_group():
         write_text(tmp_path / "a", "new")
         with replacing(tmp_path / "b") as partial:
             fill(partial, x="new")

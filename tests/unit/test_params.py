@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from verse.errors import ParameterError, printable
-from verse.params import TAKEN, Params, parse, read
+from verse.params import RESERVED_NAMES, Params, parse, read
 from verse.poems.contestants import CONTESTANTS, SCRAMBLED
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +109,7 @@ VALUES = {
     "machine.cache_dir": TEXT_OR_NULL,
     "machine.checkpoint_every": COUNT,
     "machine.batch_size": COUNT,
-    "machine.questions": ([1, 256], [0, -1, 257, 1.0, "1", True, None]),
+    "machine.max_concurrent_requests": ([1, 256], [0, -1, 257, 1.0, "1", True, None]),
     "machine.timeout": ([1, 0.5, "30", 3600], [0, -1, 3601, "x", float("inf"), True, None]),
 }
 
@@ -314,7 +314,7 @@ def test_names_of_contestants():
         assert re.match(r"contestants(\[0\]\.name)? must be ", fault)
     twice = [SERVER | {"name": "kimi"}, SERVER | {"name": "Kimi"}]
     assert faults(changed(contestants=twice)) == [
-        f"contestants must be of different names, none of {', '.join(TAKEN)}"
+        f"contestants must be of different names, none of {', '.join(RESERVED_NAMES)}"
     ]
 
 

@@ -24,7 +24,7 @@ from verse.files import read_jsonl
 from verse.poems.lines import lines_in, split_lines
 from verse.scoring.cooccurrence import rivals
 from verse.scoring.metrics import METRICS
-from verse.scoring.scoring import judge, likenesses, summarise, tabulate
+from verse.scoring.scoring import likenesses, score_answer, summarise, tabulate
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,12 +36,12 @@ def main(seeds: int) -> None:
     truths = [rest for _, rest in poems["test"]]
     runs = []
     for seed in range(1, seeds + 1):
-        judged = [
-            judge(couplet, answer, truth, known)
+        scored = [
+            score_answer(couplet, answer, truth, known)
             for (couplet, truth), answer in zip(poems["test"], answers(seed), strict=True)
         ]
-        table = tabulate(judged, others)
-        runs.append(summarise(judged, table, truths, seed=1, resamples=1000))
+        table = tabulate(scored, others)
+        runs.append(summarise(scored, table, truths, seed=1, resamples=1000))
         print(f"seed {seed}: whole {runs[-1]['whole']:.3f}", flush=True)
     print(f"{'':10}{'mean':>8}{'sd':>8}{'± of one':>10}")
     for name in (metric.name for metric in METRICS):

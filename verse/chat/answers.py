@@ -20,8 +20,9 @@ def finish(
     """A contestant's answers, in the order of the poems.
 
     poems: with `instruction` and `input`. Each answer is a row of `input`, `answer` (the poem in
-    what the model wrote), `raw` (what it wrote), `trimmed` (what was taken away) and `finish` (why
-    the model stopped, in the server's words). Raises UserError if the server gives no answer.
+    what the model wrote), `raw` (what it wrote), `trimmed` (what was taken away) and
+    `finish_reason` (why the model stopped, in the server's words). Raises UserError if the server
+    gives no answer.
     """
     asked = [question(poem, contestant) for poem in poems]
     keys = [key_of(contestant.name, *decides(contestant), messages) for messages in asked]
@@ -37,7 +38,7 @@ def finish(
                 "answer": cleaned.poem,
                 "raw": reply["text"],
                 "trimmed": list(cleaned.trimmed),
-                "finish": reply["finish"],
+                "finish_reason": reply["finish"],
             }
         )
     return rows

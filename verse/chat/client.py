@@ -150,7 +150,7 @@ class Chat:
         if status == 404:
             return self.fault(
                 f"knows no model {self.server.model!r} or is another address (404)",
-                "mend base_url or model",
+                "fix base_url or model",
             )
         if status == 429:
             return self.fault(f"too many questions, or no quota left {tried}")

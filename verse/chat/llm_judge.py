@@ -48,22 +48,22 @@ TOOL = {
 IN_JSON = '\n\n只回答一個 JSON 物件：{"score": 分數, "reason": "簡短的理由"}'
 
 
-class Way(NamedTuple):
+class AnswerFormat(NamedTuple):
     """A way to have a mark: what the question ends on, and what the API is told."""
 
     ending: str
     options: dict[str, Any]
 
 
-WAYS = (
-    Way(
+FORMATS = (
+    AnswerFormat(
         "",
         {
             "tools": [{"type": "function", "function": TOOL}],
             "tool_choice": {"type": "function", "function": {"name": TOOL["name"]}},
         },
     ),
-    Way(
+    AnswerFormat(
         IN_JSON,
         {
             "response_format": {
@@ -72,12 +72,12 @@ WAYS = (
             }
         },
     ),
-    Way(IN_JSON, {}),
+    AnswerFormat(IN_JSON, {}),
 )
 """From the surest to the one that every server knows."""
 
 
-class Grader:
+class MarkReader:
     """Asks for marks in the first way in which the server gives one."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Grader:
         tokens, said = [0, 0], ""
         while True:
             number, sure = self.way, self.proven
-            way = WAYS[number]
+            way = FORMATS[number]
             *before, last = messages
             worded = [*before, last | {"content": last["content"] + way.ending}]
             for _ in range(TRIES if sure else FIRST_TRIES):
@@ -110,7 +110,7 @@ class Grader:
                 return {"score": None, "reason": "", "tokens": tokens}
             if self.proven or self.way > number:  # others have found out more meanwhile
                 continue
-            if number + 1 == len(WAYS):
+            if number + 1 == len(FORMATS):
                 said = " ".join(said.split())[:100]
                 raise UserError(
                     f"no mark can be read from the judge's answers, such as {said!r}: "
@@ -132,7 +132,7 @@ def read(text: str) -> tuple[float, str] | None:
     return score, str(mark.get("reason", ""))[:1000]
 
 
-def grade(
+def mark_poems(
     judge: Judge, poems: Iterable[str], store: Store, machine: Machine
 ) -> dict[str, dict[str, list[Answer]]]:
     """The TIMES marks of each distinct poem for each of QUESTIONS.
@@ -148,7 +148,7 @@ def grade(
             keys[poem, name] = of_one
             asked |= dict.fromkeys(of_one, messages)
     shuffled = dict(sorted(asked.items()))
-    marks = rounds.ask(judge, "the judge", shuffled, Grader().mark, EXPECTED, store, machine)
+    marks = rounds.ask(judge, "the judge", shuffled, MarkReader().mark, EXPECTED, store, machine)
     found: dict[str, dict[str, list[Answer]]] = {}
     for (poem, name), of_one in keys.items():
         found.setdefault(poem, {})[name] = [marks[key] for key in of_one]

@@ -88,7 +88,7 @@ async def ask_all(
             bar.update()
 
     async with Chat(server, where, machine.timeout) as chat:
-        turns = [take_turns() for _ in range(min(machine.questions, len(missing)))]
+        turns = [take_turns() for _ in range(min(machine.max_concurrent_requests, len(missing)))]
         for outcome in await asyncio.gather(*turns, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome

@@ -69,4 +69,4 @@ class Store:
                 f"{self.file}: {error}: see whether the disk is full or broken, or a limit of file "
                 "sizes too low (ulimit -f)"
             )
-        return UserError(f"{self.file}: {error}: mend it or move it out of the way")
+        return UserError(f"{self.file}: {error}: fix it or move it out of the way")

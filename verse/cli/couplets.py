@@ -14,7 +14,7 @@ from verse.poems.contestants import ASKED, CONTESTANTS, Contestant, contestants
 from verse.poems.lines import IDEOGRAPHS, lines_in, parse_lines, split_lines, write_lines
 from verse.poems.sources import INSTRUCTION
 from verse.scoring import report
-from verse.scoring.scoring import judge
+from verse.scoring.scoring import score_answer
 
 TEST, TRAIN = "data/prepared/test.jsonl", "data/prepared/train.jsonl"
 
@@ -138,8 +138,8 @@ class Library:
     def set(self, couplet: str, text: str) -> dict[str, Any]:
         """An answer as the report sets it: in lines with their marks, and what was found."""
         truth = self.truth(couplet)
-        judged = judge(couplet, text, text if truth is None else truth, self.training_lines)
-        return report.answer(judged)
+        scored = score_answer(couplet, text, text if truth is None else truth, self.training_lines)
+        return report.answer(scored)
 
     def any_couplet(self) -> str:
         return random.choice([*self.test] or EXAMPLES)

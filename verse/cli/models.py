@@ -54,7 +54,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Poet:
+class LoadedModel:
     """A model that is ready to write."""
 
     opening: Opening
@@ -178,9 +178,9 @@ def common(a: str, b: str) -> int:
     )
 
 
-def open_poets(
+def load_models(
     p: Params, which: str | None, *, base: bool = False, tuned: bool = True, at_once: int = 1
-) -> dict[str, Poet]:
+) -> dict[str, LoadedModel]:
     """The models asked for, ready to write, by the contestant's name: "base", "tuned".
 
     which: an adapter's or a model's folder, an experiment or a commit; None is models/adapter. A
@@ -211,7 +211,7 @@ def open_poets(
         return memory.descend(
             ways,
             lambda way: {
-                name: Poet(opening, opening.load(way, ids, folder), way.poems)
+                name: LoadedModel(opening, opening.load(way, ids, folder), way.poems)
                 for name, folder in wanted.items()
             },
             remedy,

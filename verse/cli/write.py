@@ -19,7 +19,7 @@ from verse.errors import UserError
 
 if TYPE_CHECKING:
     from verse.cli.couplets import Library
-    from verse.cli.models import Poet, Written
+    from verse.cli.models import LoadedModel, Written
     from verse.params import Decoding
 
 RED, GREEN, FAINT = "31", "32", "2"
@@ -80,18 +80,20 @@ def main(options: argparse.Namespace) -> None:
     if len(given) == 1:
         os.environ.setdefault("TQDM_DISABLE", "1")  # a bar of one poem tells nothing
 
-    from verse.cli.models import open_poets  # heavy
+    from verse.cli.models import load_models  # heavy
     from verse.generation.candidates import tries
 
     at_once = min(p.machine.batch_size, len(given) * tries(decoding))
-    poets = open_poets(p, options.model, base=options.base, tuned=not options.base, at_once=at_once)
-    [poet] = poets.values()
+    models = load_models(
+        p, options.model, base=options.base, tuned=not options.base, at_once=at_once
+    )
+    [model] = models.values()
     library = couplets.Library()
     poems = [library.poem(couplet) for couplet in given]
-    samples = [poet.write(poems, decoding, sample_seed(seed, n)) for n in range(options.samples)]
+    samples = [model.write(poems, decoding, sample_seed(seed, n)) for n in range(options.samples)]
     for number, poem in enumerate(poems):
         for sample in samples:
-            one = Finished(poet, poem, sample[number], decoding)
+            one = Finished(model, poem, sample[number], decoding)
             if options.json:
                 print(as_json(one, options.explain is not None), flush=True)
                 continue
@@ -117,7 +119,7 @@ def asked(arguments: list[str]) -> list[str]:
 class Finished:
     """A poem, and all that can be told of it."""
 
-    poet: "Poet"
+    model: "LoadedModel"
     poem: dict[str, str]
     written: "Written"
     decoding: "Decoding"
@@ -127,17 +129,17 @@ class Finished:
         from verse.generation.distribution import entropy
 
         tokens = self.written.tokens
-        prompt = self.poet.prompt(self.poem, len(tokens))
-        scores = self.poet.scores(prompt, tokens)
+        prompt = self.model.prompt(self.poem, len(tokens))
+        scores = self.model.scores(prompt, tokens)
         couplet = self.poem["input"]
-        along = self.poet.distributions(scores, prompt, tokens, self.decoding, couplet)
+        along = self.model.distributions(scores, prompt, tokens, self.decoding, couplet)
         return [
-            asdict(self.poet.row(found, token))
+            asdict(self.model.row(found, token))
             | {
                 "entropy": entropy(found.model),
                 "entropy_drawn": entropy(found.drawn),
                 "left": found.left,
-                "likeliest": [asdict(row) for row in self.poet.likeliest(found)],
+                "likeliest": [asdict(row) for row in self.model.likeliest(found)],
             }
             for token, found in zip(tokens, along, strict=True)
         ]

@@ -20,8 +20,8 @@ class Contestant:
     english: str
     answers: str | None = None
     """The file of the answers, rows of {"input", "answer"}; None where there is no file."""
-    floor: str = ""
-    """The function of `floors` that makes the answers of one; with neither this nor a file, they
+    baseline: str = ""
+    """The function of `baselines` that makes the answers of one; with neither this nor a file, they
     are the true poems."""
     chat: bool = False
     """A chat model, whose rows also have `raw`: all that it wrote."""
@@ -30,15 +30,15 @@ class Contestant:
 CONTESTANTS = {
     "base": Contestant("未調", "base", "data/generated/base.jsonl"),
     "tuned": Contestant("已調", "tuned", "data/generated/tuned.jsonl"),
-    "random": Contestant("亂字", "random", floor="random_characters"),
-    "constant": Contestant("一律", "constant", floor="constant"),
-    "another": Contestant("他詩", "another's", floor="another_rest"),
+    "random": Contestant("亂字", "random", baseline="random_characters"),
+    "constant": Contestant("一律", "constant", baseline="constant"),
+    "another": Contestant("他詩", "another's", baseline="another_rest"),
     "reference": Contestant("原作", "true"),
 }
-"""By the name that metrics/score.json has for them. Those that answer come first, then the floors,
-answers without sense that give the figures their scale; the true poems come last."""
+"""By the name that metrics/score.json has for them. Those that answer come first, then the
+baselines, answers without sense that give the figures their scale; the true poems come last."""
 
-BASELINE = "base"
+GAIN_OVER = "base"
 """Against whose answers, poem by poem, the others' gain is told."""
 
 

@@ -1,6 +1,6 @@
 """Answers without sense, which give every figure its scale: what can be had for nothing.
 
-Each floor takes the couplets, the true rests and the training poems, and gives an answer a
+Each baseline takes the couplets, the true rests and the training poems, and gives an answer a
 couplet. None of them is a model, and each comes out the same for the same poems and seed.
 """
 

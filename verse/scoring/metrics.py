@@ -114,7 +114,7 @@ KEYS = [
     "poems",
     *(key for m in METRICS for key in ([m.name, f"{m.name}_ci95"] if m.interval else [m.name])),
 ]
-"""Of a contestant in what `summarise` finds; `poems` is how many were judged."""
+"""Of a contestant in what `summarise` finds; `poems` is how many were scored."""
 
 
 def apart(

@@ -25,7 +25,7 @@ from verse.poems.contestants import CONTESTANTS, WATCHED, Contestant
 from verse.poems.lines import FORMS, split_lines
 from verse.poems.prosody import LEVEL_GROUPS, Analysis, Break, counted_tones
 from verse.scoring.metrics import EXTRA, METRICS
-from verse.scoring.scoring import Judged
+from verse.scoring.scoring import ScoredAnswer
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -53,8 +53,8 @@ FAULTS = {
     "copied": "襲句 copies a line",
 }
 
-Row = Mapping[str, Judged]
-"""One test poem: how each contestant's answer was judged, the true poem's last."""
+Row = Mapping[str, ScoredAnswer]
+"""One test poem: how each contestant's answer was scored, the true poem's last."""
 
 
 def render(
@@ -159,14 +159,14 @@ def form_of(row: Row) -> str:
     return form if form in FORMS.values() else OTHER
 
 
-def faults(judged: Judged) -> list[str]:
+def faults(scored: ScoredAnswer) -> list[str]:
     """The keys of FAULTS that an answer has; one out of form does not rhyme, as in the metrics."""
     has = {
-        "form": not judged.form,
-        "rhyme": not judged.rhyme,
-        "lines": not judged.lines,
-        "echo": any(judged.echo),
-        "copied": not all(judged.novel),
+        "form": not scored.form,
+        "rhyme": not scored.rhyme,
+        "lines": not scored.lines,
+        "echo": any(scored.echo),
+        "copied": not all(scored.novel),
     }
     return [fault for fault in FAULTS if has[fault]]
 
@@ -183,51 +183,51 @@ def poem(row: Row) -> dict[str, Any]:
         "faults": " ".join(faults(watched)),
         "couplet": true.couplet,
         "lines": set_lines(whole, true.analysis)[:2] if short else None,
-        "answers": {name: answer(judged) for name, judged in row.items()},
+        "answers": {name: answer(scored) for name, scored in row.items()},
     }
 
 
-def answer(judged: Judged) -> dict[str, Any]:
+def answer(scored: ScoredAnswer) -> dict[str, Any]:
     """An answer: set in lines if it is in form, else the raw text; and what was found."""
     lines = None
-    if judged.form and len(judged.answer) <= LONG:
-        whole = [*split_lines(judged.couplet), *split_lines(judged.answer)]
-        lines = set_lines(whole, judged.analysis)[2:]
-        for line, echo, novel in zip(lines, judged.echo, judged.novel, strict=True):
+    if scored.form and len(scored.answer) <= LONG:
+        whole = [*split_lines(scored.couplet), *split_lines(scored.answer)]
+        lines = set_lines(whole, scored.analysis)[2:]
+        for line, echo, novel in zip(lines, scored.echo, scored.novel, strict=True):
             line["seal"] = "重" * echo + "襲" * (not novel)
     return {
-        "text": judged.answer,
+        "text": scored.answer,
         "lines": lines,
-        "raw": None if judged.raw == judged.answer else judged.raw,
-        "findings": " · ".join(findings(judged)),
+        "raw": None if scored.raw == scored.answer else scored.raw,
+        "findings": " · ".join(findings(scored)),
     }
 
 
-def findings(judged: Judged) -> Iterator[str]:
+def findings(scored: ScoredAnswer) -> Iterator[str]:
     """What was found of an answer, in a few words each."""
-    if not judged.form:
+    if not scored.form:
         yield "失格"
-        if not judged.clean:
+        if not scored.clean:
             yield "雜字"
-        if repeated := sum(judged.echo):
+        if repeated := sum(scored.echo):
             yield f"重句 {repeated}"
-        if copied := judged.novel.count(False):
+        if copied := scored.novel.count(False):
             yield f"襲句 {copied}"
         return
-    analysis = judged.analysis
+    analysis = scored.analysis
     if analysis and analysis.form:
         yield analysis.form
         if not analysis.regulated:
             yield "古體"
-    if not judged.lines:
+    if not scored.lines:
         yield "句數異"
-    if judged.rhyme and analysis:
+    if scored.rhyme and analysis:
         yield f"押{analysis.rhyme_group}"
     elif analysis and analysis.rhyme:
         yield f"重韻 押{analysis.rhyme_group}"
     else:
         yield "鄰韻" if analysis and analysis.near_rhyme else "失韻"
-    yield f"合律 {judged.tone:.2f}"
+    yield f"合律 {scored.tone:.2f}"
 
 
 def set_lines(lines: Sequence[tuple[str, str]], analysis: Analysis | None) -> list[dict[str, Any]]:

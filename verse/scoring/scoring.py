@@ -1,11 +1,11 @@
-"""How good are the answers? Each is judged alone, then those of a contestant are set side by side.
+"""How good are the answers? Each is scored alone, then those of a contestant are set side by side.
 
-A poem is a couplet, which is given, and its rest, which a model answers. `judge` takes any
-answer, empty or hostile; `tabulate` sets judged answers in a table, a row a poem and a column a
+A poem is a couplet, which is given, and its rest, which a model answers. `score_answer` takes any
+answer, empty or hostile; `tabulate` sets scored answers in a table, a row a poem and a column a
 metric; `summarise` takes the means of the columns. Every poem counts, and a share of nothing
 (echoing lines where no line was written) is 0.
 
-All contestants are judged on the same extent, `verse`: an answer in form as a whole, any other as
+All contestants are scored on the same extent, `verse`: an answer in form as a whole, any other as
 far as the true poem goes. So a model that does not stop loses form and lines, and nothing else.
 The couplet was given and is no merit: only rhyme looks at it, since the answer has to go on from
 it, and so does the first tone rule after it.
@@ -54,15 +54,15 @@ Z = 1.959964  # the normal distribution's 97.5% point
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One answer, judged."""
+class ScoredAnswer:
+    """One answer, scored."""
 
     couplet: str
     answer: str
     written: tuple[str, ...]
     """All the answer's lines without punctuation."""
     verse: tuple[str, ...]
-    """Those that are judged: all of an answer in form, else as many as the true poem has; of
+    """Those that are scored: all of an answer in form, else as many as the true poem has; of
     fewer an even number."""
     form: bool
     """What `in_form` says."""
@@ -90,8 +90,10 @@ class Judged:
     """All that a chat model wrote, where the answer is only what counts of it."""
 
 
-def judge(couplet: str, answer: str, truth: str, training_lines: Collection[str]) -> Judged:
-    """Judge an answer to a couplet whose true rest is `truth`.
+def score_answer(
+    couplet: str, answer: str, truth: str, training_lines: Collection[str]
+) -> ScoredAnswer:
+    """Score an answer to a couplet whose true rest is `truth`.
 
     training_lines: as `learnt` or `likenesses` gives them of the training poems; plain lines will
     do, but then a line with one character changed passes for new.
@@ -110,7 +112,7 @@ def judge(couplet: str, answer: str, truth: str, training_lines: Collection[str]
         heard |= alike
     finals = [line[-1:] for line in poem[1::2]]
     characters = "".join(verse)
-    return Judged(
+    return ScoredAnswer(
         couplet=couplet,
         answer=answer,
         written=lines,
@@ -129,7 +131,7 @@ def judge(couplet: str, answer: str, truth: str, training_lines: Collection[str]
 
 
 def learnt(answers: Iterable[str], training: Iterable[str]) -> set[str]:
-    """What `judge` wants of training poems: the likenesses of their lines that an answer's has too.
+    """The likenesses of training lines that an answer has too, which `score_answer` looks among.
 
     Takes memory for the answers, and none for the training poems, however many.
     """
@@ -160,23 +162,23 @@ def blanked(line: str) -> Iterator[str]:
             yield line[:at] + BLANK + line[at + 1 :]
 
 
-def tabulate(judged: Sequence[Judged], others: Rivals) -> pd.DataFrame:
-    """A contestant's judged answers as a table: a row a poem, numbered from 1, in their order.
+def tabulate(scored: Sequence[ScoredAnswer], others: Rivals) -> pd.DataFrame:
+    """A contestant's scored answers as a table: a row a poem, numbered from 1, in their order.
 
     others: couplets that a poem's own is compared with. Columns: COLUMNS, and of those what
     `whole` says of a poem is this: it is in form and as long as the true one, rhymes, keeps
     LEAST_TONE of the tone rules, has no line of a training poem, of its own or of another
     answer, and reaches LEAST_WORDS and LEAST_FIT.
     """
-    known = Counter(alike for one in judged for alike in sorted(likenesses(one.verse)))
+    known = Counter(alike for one in scored for alike in sorted(likenesses(one.verse)))
 
     def is_shared(line: str) -> bool:
         return any(known[alike] > 1 for alike in likenesses([line]))
 
-    couplets = [[line for line, _ in split_lines(one.couplet)] for one in judged]
+    couplets = [[line for line, _ in split_lines(one.couplet)] for one in scored]
     rows = []
     for number, (one, fit) in enumerate(
-        zip(judged, fits(couplets, [one.verse for one in judged], others), strict=True), 1
+        zip(scored, fits(couplets, [one.verse for one in scored], others), strict=True), 1
     ):
         lines = len(one.verse)
         row = {
@@ -210,7 +212,7 @@ def tabulate(judged: Sequence[Judged], others: Rivals) -> pd.DataFrame:
 
 
 def summarise(
-    judged: Sequence[Judged],
+    scored: Sequence[ScoredAnswer],
     table: pd.DataFrame,
     truths: Sequence[str],
     *,
@@ -219,7 +221,7 @@ def summarise(
 ) -> dict[str, int | float]:
     """The metrics of a contestant, by KEYS, rounded to 4 digits.
 
-    table: what `tabulate` makes of the judged answers. Each metric is the mean of its column, but
+    table: what `tabulate` makes of the scored answers. Each metric is the mean of its column, but
     for `distinct2`: the distinct bigrams within the first two lines of the answers, over as many
     bigrams as the true rests have there. So all contestants are measured at one length.
 
@@ -231,7 +233,7 @@ def summarise(
     numbers, whose sum depends on no order.
     """
     metrics: dict[str, float] = dict.fromkeys(KEYS[1:], 0.0)
-    openings = [line for one in judged for line in one.verse[:2]]
+    openings = [line for one in scored for line in one.verse[:2]]
     bigrams = {pair for line in openings for pair in pairwise(line)}
     true = sum(len(line) - 1 for rest in truths for line, _ in split_lines(rest)[:2])
     metrics["distinct2"] = min(1.0, share(len(bigrams), true))

@@ -9,7 +9,7 @@ import yaml
 from chat_server import FAULTS, Server, completion
 
 from verse.chat.decoys import scrambled
-from verse.chat.llm_judge import QUESTIONS, TIMES, TOOL, TRIES, grade, read
+from verse.chat.llm_judge import QUESTIONS, TIMES, TOOL, TRIES, mark_poems, read
 from verse.chat.store import Store
 from verse.errors import UserError
 from verse.params import Judge, parse
@@ -31,7 +31,7 @@ def store(tmp_path):
 
 def marks(server, store, poems=POEMS, timeout=60.0, **options):
     judge = Judge(base_url=server.base_url, model="m", **options)
-    return grade(judge, poems, store, MACHINE.model_copy(update={"timeout": timeout}))
+    return mark_poems(judge, poems, store, MACHINE.model_copy(update={"timeout": timeout}))
 
 
 def tool(score, reason="好"):
@@ -90,11 +90,11 @@ def test_the_order_says_nothing(store):
     """Neither poems nor questions come one after another."""
     poems = [f"{name}日依山盡，黃河入海流。" for name in "甲乙丙丁戊己庚辛壬癸子丑寅卯"]
     with Server(by_tool) as server:
-        grade(
+        mark_poems(
             Judge(base_url=server.base_url, model="m"),
             poems,
             store,
-            MACHINE.model_copy(update={"questions": 1}),
+            MACHINE.model_copy(update={"max_concurrent_requests": 1}),
         )
     asked = [question(body) for body in server.asked]
     by_poem = sorted(asked, key=lambda text: text.split("\n")[1])
@@ -129,7 +129,7 @@ def test_a_server_that_ignores_tools(store):
         given = marks(server, store)
     assert given[POEMS[0]]["fluency"][0]["score"] == 6
     plain = [body for body in server.asked if "JSON" not in question(body)]
-    assert len(plain) <= 2 * MACHINE.questions
+    assert len(plain) <= 2 * MACHINE.max_concurrent_requests
 
 
 @pytest.mark.parametrize("status", [400, 422])
@@ -142,14 +142,14 @@ def test_a_server_that_refuses_tools_and_schemas(store, status):
     with Server(answer) as server:
         given = marks(server, store)
     assert [m["score"] for three in given[POEMS[1]].values() for m in three] == [6] * 6
-    assert len(server.asked) <= 12 + 3 * MACHINE.questions
+    assert len(server.asked) <= 12 + 3 * MACHINE.max_concurrent_requests
 
 
 def test_a_server_that_never_gives_a_mark(store):
     with Server(lambda body: (200, completion("這首詩很好。"))) as server:
         with pytest.raises(UserError, match=r"no mark can be read .*'這首詩很好。'"):
             marks(server, store)
-        assert len(server.asked) <= MACHINE.questions * 6
+        assert len(server.asked) <= MACHINE.max_concurrent_requests * 6
 
 
 # Marks that cannot be read

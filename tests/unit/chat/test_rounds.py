@@ -58,7 +58,7 @@ def test_answers_in_the_order_of_the_poems(store):
         rows = ask(server, store)
     assert [row["input"] for row in rows] == [poem["input"] for poem in poems(20)]
     assert all(row["raw"] == row["input"][:5] + "，" + REST for row in rows)
-    assert rows[0].keys() == {"input", "answer", "raw", "trimmed", "finish"}
+    assert rows[0].keys() == {"input", "answer", "raw", "trimmed", "finish_reason"}
 
 
 def test_what_is_asked(store):
@@ -114,7 +114,7 @@ def test_no_more_at_once_than_asked_for(store):
         return echo(body)
 
     with Server(slow) as server:
-        ask(server, store, machine=MACHINE.model_copy(update={"questions": 3}))
+        ask(server, store, machine=MACHINE.model_copy(update={"max_concurrent_requests": 3}))
     assert server.most_at_once == 3
 
 
@@ -182,7 +182,7 @@ def test_a_server_that_fails_from_some_point_on(store, monkeypatch, fault, told)
             f"kimi ({server.base_url}): {told}: run the same command again later; "
             "what was answered is kept"
         )
-        assert len(server.asked) <= 10 + 2 * MACHINE.questions
+        assert len(server.asked) <= 10 + 2 * MACHINE.max_concurrent_requests
         server.fault = lambda number: None
         assert len(ask(server, store)) == 20
         asked = [str(body) for body in server.answered]
@@ -194,7 +194,7 @@ def test_a_server_that_fails_from_some_point_on(store, monkeypatch, fault, told)
     [
         (401, "refuses what TEST_KEY holds (401): check the key"),
         (403, "refuses what TEST_KEY holds (403): check the key"),
-        (404, "knows no model 'm' or is another address (404): mend base_url or model"),
+        (404, "knows no model 'm' or is another address (404): fix base_url or model"),
         (400, "the server refuses the question: Error code: 400 - "),
         (302, "the server refuses the question: "),
     ],
@@ -204,7 +204,7 @@ def test_a_server_that_refuses(store, status, told):
         with pytest.raises(UserError) as error:
             ask(server, store)
         assert told in str(error.value) and KEY not in str(error.value)
-        assert len(server.asked) <= MACHINE.questions, "no second attempt"
+        assert len(server.asked) <= MACHINE.max_concurrent_requests, "no second attempt"
 
 
 def test_no_server(store, monkeypatch):
@@ -239,7 +239,7 @@ def test_a_question_that_a_server_filters_has_an_empty_answer(store, kind):
     with Server(answer) as server:
         rows = ask(server, store, count=3)
         assert [bool(row["answer"]) for row in rows] == [True, False, True]
-        assert rows[1]["finish"] == "content_filter"
+        assert rows[1]["finish_reason"] == "content_filter"
         ask(server, store, count=3)
         assert len(server.asked) == 3
 
@@ -362,7 +362,7 @@ def test_a_run_that_is_killed_goes_on(tmp_path):
     assert output.splitlines()[-1] == "60" and kills >= 2
     # Asked twice are only those that were on their way as the process died.
     asked = [str(body) for body in server.answered]
-    assert len(set(asked)) == 60 and len(asked) - 60 <= kills * MACHINE.questions
+    assert len(set(asked)) == 60 and len(asked) - 60 <= kills * MACHINE.max_concurrent_requests
     assert len(known(file)) == 60
 
 
@@ -422,4 +422,4 @@ def test_what_cannot_be_kept_is_a_fault(store):
     with Server() as server:
         with pytest.raises(UserError, match="the disk is full"):
             ask(server, store)
-        assert len(server.asked) <= MACHINE.questions
+        assert len(server.asked) <= MACHINE.max_concurrent_requests

@@ -18,15 +18,15 @@ from pathlib import Path
 import pytest
 
 from verse import params
-from verse.cli.models import open_poets
+from verse.cli.models import load_models
 from verse.cli.options import adjusted
-from verse.cli.page import service as desk
+from verse.cli.page import service
 from verse.poems.lines import in_form
 from verse.poems.sources import INSTRUCTION
 
 COUPLET = "白日依山盡，黃河入海流。"
 CONTROLS = {"temperature": 1.0, "top_k": 50, "top_p": 0.9, "max_new_tokens": 16}
-WRITING = {"couplet": COUPLET, "poet": "tuned", "controls": CONTROLS, "seed": 42}
+WRITING = {"couplet": COUPLET, "model": "tuned", "controls": CONTROLS, "seed": 42}
 ATTACK = """<script>ran=1</script><img src=x onerror="ran=1">{{ 7*7 }}</style>&amp;'"""
 P = params.read()
 
@@ -87,23 +87,25 @@ def page(adapter):
 
 
 @pytest.fixture(scope="module")
-def poets(adapter):
+def models(adapter):
     """The same models in this process."""
-    return open_poets(P, str(adapter), base=True)
+    return load_models(P, str(adapter), base=True)
 
 
-def poem_of(poet, seed=42, couplet=COUPLET, **changes):
+def poem_of(model, seed=42, couplet=COUPLET, **changes):
     """The one candidate that the library writes, and the decoding that it is written with."""
     decoding = adjusted(P, "test", **CONTROLS | changes, candidates=1)
-    return poet.write([{"instruction": INSTRUCTION, "input": couplet}], decoding, seed)[0], decoding
+    return model.write([{"instruction": INSTRUCTION, "input": couplet}], decoding, seed)[
+        0
+    ], decoding
 
 
 # Over HTTP
 
 
-def test_an_answer_grows_and_is_the_librarys(page, poets):
+def test_an_answer_grows_and_is_the_librarys(page, models):
     *growing, last = page.write()
-    poem, _ = poem_of(poets["tuned"])
+    poem, _ = poem_of(models["tuned"])
     assert last["done"]["text"] == poem.text
     assert last["done"]["tokens"] == poem.tokens
     texts = [event["text"] for event in growing]
@@ -119,7 +121,7 @@ def test_an_answer_grows_and_is_the_librarys(page, poets):
         ({"couplet": "山" * 501}, "couplet: "),
         ({"couplet": " "}, "couplet: "),
         ({"seed": -1}, "seed: "),
-        ({"poet": "reference"}, "poet: "),
+        ({"model": "reference"}, "model: "),
         ({"controls": CONTROLS | {"temperature": 9.0}}, "controls.temperature: "),
         ({"controls": CONTROLS | {"top_p": float("nan")}}, "controls.top_p: "),
         ({"controls": CONTROLS | {"max_new_tokens": 1000}}, "controls.max_new_tokens: "),
@@ -142,7 +144,7 @@ def test_rules_that_no_token_may_break(page):
     wild = CONTROLS | {"temperature": 4.0, "top_k": 0, "top_p": 1.0} | rules
     last = page.write(controls=wild)[-1]
     assert in_form(COUPLET, last["done"]["text"])
-    asked = {"couplet": COUPLET, "poet": "tuned", "controls": wild}
+    asked = {"couplet": COUPLET, "model": "tuned", "controls": wild}
     asked |= {"tokens": last["done"]["tokens"], "place": 5}
     found = json.loads(page.ask("POST", "/explain", json.dumps(asked))[2])
     assert found["chosen"]["label"] in "，；：？！" and found["chosen"]["drawn"] > 0
@@ -164,7 +166,7 @@ def test_only_the_page_itself_may_ask(page):
 
 
 def test_tokens_that_the_model_does_not_know_are_refused(page):
-    question = {key: WRITING[key] for key in ("couplet", "poet", "controls")}
+    question = {key: WRITING[key] for key in ("couplet", "model", "controls")}
     for tokens, place in (([10**6], 0), ([5], 3)):
         body = json.dumps(question | {"tokens": tokens, "place": place})
         status, _, text = page.ask("POST", "/explain", body)
@@ -181,21 +183,21 @@ def test_the_page_names_no_address_elsewhere(page):
 
 def test_the_queue_has_an_end(monkeypatch):
     began, end = threading.Event(), threading.Event()
-    monkeypatch.setattr(desk, "open_poets", lambda *_, **__: {})
-    one = desk.Desk(P)
+    monkeypatch.setattr(service, "load_models", lambda *_, **__: {})
+    one = service.PageService(P)
     one.hand_in(lambda: (began.set(), end.wait()))
     began.wait()
-    for _ in range(desk.WAITING):
+    for _ in range(service.WAITING):
         one.hand_in(lambda: None)
-    with pytest.raises(desk.Refusal, match="Too many are waiting"):
+    with pytest.raises(service.Refusal, match="Too many are waiting"):
         one.hand_in(lambda: None)
     end.set()
 
 
-def test_a_poem_that_nobody_waits_for_is_given_up(monkeypatch, poets):
-    monkeypatch.setattr(desk, "open_poets", lambda *_, **__: poets)
-    one, gone = desk.Desk(P), threading.Event()
-    events = one.write(desk.Writing.model_validate(WRITING), gone)
+def test_a_poem_that_nobody_waits_for_is_given_up(monkeypatch, models):
+    monkeypatch.setattr(service, "load_models", lambda *_, **__: models)
+    one, gone = service.PageService(P), threading.Event()
+    events = one.write(service.Writing.model_validate(WRITING), gone)
     next(events), next(events)
     gone.set()
     rest = list(events)
@@ -292,40 +294,42 @@ def visitor(browser, page):
     assert browser.get_log("browser") == []
 
 
-def told(poet, place, **changes):
+def told(model, place, **changes):
     """What the library says of a place: token -> shares of the model, tempered and drawn."""
-    poem, _ = poem_of(poet)
+    poem, _ = poem_of(model)
     decoding = adjusted(P, "test", **CONTROLS | changes)
-    prompt = poet.prompt({"instruction": INSTRUCTION, "input": COUPLET}, 0)
-    scores = poet.scores(prompt, poem.tokens)
-    found = list(poet.distributions(scores, prompt, poem.tokens, decoding, COUPLET))[place]
-    rows = {row.token: row for row in [*poet.likeliest(found), poet.row(found, poem.tokens[place])]}
+    prompt = model.prompt({"instruction": INSTRUCTION, "input": COUPLET}, 0)
+    scores = model.scores(prompt, poem.tokens)
+    found = list(model.distributions(scores, prompt, poem.tokens, decoding, COUPLET))[place]
+    rows = {
+        row.token: row for row in [*model.likeliest(found), model.row(found, poem.tokens[place])]
+    }
     return {
         str(token): pytest.approx([row.model, row.tempered, row.drawn], abs=1e-6)
         for token, row in rows.items()
     }
 
 
-def test_browser_reads_a_poem_and_moves_a_slider(visitor, poets):
+def test_browser_reads_a_poem_and_moves_a_slider(visitor, models):
     visitor.visit().write("白日依山盡 黃河入海流")
     assert visitor.run("return document.getElementById('couplet').value") == COUPLET
     for name in ("base", "tuned"):
-        assert visitor.text(f"#{name} .whole") == poem_of(poets[name])[0].text
+        assert visitor.text(f"#{name} .whole") == poem_of(models[name])[0].text
     before = visitor.lesson()
-    assert before == told(poets["tuned"], 0)
+    assert before == told(models["tuned"], 0)
 
     visitor.set(temperature=0.3, top_p=0.5)
     after = visitor.lesson()
-    assert after == told(poets["tuned"], 0, temperature=0.3, top_p=0.5)
+    assert after == told(models["tuned"], 0, temperature=0.3, top_p=0.5)
     assert after != before
     bars = visitor.run("return document.querySelectorAll('#entropy [role=option]').length")
-    assert bars == len(poem_of(poets["tuned"])[0].tokens)
+    assert bars == len(poem_of(models["tuned"])[0].tokens)
 
     visitor.chrome.find_element("css selector", "#tuned [data-place='2']").click()
-    assert visitor.lesson() == told(poets["tuned"], 2, temperature=0.3, top_p=0.5)
+    assert visitor.lesson() == told(models["tuned"], 2, temperature=0.3, top_p=0.5)
 
 
-def test_browser_goes_by_keys_alone(visitor, poets):
+def test_browser_goes_by_keys_alone(visitor, models):
     from selenium.webdriver import ActionChains, Keys
 
     visitor.visit()
@@ -343,10 +347,10 @@ def test_browser_goes_by_keys_alone(visitor, poets):
         Keys.ARROW_DOWN if upright else Keys.ARROW_RIGHT
     ).perform()
     assert visitor.run(place) == 1
-    assert visitor.lesson() == told(poets["tuned"], 1)
+    assert visitor.lesson() == told(models["tuned"], 1)
     ActionChains(visitor.chrome).send_keys(Keys.END).perform()
-    last = len(poem_of(poets["tuned"])[0].tokens) - 1
-    assert visitor.lesson() == told(poets["tuned"], last)
+    last = len(poem_of(models["tuned"])[0].tokens) - 1
+    assert visitor.lesson() == told(models["tuned"], last)
 
 
 def test_browser_shows_what_is_pasted_as_text(visitor):
@@ -368,7 +372,7 @@ def test_browser_offers_traditional_characters(visitor):
     assert visitor.text("#doubts") == ""
 
 
-def test_browser_serves_ten_tabs_at_once(visitor, poets):
+def test_browser_serves_ten_tabs_at_once(visitor, models):
     home = visitor.chrome.current_window_handle
     tabs = []
     for seed in range(10):
@@ -380,7 +384,7 @@ def test_browser_serves_ten_tabs_at_once(visitor, poets):
     for seed, tab in enumerate(tabs):
         visitor.chrome.switch_to.window(tab)
         visitor.until(DONE)
-        assert visitor.text("#tuned .whole") == poem_of(poets["tuned"], seed)[0].text
+        assert visitor.text("#tuned .whole") == poem_of(models["tuned"], seed)[0].text
         visitor.chrome.close()
     visitor.chrome.switch_to.window(home)
 
@@ -415,7 +419,7 @@ def test_browser_names_what_can_be_used(visitor):
     assert unnamed == []
 
 
-def test_browser_says_that_the_server_is_gone_and_goes_on_when_it_is_back(browser, page, poets):
+def test_browser_says_that_the_server_is_gone_and_goes_on_when_it_is_back(browser, page, models):
     visitor = Visitor(browser, page).visit()
     page.kill()
     visitor.write()
@@ -425,6 +429,6 @@ def test_browser_says_that_the_server_is_gone_and_goes_on_when_it_is_back(browse
     visitor.until(
         "return !!document.querySelector('#tuned.live') && !document.querySelector('.writing')"
     )
-    assert visitor.text("#tuned .whole") == poem_of(poets["tuned"])[0].text
+    assert visitor.text("#tuned .whole") == poem_of(models["tuned"])[0].text
     assert visitor.text("#error") == ""
     browser.get_log("browser")  # of the refused connections

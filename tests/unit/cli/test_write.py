@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from verse import params
-from verse.cli import models as poets
-from verse.cli import write
-from verse.cli.models import common, find, open_poets
+from verse.cli import models, write
+from verse.cli.models import common, find, load_models
 from verse.cli.options import adjusted, sample_seed
 from verse.errors import ParameterError, UserError
 from verse.generation import candidates
@@ -25,14 +24,14 @@ P = params.read()
 
 @pytest.fixture(scope="module")
 def both(adapter):
-    return open_poets(P, str(adapter), base=True)
+    return load_models(P, str(adapter), base=True)
 
 
 @pytest.fixture
 def verse(adapter, capsys, monkeypatch, both):
     """Run `verse write` with the made-up adapter; what it prints on both streams."""
     opened = {"tuned": both["tuned"]}, {"base": both["base"]}
-    monkeypatch.setattr(poets, "open_poets", lambda *_, base, **__: opened[base])
+    monkeypatch.setattr(models, "load_models", lambda *_, base, **__: opened[base])
 
     def verse(*arguments, stdin=""):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
@@ -50,13 +49,13 @@ def rows(output):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_poem_is_the_one_that_the_pipeline_keeps(verse, both, count):
-    poet, drawn = both["tuned"], {}
+    model, drawn = both["tuned"], {}
     poem = {"instruction": INSTRUCTION, "input": COUPLET}
     [kept] = candidates.finish(
-        poet.model,
-        poet.opening,
+        model.model,
+        model.opening,
         [poem],
-        poet.opening.encode_prompts([poem]),
+        model.opening.encode_prompts([poem]),
         P.decoding.model_copy(update={"candidates": count}),
         seed=P.seed,
         batch_size=1,
@@ -66,7 +65,7 @@ def test_a_poem_is_the_one_that_the_pipeline_keeps(verse, both, count):
     [row] = rows(verse(COUPLET, "--json", "--explain", "--candidates", str(count)))
     tokens = row.pop("tokens")
     assert row == {"input": COUPLET, "answer": kept.text, "seed": P.seed}
-    written = poet.tokenizer.decode([token["token"] for token in tokens], skip_special_tokens=True)
+    written = model.tokenizer.decode([token["token"] for token in tokens], skip_special_tokens=True)
     assert written == kept.text
 
 
@@ -154,8 +153,8 @@ def test_rules_that_no_token_may_break(verse):
 
 def test_a_poem_in_form_is_set_with_its_rhyme_and_what_it_breaks(verse, monkeypatch, both):
     text = "欲窮千里目，更上一層樓。"
-    found = poets.Written(text, [5, 1], [text, ""], 42)
-    monkeypatch.setattr(poets.Poet, "write", lambda *_: [found])
+    found = models.Written(text, [5, 1], [text, ""], 42)
+    monkeypatch.setattr(models.LoadedModel, "write", lambda *_: [found])
     assert verse(COUPLET).out.splitlines() == [
         "白日依山盡，",
         "黃河入海流。",
@@ -165,7 +164,9 @@ def test_a_poem_in_form_is_set_with_its_rhyme_and_what_it_breaks(verse, monkeypa
         "",
     ]
     bad = "欲窮山河目，\x1b[31m"
-    monkeypatch.setattr(poets.Poet, "write", lambda *_: [poets.Written(bad, [5], [bad], 42)])
+    monkeypatch.setattr(
+        models.LoadedModel, "write", lambda *_: [models.Written(bad, [5], [bad], 42)]
+    )
     assert verse(COUPLET).out.splitlines()[2:] == ["欲窮山河目，␛[31m", "失格 · 雜字", ""]
 
 
@@ -193,15 +194,15 @@ def test_decoding_out_of_range_is_refused(changes, fault):
 
 
 def test_a_character_of_several_tokens_is_the_piece_of_its_last(both):
-    poet = both["base"]
-    tokens = poet.tokenizer("山尽\n，", add_special_tokens=False)["input_ids"]
-    end = poet.tokenizer.eos_token_id
+    model = both["base"]
+    tokens = model.tokenizer("山尽\n，", add_special_tokens=False)["input_ids"]
+    end = model.tokenizer.eos_token_id
     assert len(tokens) == 6
-    assert poet.pieces([*tokens, end]) == ["山", "", "", "尽", "\n", "，", ""]
-    assert [poet.label(token) for token in (*tokens, end)] == [
+    assert model.pieces([*tokens, end]) == ["山", "", "", "尽", "\n", "，", ""]
+    assert [model.label(token) for token in (*tokens, end)] == [
         *("山", "<0xE5>", "<0xB0>", "<0xBD>", "↵", "，", "〔終〕")
     ]
-    assert "".join(poet.pieces(tokens[:3])) == poet.text(tokens[:3])
+    assert "".join(model.pieces(tokens[:3])) == model.text(tokens[:3])
     assert common("山水", "山川") == 1
 
 
@@ -213,10 +214,10 @@ def test_models_are_found_by_what_they_are_called(adapter, tmp_path, monkeypatch
     with pytest.raises(UserError, match="no model"), find(P, str(tmp_path)):
         pass
     with pytest.raises(UserError, match="leave out --base"):
-        open_poets(P, "models/mini", base=True, tuned=False)
-    monkeypatch.setattr(poets, "ADAPTER", str(tmp_path / "none"))
+        load_models(P, "models/mini", base=True, tuned=False)
+    monkeypatch.setattr(models, "ADAPTER", str(tmp_path / "none"))
     with pytest.raises(UserError, match="no adapter there yet: run dvc repro first"):
-        open_poets(P, None)
+        load_models(P, None)
     with pytest.raises(UserError, match="no folder, no experiment and no commit"):
         find(P, "nothing-such").__enter__()
 

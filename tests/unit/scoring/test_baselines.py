@@ -1,10 +1,10 @@
-"""The floors: answers without sense, the same for the same poems and seed."""
+"""The baselines: answers without sense, the same for the same poems and seed."""
 
 import pytest
 
 from verse.poems.lines import in_form, split_lines
 from verse.scoring.baselines import another_rest, commonest_shape, constant, random_characters
-from verse.scoring.scoring import judge
+from verse.scoring.scoring import score_answer
 
 FIVE = ("國破山河在，城春草木深。", "感時花濺淚，恨別鳥驚心。")
 SEVEN = ("朝辭白帝彩雲間，千里江陵一日還。", "兩岸猿聲啼不住，輕舟已過萬重山。")
@@ -16,9 +16,9 @@ TRAINING = [LONG, LONG, SEVEN, ("細草微風岸，危檣獨夜舟。", LONG[1])
 @pytest.mark.parametrize("poem", [FIVE, SEVEN])
 def test_random_characters_keep_tones_and_rhymes(poem):
     (answer,) = random_characters([poem], TRAINING, 1)
-    judged = judge(poem[0], answer, answer, ())
-    assert judged.form and judged.tone > 0.9
-    assert len(judged.written) == 6, "as many lines as most training poems have"
+    scored = score_answer(poem[0], answer, answer, ())
+    assert scored.form and scored.tone > 0.9
+    assert len(scored.written) == 6, "as many lines as most training poems have"
     pool = {c for couplet, rest in TRAINING for c in couplet + rest}
     assert set(answer) <= pool
 

@@ -14,7 +14,7 @@ from verse.poems.lines import lines_in, split_lines
 from verse.poems.prosody import final_groups, tone_bits
 from verse.scoring import baselines, cooccurrence
 from verse.scoring.cooccurrence import rivals
-from verse.scoring.scoring import judge, likenesses, summarise, tabulate
+from verse.scoring.scoring import likenesses, score_answer, summarise, tabulate
 
 EMBEDDED = Path(__file__).parents[3] / "data/embedded"
 
@@ -229,9 +229,9 @@ CHEATS = [
 def measured(cheat=None):
     answers = cheat(random.Random(5)) if cheat else [rest for _, rest in TEST]
     known, others = training()
-    judged = [judge(c, a, rest, known) for (c, rest), a in zip(TEST, answers, strict=True)]
+    scored = [score_answer(c, a, rest, known) for (c, rest), a in zip(TEST, answers, strict=True)]
     truths = [rest for _, rest in TEST]
-    return summarise(judged, tabulate(judged, others), truths, seed=1, resamples=100)
+    return summarise(scored, tabulate(scored, others), truths, seed=1, resamples=100)
 
 
 @cache

@@ -60,16 +60,16 @@ def test_the_figures_page_says_what_each_metric_is():
 
 
 @pytest.mark.parametrize(
-    ("text", "heading", "metrics", "floors"),
+    ("text", "heading", "metrics", "baselines"),
     [
         (FIGURES, "Measured with the embedded model", NAMES, True),
         (README, "# verse", HEADLINES, False),
     ],
     ids=["docs/figures.md", "README.md"],
 )
-def test_the_pages_have_the_figures_of_the_committed_scores(text, heading, metrics, floors):
+def test_the_pages_have_the_figures_of_the_committed_scores(text, heading, metrics, baselines):
     head, *rows = table(text, heading)
-    shown = {name: one for name, one in CONTESTANTS.items() if floors or not one.floor}
+    shown = {name: one for name, one in CONTESTANTS.items() if baselines or not one.baseline}
     assert head[1:] == [one.english for one in shown.values()]
     assert [row[0] for row in rows] == list(metrics)
     for name, *cells in rows:
@@ -94,5 +94,5 @@ def test_dvc_plots_a_file_for_each_contestant():
     plots = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["plots"]
     (lines,) = (plot["lines"] for plot in plots if "lines" in plot)
     assert list(lines["y"]) == [
-        f"metrics/plots/lines/{name}.csv" for name, one in CONTESTANTS.items() if not one.floor
+        f"metrics/plots/lines/{name}.csv" for name, one in CONTESTANTS.items() if not one.baseline
     ]

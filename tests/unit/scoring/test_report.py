@@ -26,7 +26,7 @@ from verse.poems.lines import split_lines
 from verse.scoring.cooccurrence import rivals
 from verse.scoring.metrics import METRICS
 from verse.scoring.report import FAULTS, LONG, RULES, render, visible
-from verse.scoring.scoring import judge, summarise, tabulate
+from verse.scoring.scoring import score_answer, summarise, tabulate
 
 COUPLET, REST = "白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。"
 OTHERS = rivals([["春眠不覺曉", "處處聞啼鳥"]])
@@ -49,7 +49,9 @@ HOSTILE = (
 
 def row(couplet=COUPLET, base="", tuned=REST, reference=REST, training=(), **others):
     answers = {"base": base, "tuned": tuned, **others, "reference": reference}
-    return {name: judge(couplet, text, reference, training) for name, text in answers.items()}
+    return {
+        name: score_answer(couplet, text, reference, training) for name, text in answers.items()
+    }
 
 
 def shuffled(text, rng):
@@ -96,8 +98,8 @@ def measure(rows):
     truths = [one["reference"].answer for one in rows]
     metrics = {}
     for name in rows[0]:
-        judged = [one[name] for one in rows]
-        metrics[name] = summarise(judged, tabulate(judged, OTHERS), truths, seed=1, resamples=100)
+        scored = [one[name] for one in rows]
+        metrics[name] = summarise(scored, tabulate(scored, OTHERS), truths, seed=1, resamples=100)
     return metrics
 
 
@@ -496,13 +498,13 @@ def test_browser_lays_out_within_the_width(visit, width, scheme):
 def test_browser_sets_many_contestants_apart(visit, tmp_path_factory, width):
     """Six lines of seven characters from each of six, and a raw answer."""
     names = ("kimi", "chatgpt", "deepseek")
-    everyone = {name: one for name, one in CONTESTANTS.items() if not one.floor}
+    everyone = {name: one for name, one in CONTESTANTS.items() if not one.baseline}
     everyone |= {name: Contestant("", name, "x", chat=True) for name in names}
     poem = next(poem for poem in POEMS if len(poem["output"]) == 6 * 8)
-    judged = row(poem["input"], **dict.fromkeys(names, poem["output"]), reference=poem["output"])
-    judged["kimi"] = replace(judged["kimi"], raw="好的：\n" + poem["output"])
-    judged = {name: judged[name] for name in everyone}
-    html = render([judged], measure([judged]), everyone)
+    scored = row(poem["input"], **dict.fromkeys(names, poem["output"]), reference=poem["output"])
+    scored["kimi"] = replace(scored["kimi"], raw="好的：\n" + poem["output"])
+    scored = {name: scored[name] for name in everyone}
+    html = render([scored], measure([scored]), everyone)
     browser = visit(width, address=saved(html, tmp_path_factory))
     browser.execute_script("document.querySelector('details').open = true")
     lay_out(browser)

@@ -16,9 +16,9 @@ from verse.scoring.scoring import (
     COLUMNS,
     SHARES,
     gain,
-    judge,
     learnt,
     likenesses,
+    score_answer,
     summarise,
     tabulate,
     wilson,
@@ -53,14 +53,14 @@ OTHERS = rivals([["春眠不覺曉", "處處聞啼鳥"], ["空山不見人", "�
 
 def table_of(*answers, couplet=COUPLET, truth=REST, training=()):
     known = likenesses(lines_in(training))
-    return tabulate([judge(couplet, answer, truth, known) for answer in answers], OTHERS)
+    return tabulate([score_answer(couplet, answer, truth, known) for answer in answers], OTHERS)
 
 
-def scored(*answers, couplet=COUPLET, truth=REST, training=(), **options):
+def metrics_of(*answers, couplet=COUPLET, truth=REST, training=(), **options):
     known = likenesses(lines_in(training))
-    judged = [judge(couplet, answer, truth, known) for answer in answers]
+    scored = [score_answer(couplet, answer, truth, known) for answer in answers]
     options = {"seed": 42, "resamples": 200} | options
-    return summarise(judged, tabulate(judged, OTHERS), [truth] * len(judged), **options)
+    return summarise(scored, tabulate(scored, OTHERS), [truth] * len(scored), **options)
 
 
 # lines
@@ -136,99 +136,104 @@ def test_nothing_is_in_form_after_what_is_no_couplet(couplet):
 
 
 def test_lines_of_a_strange_length_are_in_form_but_have_no_tone():
-    judged = judge("山高水長，月白風清。", "天寒地凍，海闊天平。", "", ())
-    assert judged.form and judged.rhyme
-    assert judged.analysis.form is None and judged.tone == 0
+    scored = score_answer("山高水長，月白風清。", "天寒地凍，海闊天平。", "", ())
+    assert scored.form and scored.rhyme
+    assert scored.analysis.form is None and scored.tone == 0
 
 
 # each metric
 
 
 def test_the_true_poem():
-    judged = judge(COUPLET, REST, REST, lines_in([COUPLET]))
-    assert judged.written == ("欲窮千里目", "更上一層樓")
-    assert judged.form and judged.lines and judged.clean and judged.rhyme
-    assert judged.echo == (False, False) and judged.novel == (True, True)
-    assert judged.tone == 1 and judged.analysis.form == "五絕"
+    scored = score_answer(COUPLET, REST, REST, lines_in([COUPLET]))
+    assert scored.written == ("欲窮千里目", "更上一層樓")
+    assert scored.form and scored.lines and scored.clean and scored.rhyme
+    assert scored.echo == (False, False) and scored.novel == (True, True)
+    assert scored.tone == 1 and scored.analysis.form == "五絕"
 
 
 def test_what_does_not_stop_is_out_of_form_and_judged_as_far_as_the_true_poem_goes():
-    judged = judge(COUPLET, REST + SIX_LINES + "\n", REST, ())
-    assert not judged.form and not judged.lines and judged.analysis is None
-    assert judged.verse == ("欲窮千里目", "更上一層樓") and len(judged.written) == 8
-    assert judged.rhyme and judged.tone == 1
-    metrics = scored(REST, REST + "\n")
+    scored = score_answer(COUPLET, REST + SIX_LINES + "\n", REST, ())
+    assert not scored.form and not scored.lines and scored.analysis is None
+    assert scored.verse == ("欲窮千里目", "更上一層樓") and len(scored.written) == 8
+    assert scored.rhyme and scored.tone == 1
+    metrics = metrics_of(REST, REST + "\n")
     assert metrics["form"] == metrics["clean"] == 0.5
     assert metrics["rhyme"] == metrics["tone"] == 1
 
 
 def test_a_line_without_its_fellow_is_not_judged():
-    assert judge(COUPLET, SIX_LINES[:18], SIX_LINES, ()).verse == ("感時花濺淚", "恨別鳥驚心")
+    assert score_answer(COUPLET, SIX_LINES[:18], SIX_LINES, ()).verse == (
+        "感時花濺淚",
+        "恨別鳥驚心",
+    )
 
 
 def test_an_answer_in_form_is_judged_whole():
-    assert len(judge(COUPLET, SIX_LINES, REST, ()).verse) == 6
+    assert len(score_answer(COUPLET, SIX_LINES, REST, ()).verse) == 6
 
 
 def test_a_poem_of_the_true_length_is_in_form():
     eight = "感時花濺淚，恨別鳥驚心。" * 4
-    assert judge(COUPLET, eight, eight, ()).form
-    assert not judge(COUPLET, eight, REST, ()).form
+    assert score_answer(COUPLET, eight, eight, ()).form
+    assert not score_answer(COUPLET, eight, REST, ()).form
 
 
 def test_lines_of_uneven_length_keep_no_tone_rule():
-    judged = judge(COUPLET, "欲窮千里目，更上層樓。", REST, ())
-    assert judged.tone == 0 and judged.rhyme
+    scored = score_answer(COUPLET, "欲窮千里目，更上層樓。", REST, ())
+    assert scored.tone == 0 and scored.rhyme
 
 
 def test_the_couplet_is_no_merit():
     """The same answer has the same tone after a couplet that breaks every rule within itself."""
     broken = "白白依依盡，河河入入流。"
-    assert judge(broken, "欲窮千里目，更上一層樓。", REST, ()).tone == pytest.approx(1, abs=0.25)
-    assert judge("白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。", REST, ()).tone == 1
+    assert score_answer(broken, "欲窮千里目，更上一層樓。", REST, ()).tone == pytest.approx(
+        1, abs=0.25
+    )
+    assert score_answer("白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。", REST, ()).tone == 1
 
 
 def test_no_rhyme():
-    judged = judge(COUPLET, OTHER_REST, REST, ())
-    assert judged.form and not judged.rhyme  # 流 and 思
+    scored = score_answer(COUPLET, OTHER_REST, REST, ())
+    assert scored.form and not scored.rhyme  # 流 and 思
 
 
 def test_a_rhyme_word_that_stands_twice_is_no_rhyme():
-    assert not judge(COUPLET, "欲窮千里目，更上一層流。", REST, ()).rhyme
-    assert not judge(COUPLET, "", REST, ()).rhyme
+    assert not score_answer(COUPLET, "欲窮千里目，更上一層流。", REST, ()).rhyme
+    assert not score_answer(COUPLET, "", REST, ()).rhyme
 
 
 def test_length_is_that_of_the_true_poem():
-    assert not judge(COUPLET, SIX_LINES, REST, ()).lines
-    assert judge(COUPLET, SIX_LINES, SIX_LINES, ()).lines
-    assert judge(COUPLET, "a\nb", REST, ()).lines  # out of form, yet two lines
-    assert scored(REST, SIX_LINES, "", REST)["lines"] == 0.5
+    assert not score_answer(COUPLET, SIX_LINES, REST, ()).lines
+    assert score_answer(COUPLET, SIX_LINES, SIX_LINES, ()).lines
+    assert score_answer(COUPLET, "a\nb", REST, ()).lines  # out of form, yet two lines
+    assert metrics_of(REST, SIX_LINES, "", REST)["lines"] == 0.5
 
 
 def test_clean():
-    assert judge(COUPLET, "，。？！；：、山", REST, ()).clean
-    assert judge(COUPLET, "", REST, ()).clean
+    assert score_answer(COUPLET, "，。？！；：、山", REST, ()).clean
+    assert score_answer(COUPLET, "", REST, ()).clean
     for foreign in " \n,a1□（\ud800\ue000\u200b😀\u3000か한":
-        assert not judge(COUPLET, f"山{foreign}水", REST, ()).clean
-    assert scored(REST, "", "a", "山 水")["clean"] == 0.5
+        assert not score_answer(COUPLET, f"山{foreign}水", REST, ()).clean
+    assert metrics_of(REST, "", "a", "山 水")["clean"] == 0.5
 
 
 def test_echo_of_the_couplet_and_of_itself_up_to_a_character():
     answer = "黃河入海流，更上一層樓。更上一重樓，欲窮千里目。"
-    assert judge(COUPLET, answer, SIX_LINES, ()).echo == (True, False, True, False)
-    assert scored(answer, REST, "", truth=SIX_LINES)["echo"] == round(0.5 / 3, 4)
+    assert score_answer(COUPLET, answer, SIX_LINES, ()).echo == (True, False, True, False)
+    assert metrics_of(answer, REST, "", truth=SIX_LINES)["echo"] == round(0.5 / 3, 4)
 
 
 def test_novel_against_the_training_lines_up_to_a_character():
     training = [OTHER_COUPLET + OTHER_REST, "欲窮萬里目"]
     known = likenesses(lines_in(training))
-    assert judge(COUPLET, REST, REST, known).novel == (False, True)
-    assert judge(COUPLET, REST.replace("里", "山"), REST, known).novel == (True, True)
-    assert scored(REST, SIX_LINES, training=training)["novel"] == 0.75
+    assert score_answer(COUPLET, REST, REST, known).novel == (False, True)
+    assert score_answer(COUPLET, REST.replace("里", "山"), REST, known).novel == (True, True)
+    assert metrics_of(REST, SIX_LINES, training=training)["novel"] == 0.75
 
 
 def test_plain_training_lines_find_what_is_the_same():
-    assert judge(COUPLET, REST, REST, {"欲窮千里目"}).novel == (False, True)
+    assert score_answer(COUPLET, REST, REST, {"欲窮千里目"}).novel == (False, True)
 
 
 def test_shared_with_another_answer_up_to_a_character():
@@ -247,7 +252,9 @@ def test_what_is_learnt_of_training_poems_judges_as_all_of_them_do(answers, trai
     assert known <= likenesses(lines_in(answers))
     everything = likenesses(lines_in(training))
     for answer in answers:
-        assert judge(COUPLET, answer, REST, known) == judge(COUPLET, answer, REST, everything)
+        assert score_answer(COUPLET, answer, REST, known) == score_answer(
+            COUPLET, answer, REST, everything
+        )
 
 
 def test_likenesses_meet_where_one_character_differs():
@@ -260,14 +267,16 @@ def test_likenesses_meet_where_one_character_differs():
 
 
 def test_words_are_attested_pairs():
-    assert judge(COUPLET, "白雲明月，", "一，二。", ()).words == 0  # no pair of lines to judge
-    assert judge(COUPLET, "白雲，明月。", REST, ()).words == 1
-    assert judge(COUPLET, "白雲，鼾竈。", REST, ()).words == 0.5
+    assert (
+        score_answer(COUPLET, "白雲明月，", "一，二。", ()).words == 0
+    )  # no pair of lines to judge
+    assert score_answer(COUPLET, "白雲，明月。", REST, ()).words == 1
+    assert score_answer(COUPLET, "白雲，鼾竈。", REST, ()).words == 0.5
 
 
 def test_repeats_within_the_answer():
-    assert judge(COUPLET, "山水山水，山水山水。", REST, ()).repeats == 0.75
-    assert judge(COUPLET, REST, REST, ()).repeats == 0
+    assert score_answer(COUPLET, "山水山水，山水山水。", REST, ()).repeats == 0.75
+    assert score_answer(COUPLET, REST, REST, ()).repeats == 0
 
 
 def test_fit_is_chance_without_company_and_0_without_characters():
@@ -278,9 +287,9 @@ def test_fit_is_chance_without_company_and_0_without_characters():
 
 def test_distinct_bigrams_in_the_first_two_lines():
     # 山水 水山 | 山水 | 欲窮 窮千 千里 里目 ... of the 8 that a true rest has, twice.
-    assert scored("山水山，山水。", "月。")["distinct2"] == round(2 / 16, 4)
-    assert scored(SIX_LINES, truth=SIX_LINES)["distinct2"] == 1
-    assert scored("月。")["distinct2"] == 0
+    assert metrics_of("山水山，山水。", "月。")["distinct2"] == round(2 / 16, 4)
+    assert metrics_of(SIX_LINES, truth=SIX_LINES)["distinct2"] == 1
+    assert metrics_of("月。")["distinct2"] == 0
 
 
 def test_whole_asks_for_everything():
@@ -307,7 +316,7 @@ def test_whole_asks_for_everything():
 
 
 def test_keys_and_order():
-    assert list(scored(REST)) == KEYS
+    assert list(metrics_of(REST)) == KEYS
     assert [key for key in KEYS if not key.endswith("_ci95")] == [
         "poems",
         *(m.name for m in METRICS),
@@ -318,8 +327,8 @@ def test_keys_and_order():
 
 def test_a_row_a_poem_whose_mean_is_the_metric():
     answers = [REST, "黃河入海流，\n更上一層樓，更上一層樓。", "", SIX_LINES]
-    judged = [judge(COUPLET, answer, REST, {"更上一層樓"}) for answer in answers]
-    table = tabulate(judged, OTHERS)
+    scored = [score_answer(COUPLET, answer, REST, {"更上一層樓"}) for answer in answers]
+    table = tabulate(scored, OTHERS)
     assert list(table) == COLUMNS
     names = "poem written form lines clean rhyme tone novel echo shared".split()
     assert table[names].to_numpy().tolist()[:3] == [
@@ -327,7 +336,7 @@ def test_a_row_a_poem_whose_mean_is_the_metric():
         [2, 3, 0, 0, 0, 1, pytest.approx(0.9, abs=0.15), 0.5, 0.5, 0.5],
         [3, 0, 0, 0, 1, 0, 0.0, 0, 0, 0],
     ]
-    metrics = summarise(judged, table, [REST] * 4, seed=1, resamples=100)
+    metrics = summarise(scored, table, [REST] * 4, seed=1, resamples=100)
     for metric in METRICS:
         if metric.name != "distinct2":
             assert metrics[metric.name] == round(table[metric.name].mean(), 4)
@@ -336,8 +345,8 @@ def test_a_row_a_poem_whose_mean_is_the_metric():
 def test_a_group_of_true_poems():
     truths = [REST, OTHER_REST]
     pairs = zip((COUPLET, OTHER_COUPLET), truths, strict=True)
-    judged = [judge(couplet, rest, rest, ()) for couplet, rest in pairs]
-    metrics = summarise(judged, tabulate(judged, OTHERS), truths, seed=42, resamples=100)
+    scored = [score_answer(couplet, rest, rest, ()) for couplet, rest in pairs]
+    metrics = summarise(scored, tabulate(scored, OTHERS), truths, seed=42, resamples=100)
     assert all(metrics[key] == 1 for key in ("form", "lines", "clean", "novel", "rhyme"))
     assert metrics["poems"] == 2 and metrics["echo"] == metrics["shared"] == 0
     assert metrics["distinct2"] == 1 and metrics["tone"] > 0.9
@@ -345,7 +354,7 @@ def test_a_group_of_true_poems():
 
 @pytest.mark.parametrize("answers", [(), ("",), ("", "", "")])
 def test_nothing_written_scores_0(answers):
-    metrics = scored(*answers)
+    metrics = metrics_of(*answers)
     assert metrics.pop("poems") == len(answers)
     assert metrics.pop("clean") == bool(answers)
     assert {value for key, value in metrics.items() if not key.endswith("_ci95")} == {0}
@@ -356,13 +365,13 @@ def test_the_interval_of_a_share_is_wilsons():
     assert wilson(81, 263) == pytest.approx(
         (0.3662 - 0.2553) / 2, abs=5e-5
     )  # Newcombe 1998, table I
-    metrics = scored(*[REST] * 50, *["x"] * 150)
+    metrics = metrics_of(*[REST] * 50, *["x"] * 150)
     assert metrics["form"] == 0.25 and metrics["form_ci95"] == round(wilson(50, 200), 4)
-    assert scored(*[REST] * 20)["form_ci95"] > 0.05, "20 of 20 are not all there are"
+    assert metrics_of(*[REST] * 20)["form_ci95"] > 0.05, "20 of 20 are not all there are"
 
 
 def test_the_interval_of_a_mean_is_the_normal_one():
-    metrics = scored(*[REST] * 50, *["x"] * 150, resamples=4000)
+    metrics = metrics_of(*[REST] * 50, *["x"] * 150, resamples=4000)
     assert metrics["tone"] == 0.25
     normal = 1.96 * (0.25 * 0.75 / 200) ** 0.5  # 0.06
     assert metrics["tone_ci95"] == pytest.approx(normal, rel=0.08)
@@ -409,11 +418,11 @@ def test_two_runs_without_a_difference_seldom_tell_one():
 
 def test_the_interval_depends_on_the_seed_alone():
     answers = [REST, SIX_LINES, "x", OTHER_REST] * 8
-    assert scored(*answers) == scored(*answers)
-    moved = scored(*answers, seed=43)
-    assert moved["tone"] == scored(*answers)["tone"]
-    assert moved["tone_ci95"] != scored(*answers)["tone_ci95"]
-    assert moved["form_ci95"] == scored(*answers)["form_ci95"]
+    assert metrics_of(*answers) == metrics_of(*answers)
+    moved = metrics_of(*answers, seed=43)
+    assert moved["tone"] == metrics_of(*answers)["tone"]
+    assert moved["tone_ci95"] != metrics_of(*answers)["tone_ci95"]
+    assert moved["form_ci95"] == metrics_of(*answers)["form_ci95"]
 
 
 def test_shares_are_columns_of_0_and_1():
@@ -423,7 +432,7 @@ def test_shares_are_columns_of_0_and_1():
 
 def test_known_numbers():
     """The same on every machine; a change here changes everyone's metrics."""
-    metrics = scored(REST, SIX_LINES, "x", OTHER_REST, "", REST + "\n", resamples=1000)
+    metrics = metrics_of(REST, SIX_LINES, "x", OTHER_REST, "", REST + "\n", resamples=1000)
     assert metrics == KNOWN
 
 
@@ -442,10 +451,10 @@ KNOWN = {
 
 @pytest.mark.parametrize("answer", HOSTILE)
 def test_hostile_answers_are_judged(answer):
-    judged = judge(COUPLET, answer, REST, lines_in([answer]))
-    assert len(judged.verse) == len(judged.echo) == len(judged.novel)
-    assert not any(judged.novel)
-    metrics = scored(answer, REST, couplet=answer or COUPLET)
+    scored = score_answer(COUPLET, answer, REST, lines_in([answer]))
+    assert len(scored.verse) == len(scored.echo) == len(scored.novel)
+    assert not any(scored.novel)
+    metrics = metrics_of(answer, REST, couplet=answer or COUPLET)
     assert all(0 <= value <= 1 for name, value in metrics.items() if name != "poems")
     shown = side_by_side({"prompt": answer, "true": answer})
     assert_safe(shown)
@@ -453,9 +462,9 @@ def test_hostile_answers_are_judged(answer):
 
 @given(st.text(st.characters(exclude_categories=()), max_size=80), st.text(max_size=30))
 def test_any_answer_is_judged(answer, couplet):
-    judged = judge(couplet, answer, REST, ())
-    assert not judged.form or judged.clean
-    assert all(line and line == line.strip() for line in judged.written)
+    scored = score_answer(couplet, answer, REST, ())
+    assert not scored.form or scored.clean
+    assert all(line and line == line.strip() for line in scored.written)
     assert_safe(side_by_side({"a": answer, "b": couplet}))
 
 

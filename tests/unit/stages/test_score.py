@@ -69,7 +69,7 @@ def test_metrics(project):
     assert (reference["rhyme"], reference["novel"], reference["distinct2"]) == (1, 1, 1)
 
 
-def test_floors_stand_beside_what_models_write(project):
+def test_baselines_stand_beside_what_models_write(project):
     score.main()
     metrics = json.loads(Path("metrics/score.json").read_text(encoding="utf-8"))
     assert metrics["random"]["form"] == metrics["random"]["lines"] == 1

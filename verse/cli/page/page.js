@@ -161,7 +161,7 @@ async function write() {
     poems.hidden = false;
     const given = column("首聯", "couplet");
     lay(given, couplet, {length});
-    const columns = state.poets.map(({name, zh, en}) => Object.assign(column(zh, en, name), {poet: name}));
+    const columns = state.models.map(({name, zh, en}) => Object.assign(column(zh, en, name), {model: name}));
     const others = looked.answers.map(({zh, en, answer}) => {
       const section = column(zh, en);
       lay(section, answer.text, {set: answer});
@@ -170,7 +170,7 @@ async function write() {
     poems.replaceChildren(given, ...columns, ...others);
     columns.forEach(one => lay(one, "", {length}));
     const asked = {couplet, controls: now, seed};
-    await Promise.all(columns.toReversed().map(one => writeOne(one, {...asked, poet: one.poet}, length, signal)));
+    await Promise.all(columns.toReversed().map(one => writeOne(one, {...asked, model: one.model}, length, signal)));
     $("hint").hidden = false;
     const last = columns.at(-1);
     $("said").textContent = "寫完了 written: " + last.querySelector(".whole").textContent;
@@ -199,7 +199,7 @@ async function writeOne(section, asked, length, signal) {
     }
     if (!done) throw null;
     const {text, pieces, tokens, answer} = done;
-    section.poem = {poet: asked.poet, couplet: asked.couplet, tokens, pieces, section};
+    section.poem = {model: asked.model, couplet: asked.couplet, tokens, pieces, section};
     section.classList.add("live");
     lay(section, text, {set: answer, pieces, tokens});
   } finally {
@@ -252,9 +252,9 @@ async function explain() {
   explaining = true;
   while (again && chosen) {
     again = false;
-    const {poem: {poet, couplet, tokens}, place} = chosen, asked = chosen;
+    const {poem: {model, couplet, tokens}, place} = chosen, asked = chosen;
     try {
-      const response = await ask("explain", {poet, couplet, tokens, place, controls: controls()});
+      const response = await ask("explain", {model, couplet, tokens, place, controls: controls()});
       const answer = await response.json();
       if (asked === chosen) show(answer);
       $("error").replaceChildren();

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from verse.cli.page.service import Couplet, Desk, Explaining, Refusal, Writing, refusal
+from verse.cli.page.service import Couplet, Explaining, PageService, Refusal, Writing, refusal
 from verse.params import Params
 
 HERE = Path(__file__).parent
@@ -40,16 +40,16 @@ LONGEST_QUESTION = 16 * 1024  # bytes
 
 
 class Server(ThreadingHTTPServer):
-    desk: Desk
+    service: PageService
 
     def __init__(self, address: tuple[str, int]):
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
-        super().__init__(address, Visit)
+        super().__init__(address, RequestHandler)
         self.places = threading.BoundedSemaphore(CONNECTIONS)
 
     def open(self, p: Params, model: str | None, *, base_alone: bool) -> None:
-        self.desk = Desk(p, model, base_alone=base_alone)
+        self.service = PageService(p, model, base_alone=base_alone)
 
     @property
     def address(self) -> str:
@@ -82,7 +82,7 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-class Visit(BaseHTTPRequestHandler):
+class RequestHandler(BaseHTTPRequestHandler):
     server: Server
     timeout = PATIENCE
 
@@ -91,18 +91,18 @@ class Visit(BaseHTTPRequestHandler):
             name, kind = FILES[self.path]
             self.send(200, f"{kind}; charset=utf-8", [(HERE / name).read_bytes()])
         elif self.path == "/state":
-            self.answer(lambda: self.server.desk.state())
+            self.answer(lambda: self.server.service.state())
         elif self.path == "/random":
-            self.answer(lambda: self.server.desk.random())
+            self.answer(lambda: self.server.service.random())
         else:
             self.answer(nothing_there)
 
     def do_POST(self) -> None:
-        desk = self.server.desk
+        service = self.server.service
         if self.path == "/couplet":
-            self.answer(lambda: desk.look_up(self.question(Couplet)))
+            self.answer(lambda: service.look_up(self.question(Couplet)))
         elif self.path == "/explain":
-            self.answer(lambda: desk.explain(self.question(Explaining)))
+            self.answer(lambda: service.explain(self.question(Explaining)))
         elif self.path == "/write":
             self.stream()
         else:
@@ -137,7 +137,7 @@ class Visit(BaseHTTPRequestHandler):
         gone = threading.Event()
         try:
             self.check_host()
-            events = self.server.desk.write(self.question(Writing), gone)
+            events = self.server.service.write(self.question(Writing), gone)
         except Exception as error:
             told = refusal(error)
             self.send(told.status, "application/json", [line({"error": told.words})])

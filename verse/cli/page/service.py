@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from verse.cli import couplets
-from verse.cli.models import LIKELIEST, Poet, open_poets
+from verse.cli.models import LIKELIEST, LoadedModel, load_models
 from verse.cli.options import adjusted
 from verse.errors import UserError, is_out_of_memory
 from verse.generation.distribution import entropy
@@ -43,15 +43,15 @@ class Gone(Exception):
     """Nobody waits for the answer any more."""
 
 
-class Asked(BaseModel):
+class Request(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-class Couplet(Asked):
+class Couplet(Request):
     couplet: Annotated[str, Field(max_length=LONGEST_COUPLET, pattern=r"\S")]
 
 
-class Controls(Asked):
+class Controls(Request):
     """What the page's controls are set to; the rest of decoding is that of params.yaml."""
 
     temperature: Annotated[float, Field(ge=0, le=5)]
@@ -62,13 +62,13 @@ class Controls(Asked):
 
 
 class Writing(Couplet):
-    poet: Literal["base", "tuned"]
+    model: Literal["base", "tuned"]
     controls: Controls
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
 class Explaining(Couplet):
-    poet: Literal["base", "tuned"]
+    model: Literal["base", "tuned"]
     controls: Controls
     tokens: Annotated[
         list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=LONGEST_ANSWER)
@@ -76,7 +76,7 @@ class Explaining(Couplet):
     place: Annotated[int, Field(ge=0, lt=LONGEST_ANSWER)]
 
 
-class Desk:
+class PageService:
     """The models, the thread that works them, and what this workspace knows of couplets."""
 
     def __init__(self, p: Params, model: str | None = None, *, base_alone: bool = False):
@@ -84,8 +84,8 @@ class Desk:
         self.jobs: queue.Queue[Callable[[], None]] = queue.Queue(WAITING)
         self.scores: OrderedDict[Any, Any] = OrderedDict()
         threading.Thread(target=self.work, daemon=True).start()
-        self.poets: dict[str, Poet] = self.do(
-            lambda: open_poets(p, model, base=True, tuned=not base_alone)
+        self.models: dict[str, LoadedModel] = self.do(
+            lambda: load_models(p, model, base=True, tuned=not base_alone)
         )
         self.library = couplets.Library(own=frozenset(("base", "tuned")))
 
@@ -118,7 +118,7 @@ class Desk:
         """What the page is set up with."""
         decoding = self.p.decoding
         return {
-            "poets": [self.named(name) for name in self.poets],
+            "models": [self.named(name) for name in self.models],
             "examples": couplets.EXAMPLES,
             "seed": self.p.seed,
             "likeliest": LIKELIEST,
@@ -162,7 +162,7 @@ class Desk:
 
         gone: set when nobody reads any more.
         """
-        poet, poem = self.poet(asked.poet), self.library.poem(asked.couplet)
+        model, poem = self.model(asked.model), self.library.poem(asked.couplet)
         decoding = self.decoding(asked.controls)
         events: queue.Queue[dict[str, Any] | None] = queue.Queue()
 
@@ -174,7 +174,7 @@ class Desk:
         def job() -> None:
             try:
                 if not gone.is_set():
-                    [written] = poet.write([poem], decoding, asked.seed, on_text)
+                    [written] = model.write([poem], decoding, asked.seed, on_text)
                     answer = self.library.set(asked.couplet, written.text)
                     events.put({"done": asdict(written) | {"answer": answer}})
             except Gone:
@@ -190,38 +190,38 @@ class Desk:
 
     def explain(self, asked: Explaining) -> dict[str, Any]:
         """The distribution at a place of an answer, and the entropy at each of its places."""
-        poet, poem = self.poet(asked.poet), self.library.poem(asked.couplet)
-        if asked.place >= len(asked.tokens) or max(asked.tokens) >= poet.vocabulary:
+        model, poem = self.model(asked.model), self.library.poem(asked.couplet)
+        if asked.place >= len(asked.tokens) or max(asked.tokens) >= model.vocabulary:
             raise Refusal(400, "沒有這個位置或這個字。", "There is no such place or token.")
-        prompt = poet.prompt(poem, len(asked.tokens))
-        scores = self.scores_of(asked.poet, prompt, asked.tokens)
+        prompt = model.prompt(poem, len(asked.tokens))
+        scores = self.scores_of(asked.model, prompt, asked.tokens)
         decoding = self.decoding(asked.controls)
-        along = list(poet.distributions(scores, prompt, asked.tokens, decoding, poem["input"]))
+        along = list(model.distributions(scores, prompt, asked.tokens, decoding, poem["input"]))
         here, token = along[asked.place], asked.tokens[asked.place]
         return {
             "entropy": [
                 {"model": entropy(one.model), "drawn": entropy(one.drawn), "left": one.left}
                 for one in along
             ],
-            "labels": [poet.label(token) for token in asked.tokens],
-            "chosen": asdict(poet.row(here, token)),
-            "likeliest": [asdict(row) for row in poet.likeliest(here)],
+            "labels": [model.label(token) for token in asked.tokens],
+            "chosen": asdict(model.row(here, token)),
+            "likeliest": [asdict(row) for row in model.likeliest(here)],
         }
 
     def scores_of(self, name: str, prompt: list[int], tokens: list[int]) -> Any:
         key = (name, tuple(prompt), tuple(tokens))
         scores = self.scores.get(key)
         if scores is None:
-            scores = self.do(lambda: self.poets[name].scores(prompt, tokens))
+            scores = self.do(lambda: self.models[name].scores(prompt, tokens))
             self.scores[key] = scores
             while len(self.scores) > REMEMBERED:
                 self.scores.popitem(last=False)
         return scores
 
-    def poet(self, name: str) -> Poet:
-        if name not in self.poets:
+    def model(self, name: str) -> LoadedModel:
+        if name not in self.models:
             raise Refusal(400, "這裏沒有這個模型。", "This model is not here.")
-        return self.poets[name]
+        return self.models[name]
 
     def decoding(self, controls: Controls) -> Any:
         """One candidate: what is read as it is written cannot be taken back for a better one."""
