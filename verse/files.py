@@ -87,40 +87,23 @@ def take_places(waiting: dict[Path, Path]) -> None:
             with named(path, new):
                 old = path.with_name(f".{path.name}.old.partial")
                 remove(old)
-                done.append((path, old, os.path.lexists(path)))
-                if os.path.lexists(path):
-                    set_aside(path, old, new)
+                stood = os.path.lexists(path)
+                done.append((path, old, stood))
+                if stood and (len(waiting) > 1 or is_folder(path) or is_folder(new)):
+                    os.replace(path, old)
                 os.replace(new, path)
     except BaseException:
         for path, old, stood in reversed(done):
             with suppress(OSError):
-                put_back(path, old, stood)
+                if os.path.lexists(old):
+                    remove(path)
+                    os.replace(old, path)
+                elif not stood:
+                    remove(path)
         raise
     for _, old, _ in done:
         with suppress(OSError):  # all is in place; the next attempt removes what stays
             remove(old)
-
-
-def set_aside(path: Path, old: Path, new: Path) -> None:
-    """Give what stands at `path` the name `old` too; move it there where a folder is concerned."""
-    if is_folder(path) or is_folder(new):
-        os.replace(path, old)
-        return
-    try:
-        os.link(path, old, follow_symlinks=False)
-    except OSError:  # a file system without hard links
-        os.replace(path, old)
-
-
-def put_back(path: Path, old: Path, stood: bool) -> None:
-    """Undo the renaming to `path`. stood: whether anything stood there before, now at `old`."""
-    if os.path.lexists(old):
-        if is_folder(path):
-            remove(path)
-        os.replace(old, path)
-        remove(old)  # which stays where both are names of one file
-    elif not stood:
-        remove(path)
 
 
 @contextmanager

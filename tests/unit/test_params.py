@@ -358,53 +358,6 @@ def test_the_ready_made_entries_fit():
     assert p.judge.poems == 50 and p.judge.model == "gpt-3.5-turbo"
 
 
-# Keys of older files
-
-
-MOVED = {
-    "prepare.template": "model.template",
-    "model.cache_dir": "machine.cache_dir",
-    "model.device": "machine.device",
-    "model.processes": "machine.processes",
-    "model.threads": "machine.threads",
-    "train.memory": "machine.memory",
-    "train.checkpoint_every": "machine.checkpoint_every",
-}
-
-
-@pytest.mark.parametrize(("old", "new"), MOVED.items())
-def test_a_key_that_moved(old, new):
-    (fault,) = faults(changed(**{old: 1}))
-    assert fault.partition(" (")[0] == f"{old} is {new} now"
-    assert faults(changed(**{old: 1, new: ...})) == [fault], "nothing is said to be missing"
-
-
-def test_what_memory_is_now():
-    (fault,) = faults(changed(train__memory="low"))
-    assert fault == "train.memory is machine.memory now (auto or a number of GiB)"
-
-
-@pytest.mark.parametrize("value", [{"batch_size": 256}, {}, None, 8])
-def test_the_section_that_moved(value):
-    assert faults(changed(generate=value)) == ["generate.batch_size is machine.batch_size now"]
-
-
-def test_an_old_file_is_told_where_its_keys_went_and_nothing_else():
-    values = changed(machine=..., model__template=..., generate={"batch_size": 8})
-    for old in MOVED:
-        section, name = old.split(".")
-        values[section][name] = "auto"
-    told = [fault.partition(" (")[0] for fault in faults(values)]
-    moved = MOVED | {"generate.batch_size": "machine.batch_size"}
-    assert sorted(told) == sorted(f"{old} is {new} now" for old, new in moved.items())
-
-
-def test_what_did_not_move_is_missed_all_the_same():
-    values = changed(train__memory="low", machine__memory=..., machine__threads=...)
-    assert "missing key machine.threads" in faults(values)
-    assert "missing key machine.memory" not in faults(values)
-
-
 # The file
 
 
