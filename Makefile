@@ -1,5 +1,5 @@
 # make repro   set up and run the whole experiment      make test    set up and run the tests
-# make lint    check style                              make audit   look for known vulnerabilities
+# make check   style, types and the fast tests          make audit   look for known vulnerabilities
 # make soak    the long tests: kills, broken inputs     make merge   write the merged model
 # make show    experiments that fit a terminal          make grid    twelve decodings compared
 # make page    a page to write poems on             make readme  the last run's figures into the READMEs
@@ -11,8 +11,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 repro: .venv/runtime
 	dvc repro
 
+# Two files of tests at once. Threads that wait take turns, since two have more of them than cores.
+TESTS := pytest -n 2 --dist loadfile
+test check: export OMP_WAIT_POLICY := PASSIVE
 test: .venv/development
-	pytest
+	$(TESTS) tests/unit tests/pipeline
+
+check: lint
+	$(TESTS) -m "not slow" tests/unit tests/pipeline
 
 soak: .venv/development
 	pytest -s tests/soak/bad_inputs.py tests/soak/models.py tests/soak/faults.py tests/soak/kills.py
@@ -72,4 +78,4 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 	$(INSTALL) --no-deps --require-hashes -r requirements/development.txt
 	@touch $@
 
-.PHONY: repro test soak merge show grid page readme lint audit lock
+.PHONY: repro test check soak merge show grid page readme lint audit lock

@@ -56,10 +56,10 @@ def pairs(path: str) -> list[tuple[str, str]]:
 
 def answers(seed: int) -> list[str]:
     """What a model trained with a seed answers, decoded with the seed of params.yaml."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
+    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         for name in ("data/prepared", "models/mini"):
-            shutil.copytree(ROOT / name, Path(folder, name))
+            shutil.copytree(name, Path(folder, name))
         for stage, values in (
             (["stages.train"], params | {"seed": seed}),
             (["stages.generate", "tuned"], params),

@@ -35,6 +35,7 @@ from verse.params import Data
 from verse.poems import sources
 
 HERE = Path(__file__).parent
+PARAMS = HERE.parents[1] / "params.yaml"
 
 # Printed forms that OpenCC's tables do not relate.
 FORMS = dict(
@@ -75,7 +76,7 @@ def main() -> None:
     tang_lines: set[str] = set()
     for file in files(package, TANG):
         tang_lines |= line_keys("\n".join(texts(file)))
-    data = yaml.safe_load((HERE.parents[1] / "params.yaml").read_text(encoding="utf-8"))["data"]
+    data = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))["data"]
     homework = sources.fetch(
         Data(**data | {"source": "hw5"}), embedded=HERE, cache=cache_dir() / "downloads"
     )
