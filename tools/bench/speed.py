@@ -4,10 +4,10 @@
 
 Everyone trains on the same poems with the same adapter's settings in the same precision, and
 answers the same prompts with the same adapter (the product's) and the same decoding: each entry of
-bench/peers.py in a process of its own, so that its peak of memory is its own and one that fails
-costs a row only. Writes table.md, chart.png (and .svg) and numbers.json. The parameters are those
-of params.yaml but for SMALL, which suits a CPU; any can follow -S. docs/bench.md has the command
-for a GPU.
+tools/bench/peers.py in a process of its own, so that its peak of memory is its own and one that
+fails costs a row only. Writes table.md, chart.png (and .svg) and numbers.json. The parameters are
+those of params.yaml but for SMALL, which suits a CPU; any can follow -S. docs/bench.md has the
+command for a GPU.
 """
 
 import argparse
@@ -135,7 +135,7 @@ def in_process(name: str, folder: str) -> dict[str, Any]:
     """What `measure` finds in a process of its own, or why it "failed"."""
     file = Path(folder, "numbers.json")
     file.unlink(missing_ok=True)
-    failed = start(["bench.speed", "--process", name], folder)
+    failed = start(["tools.bench.speed", "--process", name], folder)
     return {"failed": failed} if failed else json.loads(file.read_text("utf-8"))
 
 
@@ -305,4 +305,4 @@ def chart(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run(main, "bench.speed")
+    run(main, "tools.bench.speed")

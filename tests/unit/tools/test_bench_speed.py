@@ -59,7 +59,7 @@ def test_everyone_trains_and_answers_and_is_told(tmp_path, monkeypatch, capsys, 
         "machine.threads": 1,
     }
     settings = [part for key, value in options.items() for part in ("-S", f"{key}={value}")]
-    monkeypatch.setattr("sys.argv", ["bench.speed", *settings, "--to", str(to)])
+    monkeypatch.setattr("sys.argv", ["tools.bench.speed", *settings, "--to", str(to)])
     # Whether the others' packages are installed here does not matter.
     monkeypatch.setattr(speed, "find_spec", lambda package: None)
     speed.main()
