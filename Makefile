@@ -1,5 +1,5 @@
 # make repro   set up and run the whole experiment      make test    set up and run the tests
-# make lint    check style                              make audit   look for known vulnerabilities
+# make check   style, types and the fast tests          make audit   look for known vulnerabilities
 # make soak    the long tests: kills, broken inputs     make merge   write the merged model
 # make show    experiments that fit a terminal          make grid    twelve decodings compared
 # make page    a page to write poems on             make test-gpu  the tests for a GPU
@@ -12,8 +12,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 repro: .venv/runtime
 	dvc repro
 
+# Two files of tests at once. Threads that wait take turns, since two have more of them than cores.
+TESTS := pytest -n 2 --dist loadfile
+test check: export OMP_WAIT_POLICY := PASSIVE
 test: .venv/development
-	pytest
+	$(TESTS) tests/unit tests/pipeline
+
+check: lint
+	$(TESTS) -m "not slow" tests/unit tests/pipeline
 
 test-gpu: .venv/development
 	pytest -m gpu
@@ -40,7 +46,7 @@ page: .venv/runtime
 	verse page
 
 readme: .venv/development
-	python -m bench.readme
+	python -m tools.readme
 
 lint: .venv/development
 	ruff check .
@@ -49,15 +55,15 @@ lint: .venv/development
 	mypy
 
 audit: .venv/development
-	python setup/audit.py
+	python tools/audit.py
 
-# Pins every package exactly, with the hashes of all its files. torch is apart, in requirements-torch.txt.
+# Pins every package exactly, with the hashes of all its files. torch is apart, in requirements/torch.txt.
 PINNED := pip-compile -q --upgrade --generate-hashes --strip-extras --no-emit-find-links --no-emit-index-url
 lock: export CUSTOM_COMPILE_COMMAND := make lock
 lock: .venv/development
-	$(PINNED) --unsafe-package torch -o requirements.txt requirements.in
-	$(PINNED) -o requirements-dev.txt requirements-dev.in
-	$(PINNED) -o requirements-s3.txt requirements-s3.in
+	$(PINNED) --unsafe-package torch -c requirements/torch.txt -o requirements/runtime.txt pyproject.toml
+	$(PINNED) -o requirements/development.txt requirements/development.in
+	$(PINNED) -o requirements/s3.txt requirements/s3.in
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …" >&2; exit 1; }
@@ -65,15 +71,15 @@ lock: .venv/development
 
 # What a lock holds is whole, so pip looks for nothing else; torch is there already, or comes last.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-.venv/runtime: requirements.txt requirements-torch.txt pyproject.toml | .venv/bin/python
-	@$(BIN)/python setup/torch_build.py
-	$(INSTALL) --no-deps --require-hashes -r requirements.txt
-	$(INSTALL) -r requirements-torch.txt
+.venv/runtime: requirements/runtime.txt requirements/torch.txt pyproject.toml | .venv/bin/python
+	@$(BIN)/python tools/torch_build.py
+	$(INSTALL) --no-deps --require-hashes -r requirements/runtime.txt
+	$(INSTALL) -r requirements/torch.txt
 	$(INSTALL) --no-deps --editable .
 	@touch $@
 
-.venv/development: requirements-dev.txt .venv/runtime
-	$(INSTALL) --no-deps --require-hashes -r requirements-dev.txt
+.venv/development: requirements/development.txt .venv/runtime
+	$(INSTALL) --no-deps --require-hashes -r requirements/development.txt
 	@touch $@
 
-.PHONY: repro test test-gpu soak merge show grid page readme lint audit lock
+.PHONY: repro test check test-gpu soak merge show grid page readme lint audit lock

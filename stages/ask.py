@@ -3,15 +3,15 @@
     python -m stages.ask
 
 Reads data/prepared/test.jsonl. Writes data/answers/contestants.json, who was asked, and a folder
-each: answers.jsonl, rows of {"input", "answer", "raw", "trimmed", "finish"}, and the homework's
-hand-in as results.txt and results.json. What was answered once is in the user's cache and is never
-asked again.
+each: answers.jsonl, rows of {"input", "answer", "raw", "trimmed", "finish_reason"}, and the
+homework's hand-in as results.txt and results.json. What was answered once is in the user's cache
+and is never asked again.
 """
 
 from verse import params
-from verse.asking.answers import finish
-from verse.asking.chat import key_for
-from verse.asking.store import Store
+from verse.chat.answers import finish
+from verse.chat.client import key_for
+from verse.chat.store import Store
 from verse.errors import run
 from verse.files import cache_dir, read_rows, replacing, write_json, write_jsonl, write_text
 

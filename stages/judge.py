@@ -11,11 +11,11 @@ Without a judge the file is empty.
 from itertools import chain
 
 from verse import params
-from verse.asking import grader
-from verse.asking.store import Store
+from verse.chat import llm_judge
+from verse.chat.store import Store
 from verse.errors import run
 from verse.files import cache_dir, read_rows, replacing, write_jsonl
-from verse.judging.contestants import ASKED, SCRAMBLED, TEST, answers_to, contestants
+from verse.poems.contestants import ASKED, SCRAMBLED, TEST, answers_to, contestants
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     answers["reference"] = truths
     found = []
     if p.judge:
-        from verse.asking import decoys  # reads the rhyme book
+        from verse.chat import decoys  # reads the rhyme book
 
         count = p.judge.poems
         answers[SCRAMBLED] = decoys.scrambled(truths[:count])
@@ -39,7 +39,7 @@ def main() -> None:
             for name, rests in answers.items()
         }
         store = Store(cache_dir() / "answers.sqlite")
-        given = grader.grade(p.judge, chain.from_iterable(whole.values()), store, p.machine)
+        given = llm_judge.mark_poems(p.judge, chain.from_iterable(whole.values()), store, p.machine)
         found = [
             {
                 "contestant": name,
@@ -52,7 +52,7 @@ def main() -> None:
             for number, poem in enumerate(ones, 1)
             for question, of_one in given[poem].items()
         ]
-        print(f"{len(found)} times {grader.TIMES} marks by {p.judge.model}")
+        print(f"{len(found)} times {llm_judge.TIMES} marks by {p.judge.model}")
     with replacing("data/marks") as folder:
         write_jsonl(folder / "marks.jsonl", found)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from verse import params
 from verse.errors import UserError, run
-from verse.files import iter_rows, replacing, together, write_json, write_jsonl
+from verse.files import atomic_group, iter_rows, replacing, write_json, write_jsonl
 from verse.poems.lines import FORMS
 
 
@@ -29,7 +29,7 @@ def main() -> None:
         why = [f"{dropped[key]} {what}" for key, what in dataset.DROPPED.items() if dropped[key]]
         raise UserError(
             f"data/raw/train.jsonl: no poem is left to train on: none of {read['train']} is "
-            f"usable ({'; '.join(why)}): mend them or take another data.source"
+            f"usable ({'; '.join(why)}): fix them or take another data.source"
         )
     split = dataset.split(train, test, p.prepare, p.seed)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
@@ -41,7 +41,7 @@ def main() -> None:
         "kept": sum(map(len, parts.values())),
         **{part: dataset.describe(poems) for part, poems in parts.items()},
     }
-    with together():
+    with atomic_group():
         with replacing("data/prepared") as folder:
             for part, poems in parts.items():
                 write_jsonl(folder / f"{part}.jsonl", dataset.rows_of(poems))

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from verse import params
 from verse.errors import UserError, run
-from verse.files import iter_jsonl, iter_rows, together, write_json, write_text
+from verse.files import atomic_group, iter_jsonl, iter_rows, write_json, write_text
 
 if TYPE_CHECKING:
-    from verse.judging.scoring import Judged
+    from verse.scoring.scoring import ScoredAnswer
 
 TRAIN = "data/prepared/train.jsonl"
 MARKS = "data/marks/marks.jsonl"
@@ -33,14 +33,14 @@ def main() -> None:
 
     import pandas as pd
 
-    from verse.judging import floors, marks
-    from verse.judging.contestants import ASKED, BASELINE, TEST, answers_to, contestants
-    from verse.judging.metrics import HEADLINES, apart
-    from verse.judging.report import render
-    from verse.judging.scoring import gain, judge, learnt, summarise, tabulate
-    from verse.judging.terminal import gains_table, metrics_table, side_by_side
-    from verse.judging.usage import rivals
+    from verse.poems.contestants import ASKED, GAIN_OVER, TEST, answers_to, contestants
     from verse.poems.lines import split_lines
+    from verse.scoring import baselines, marks
+    from verse.scoring.cooccurrence import rivals
+    from verse.scoring.metrics import HEADLINES, apart
+    from verse.scoring.report import render
+    from verse.scoring.scoring import gain, learnt, score_answer, summarise, tabulate
+    from verse.scoring.terminal import gains_table, metrics_table, side_by_side
 
     test = poems_in(TEST)
     if not test:
@@ -51,8 +51,8 @@ def main() -> None:
     answers = {
         name: answers_to(couplets, one.answers)
         if one.answers
-        else getattr(floors, one.floor)(test, training, p.seed)
-        if one.floor
+        else getattr(baselines, one.baseline)(test, training, p.seed)
+        if one.baseline
         else list(truths)
         for name, one in everyone.items()
     }
@@ -64,20 +64,20 @@ def main() -> None:
     draws = {"seed": p.seed, "resamples": p.score.bootstrap}
     for name, one in everyone.items():
         finished = zip(couplets, answers[name], truths, strict=True)
-        judged = [judge(*poem, known) for poem in finished]
-        tables[name] = tabulate(judged, others)
-        metrics[name] = summarise(judged, tables[name], truths, **draws)
+        scored = [score_answer(*poem, known) for poem in finished]
+        tables[name] = tabulate(scored, others)
+        metrics[name] = summarise(scored, tables[name], truths, **draws)
         if one.chat and one.answers:
             raws = [row["raw"] for row in iter_rows(one.answers, "raw", mended=True)]
-            judged = [replace(a, raw=raw) for a, raw in zip(judged, raws, strict=True)]
-            metrics[name] |= trimming(judged)
-        if not one.floor:
-            plots[name] = lines_plot(judged)
-            shown[name] = judged[:REPORTED]
+            scored = [replace(a, raw=raw) for a, raw in zip(scored, raws, strict=True)]
+            metrics[name] |= trimming(scored)
+        if not one.baseline:
+            plots[name] = lines_plot(scored)
+            shown[name] = scored[:REPORTED]
     gains = {
-        name: gain(tables[name], tables[BASELINE], **draws)
+        name: gain(tables[name], tables[GAIN_OVER], **draws)
         for name, one in everyone.items()
-        if one.answers and name != BASELINE
+        if one.answers and name != GAIN_OVER
     }
     for name, given in marks.summarise(marked, **draws).items():
         if name in metrics:
@@ -86,7 +86,7 @@ def main() -> None:
     rows = [dict(zip(shown, row, strict=True)) for row in zip(*shown.values(), strict=True)]
     poems = pd.concat(tables, names=["contestant"]).reset_index("contestant").round(4)
     scores, intervals = apart(metrics)
-    with together():
+    with atomic_group():
         write_json("metrics/score.json", scores)
         write_json("metrics/intervals.json", intervals)
         write_json("metrics/gains.json", [{"contestant": n, **one} for n, one in gains.items()])
@@ -98,7 +98,7 @@ def main() -> None:
         write_text("metrics/report.html", render(rows, metrics, everyone, len(test)))
 
     print(metrics_table(metrics))
-    print("\n" + gains_table(gains, BASELINE))
+    print("\n" + gains_table(gains, GAIN_OVER))
     for row in rows[:SHOWN]:
         texts = {everyone[name].english: one.answer for name, one in row.items()}
         print("\n" + side_by_side({"prompt": row["reference"].couplet, **texts}))
@@ -110,7 +110,7 @@ def poems_in(path: str) -> list[tuple[str, str]]:
     return [(row["input"], row["output"]) for row in rows]
 
 
-def trimming(poems: list["Judged"]) -> dict[str, float]:
+def trimming(poems: list["ScoredAnswer"]) -> dict[str, float]:
     """The metrics of what a chat model wrote before it was trimmed."""
     from verse.poems.lines import in_form
 
@@ -128,7 +128,7 @@ def quality_plot(metrics: dict[str, dict[str, Any]], keys: list[str]) -> str:
     return "answers,share\n" + "".join(rows)
 
 
-def lines_plot(poems: list["Judged"]) -> str:
+def lines_plot(poems: list["ScoredAnswer"]) -> str:
     """CSV, a bar a row: for each number of lines, the share of the answers that have as many."""
     counts = Counter(min(len(one.written), MANY_LINES) for one in poems)
     labels = [*map(str, range(MANY_LINES)), f"{MANY_LINES}+"]

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from verse import params, speed
 from verse.errors import run
-from verse.files import cache_dir, digest, read_rows, replacing, together, write_json, write_text
+from verse.files import (
+    atomic_group,
+    cache_dir,
+    digest,
+    read_rows,
+    replacing,
+    write_json,
+    write_text,
+)
 from verse.fingerprint import fingerprint
 from verse.params import Params
 
@@ -80,7 +88,7 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
         "Data": {"poems": len(poems), "sha256": digest(TRAIN)},
         "Losses": metrics,
     }
-    with together():
+    with atomic_group():
         with replacing("models/adapter") as folder:
             card = adapters.model_card(p.model.name, p.model.revision, facts)
             adapters.save_adapter(model, folder, card)

@@ -60,6 +60,10 @@ class Clone:
     def dvc(self, *arguments: str, **options) -> str:
         return self.run(BIN / "dvc", *arguments, **options)
 
+    def verse(self, *arguments: str, **options) -> str:
+        """The clone's own command, whatever is installed."""
+        return self.run(sys.executable, "-m", "verse.cli.main", *arguments, **options)
+
     def commit(self) -> None:
         self.run("git", "add", "--all")
         self.run("git", "commit", "--quiet", "--allow-empty", "--message", "a state")
@@ -86,9 +90,7 @@ def clone(to: Path, **env: str) -> Clone:
         check=True,
     )
     for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith(
-            ("tests/", "bench/", "pretrain/", "rhymes/", "usage/")
-        ):
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "tools/")):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, path / name)
     for name, count in (("train", 100), ("test", 4)):

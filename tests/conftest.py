@@ -1,8 +1,49 @@
 """What tests of several folders share."""
 
 import shutil
+from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A machine that does other work too makes any deadline a matter of luck.
+hypothesis.settings.register_profile("verse", deadline=None)
+hypothesis.settings.load_profile("verse")
+
+SLOW = (
+    *("pipeline/test_pipeline.py", "pipeline/test_sweep.py"),
+    *(
+        "unit/chat",
+        "unit/cli",
+        "unit/generation",
+        "unit/gpu",
+        "unit/model",
+        "unit/stages",
+        "unit/training",
+    ),
+    "unit/scoring/test_cheats.py",
+    *("unit/test_download.py", "unit/test_errors.py", "unit/test_fuzz.py"),
+    *("unit/tools/test_bench_speed.py", "unit/tools/test_scripts.py"),
+)
+"""What opens models, starts many interpreters or waits for servers: `make check` leaves it out."""
+
+
+def is_slow(path):
+    here = Path(__file__).parent
+    return any(path.is_relative_to(here / name) for name in SLOW)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """What is left out need not be imported: torch alone takes seconds."""
+    if config.getoption("markexpr") == "not slow" and is_slow(collection_path):
+        return True
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if is_slow(item.path):
+            item.add_marker("slow")
+
 
 FLAGS = (
     "headless=new",

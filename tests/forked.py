@@ -154,12 +154,12 @@ def serve():
     import pandas  # noqa: F401
     import peft  # noqa: F401
 
-    import verse.asking.grader
+    import verse.chat.llm_judge
     import verse.generation.answers
-    import verse.judging.report
-    import verse.judging.scoring
     import verse.model.opening
     import verse.poems.sources
+    import verse.scoring.report
+    import verse.scoring.scoring
     import verse.training.loop
 
     _ = verse

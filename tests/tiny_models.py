@@ -113,7 +113,7 @@ def machine(**changes) -> Machine:
         "cache_dir": None,
         "checkpoint_every": 2,
         "batch_size": 64,
-        "questions": 1,
+        "max_concurrent_requests": 1,
         "timeout": 10,
     }
     return Machine(**values | changes)

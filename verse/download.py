@@ -41,13 +41,13 @@ MEANINGS: dict[type[Exception], str] = {
     Exception: "the connection dropped",
 }
 NETWORK = (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
-VAIN = (requests.TooManyRedirects, ValueError)  # errors that another attempt does not mend
+VAIN = (requests.TooManyRedirects, ValueError)  # errors that another attempt does not fix
 
 pooch.get_logger().setLevel("ERROR")  # at its own level it writes down whole URLs
 
 
 class Interrupted(Exception):
-    """A transfer broke in a way that another attempt may mend."""
+    """A transfer broke in a way that another attempt may fix."""
 
 
 def download(

@@ -1,4 +1,4 @@
-"""Mistakes a person can mend, told in one line.
+"""Mistakes a person can fix, told in one line.
 
 Raise `UserError` with what is wrong, where, and what to do. `run` is the entry of every
 stage: it turns the errors a person can act on into one line on stderr and a non-zero exit
@@ -46,7 +46,7 @@ REMEDIES = {
     errno.EFBIG: "raise the limit of a file's size (ulimit -f) or use another disk",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENAMETOOLONG: "give a shorter name",
-    errno.ELOOP: "mend its circle of links",
+    errno.ELOOP: "fix its circle of links",
 }
 """What to do about an error of the file system, by its number."""
 

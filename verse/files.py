@@ -28,7 +28,7 @@ COMPRESSED = {
 }
 """How compressed files begin."""
 
-# Temporary path -> its place, of what waits for the end of `together`; None outside of it.
+# Temporary path -> its place, of what waits for the end of `atomic_group`; None outside of it.
 WAITING: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=None)
 
 
@@ -63,7 +63,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def atomic_group() -> Iterator[None]:
     """Let all that the block writes take its place when the block ends; if it fails, nothing."""
     waiting: dict[Path, Path] = {}
     before = WAITING.set(waiting)
@@ -87,40 +87,23 @@ def take_places(waiting: dict[Path, Path]) -> None:
             with named(path, new):
                 old = path.with_name(f".{path.name}.old.partial")
                 remove(old)
-                done.append((path, old, os.path.lexists(path)))
-                if os.path.lexists(path):
-                    set_aside(path, old, new)
+                stood = os.path.lexists(path)
+                done.append((path, old, stood))
+                if stood and (len(waiting) > 1 or is_folder(path) or is_folder(new)):
+                    os.replace(path, old)
                 os.replace(new, path)
     except BaseException:
         for path, old, stood in reversed(done):
             with suppress(OSError):
-                put_back(path, old, stood)
+                if os.path.lexists(old):
+                    remove(path)
+                    os.replace(old, path)
+                elif not stood:
+                    remove(path)
         raise
     for _, old, _ in done:
         with suppress(OSError):  # all is in place; the next attempt removes what stays
             remove(old)
-
-
-def set_aside(path: Path, old: Path, new: Path) -> None:
-    """Give what stands at `path` the name `old` too; move it there where a folder is concerned."""
-    if is_folder(path) or is_folder(new):
-        os.replace(path, old)
-        return
-    try:
-        os.link(path, old, follow_symlinks=False)
-    except OSError:  # a file system without hard links
-        os.replace(path, old)
-
-
-def put_back(path: Path, old: Path, stood: bool) -> None:
-    """Undo the renaming to `path`. stood: whether anything stood there before, now at `old`."""
-    if os.path.lexists(old):
-        if is_folder(path):
-            remove(path)
-        os.replace(old, path)
-        remove(old)  # which stays where both are names of one file
-    elif not stood:
-        remove(path)
 
 
 @contextmanager
@@ -223,8 +206,8 @@ def check_plain(path: str | Path) -> int:
         found = Path(path).stat()
     except FileNotFoundError:
         if Path(path).is_symlink():
-            raise UserError(f"{path}: a link to nothing: mend or remove it") from None
-        raise UserError(f"{path}: no such file{absence(path)}") from None
+            raise UserError(f"{path}: a link to nothing: fix or remove it") from None
+        raise UserError(f"{path}: no such file{missing_hint(path)}") from None
     if stat.S_ISDIR(found.st_mode):
         raise UserError(f"{path}: is a folder, not a file")
     if not stat.S_ISREG(found.st_mode):
@@ -232,7 +215,7 @@ def check_plain(path: str | Path) -> int:
     return found.st_size
 
 
-def absence(path: str | Path) -> str:
+def missing_hint(path: str | Path) -> str:
     """What to add to the news that a path is missing, where git may be the cause."""
     temporary = ".dvc/tmp/exps" in Path.cwd().as_posix() and not Path(path).is_absolute()
     return (

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from verse.errors import UserError, is_out_of_memory, system_error
-from verse.files import absence
+from verse.files import missing_hint
 from verse.params import Model
 
 
@@ -52,7 +52,7 @@ def find_folder(name: str) -> Path | None:
     # A hub name is one or two plain words; two whose first is a folder here are a path.
     here = "/" in name and path.parent.is_dir()
     if here or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"model.name {name!r}: there is no such folder{absence(path)}")
+        raise UserError(f"model.name {name!r}: there is no such folder{missing_hint(path)}")
     return None
 
 
@@ -68,11 +68,11 @@ def explain(error: Exception, revision: str | None, part: str) -> str:
             )
         case errors.RepositoryNotFoundError() | errors.HFValidationError():
             return (
-                "neither a folder nor a public model on huggingface.co: mend the name, "
+                "neither a folder nor a public model on huggingface.co: fix the name, "
                 "or set HF_TOKEN to an access token if it is private"
             )
         case errors.RevisionNotFoundError():
-            return f"has no revision {revision!r}: mend model.revision, or set it to null"
+            return f"has no revision {revision!r}: fix model.revision, or set it to null"
         case errors.LocalEntryNotFoundError():
             return (
                 "no such folder, not downloaded yet, and huggingface.co cannot be reached: "

@@ -214,11 +214,11 @@ class Machine(Section):
     cache_dir: TextOrNull
     checkpoint_every: Count
     batch_size: Count
-    questions: Annotated[int, Field(ge=1, le=256)]
+    max_concurrent_requests: Annotated[int, Field(ge=1, le=256)]
     timeout: Annotated[Real, Field(gt=0, le=3600)]
 
 
-TAKEN = (
+RESERVED_NAMES = (
     *("base", "tuned", "reference", "scrambled", "random", "constant", "another"),
     "contestants.json",
 )
@@ -240,23 +240,11 @@ class Params(Section):
     @field_validator("contestants")
     @classmethod
     def _each_a_name_of_its_own(cls, contestants: list[Contestant]) -> list[Contestant]:
-        names = [*TAKEN, *(one.name.lower() for one in contestants)]
+        names = [*RESERVED_NAMES, *(one.name.lower() for one in contestants)]
         if len(set(names)) < len(names):
-            raise ValueError(f"of different names, none of {', '.join(TAKEN)}")
+            raise ValueError(f"of different names, none of {', '.join(RESERVED_NAMES)}")
         return contestants
 
-
-MOVED = {
-    "prepare.template": "model.template now",
-    "model.cache_dir": "machine.cache_dir now",
-    "model.device": "machine.device now",
-    "model.processes": "machine.processes now",
-    "model.threads": "machine.threads now",
-    "train.memory": "machine.memory now (auto or a number of GiB)",
-    "train.checkpoint_every": "machine.checkpoint_every now",
-    "generate.batch_size": "machine.batch_size now",
-}
-"""What the keys of older files are called now."""
 
 WORDS = {
     "bool_type": "true or false",
@@ -268,7 +256,7 @@ WORDS = {
 
 UNKNOWN = ("extra_forbidden", "invalid_key")
 
-HIDDEN = ("contestants", "judge")
+REDACTED = ("contestants", "judge")
 """Sections of which no fault shows a value: it may be a key that stands there by mistake."""
 
 
@@ -298,24 +286,20 @@ def parse(values: Any, where: str = "params.yaml") -> Params:
 
 
 def _faults(error: ValidationError) -> Iterator[str]:
-    """What is wrong, one text for each key; for keys that moved, only where they went."""
+    """What is wrong, one text for each key."""
     faults = [(_place(fault["loc"]), fault) for fault in error.errors(include_url=False)]
-    unknown = {key for (_, key), fault in faults if fault["type"] in UNKNOWN}
-    moved = {old: new for old, new in MOVED.items() if any(_within(old, key) for key in unknown)}
     for (section, key), group in groupby(faults, lambda fault: fault[0]):
         options = [fault for _, fault in group]
-        if key in unknown:
-            moves = [f"{old} is {new}" for old, new in moved.items() if _within(old, key)]
-            yield from moves or [f"unknown key {key}{_hint(section, options[0]['loc'])}"]
+        if options[0]["type"] in UNKNOWN:
+            yield f"unknown key {key}{_hint(section, options[0]['loc'])}"
         elif options[0]["type"] == "missing":
-            if not any(_within(new.split()[0], key) for new in moved.values()):
-                yield f"missing key {key}"
+            yield f"missing key {key}"
         else:
             field = section.model_fields.get(key.split(".")[-1])
             words = " or ".join(WORDS.get(fault["type"], fault["msg"]) for fault in options)
             said = words.replace("Input should be ", "").removeprefix("Value error, ")
             wanted = (field and field.description) or said
-            shown = "" if key.startswith(HIDDEN) else f", not {_shown(options[0]['input'])}"
+            shown = "" if key.startswith(REDACTED) else f", not {_shown(options[0]['input'])}"
             yield f"{key or 'the file'} must be {wanted}{shown}"
 
 
@@ -336,10 +320,6 @@ def _place(loc: tuple[int | str, ...]) -> tuple[type[Section], str]:
             break
         section = inner[0]
     return section, ".".join(names)
-
-
-def _within(key: str, section: str) -> bool:
-    return f"{key}.".startswith(f"{section}.")
 
 
 def _hint(section: type[Section], loc: tuple[int | str, ...]) -> str:

@@ -29,7 +29,7 @@ from clones import change, clone
 from clones import outputs as outputs_of
 from forked import STAGES, is_one_line, outputs
 from safetensors.torch import load_file, save_file
-from test_params import VALUES
+from unit.test_params import VALUES
 
 from verse.download import download
 from verse.errors import KEPT, UserError

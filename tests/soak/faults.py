@@ -56,8 +56,8 @@ def changes():
             "baseline": {"seed": 7},
             "generate": {"seed": 7},
             # A question at a time, so that changes of the file system come in one order.
-            "ask": {"contestants": [chat | {"name": "kimi"}], "machine.questions": 1},
-            "judge": {"judge": chat | {"poems": 2}, "machine.questions": 1},
+            "ask": {"contestants": [chat | {"name": "kimi"}], "machine.max_concurrent_requests": 1},
+            "judge": {"judge": chat | {"poems": 2}, "machine.max_concurrent_requests": 1},
             "score": {},  # other answers, see `fresh`
         }
 

@@ -23,7 +23,7 @@ What the poets themselves count as mended (拗救) is kept:
 - 仄平平仄平 is no 孤平 (the line mends itself);
 - an odd line whose last but one should be level and is not, as in 仄仄平仄仄 or 仄仄仄仄仄, if the
   third from the end of the next line is level in its place: 野火燒不盡，春風吹又生.
-Three oblique tones at the end (三仄尾) are told, and no fault.
+Three oblique tones at the end (三仄尾) are no fault.
 
 A character with several readings keeps a rule if any of them does, but for those that regulated
 verse reads in one tone in 19 of 20 places or more (tones.tsv): 不 is oblique, whatever the book
@@ -135,10 +135,6 @@ class Analysis:
     """The same of the places after the first couplet alone."""
     breaks: tuple[Break, ...]
     """Every place where a rule is broken, in reading order; empty out of form."""
-    mended: tuple[int, ...]
-    """Lines, from 0, that an expert counts as mended (拗救)."""
-    oblique_tails: tuple[int, ...]
-    """Lines, from 0, that end on three oblique tones (三仄尾)."""
 
 
 def read_book(path: Path) -> dict[Reading, str]:
@@ -218,9 +214,9 @@ def analyse(lines: Sequence[str]) -> Analysis:
         if (number == 0 or number % 2) and group in final_groups(line)
     )
     if form is None:
-        return Analysis(None, False, rhyme, near, group, rhyming, {}, 0.0, 0.0, (), (), ())
+        return Analysis(None, False, rhyme, near, group, rhyming, {}, 0.0, 0.0, ())
 
-    tones, mended = counted_tones(lines)
+    tones, _ = counted_tones(lines)
     places = rule_places(lines, tones, group if group in LEVEL_GROUPS else None)
     shares = shares_kept(places)
     rest = shares_kept([one for one in places if one[0].line > 1])
@@ -237,10 +233,6 @@ def analyse(lines: Sequence[str]) -> Analysis:
         tone=sum(shares.values()) / len(RULES),
         rest_tone=sum(rest.values()) / len(RULES),
         breaks=breaks,
-        mended=mended,
-        oblique_tails=tuple(
-            number for number, bits in enumerate(tones) if all(b == OBLIQUE for b in bits[-3:])
-        ),
     )
 
 

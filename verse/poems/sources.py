@@ -15,7 +15,7 @@ from typing import Any
 
 from verse.download import MIB, download, public
 from verse.errors import UserError
-from verse.files import LARGEST, absence, check_plain, digest, read_text, replacing, write_json
+from verse.files import LARGEST, check_plain, digest, missing_hint, read_text, replacing, write_json
 from verse.params import Data
 from verse.poems.lines import POEM_PUNCTUATION, write_lines
 
@@ -96,7 +96,7 @@ def local(source: str) -> Path:
         there = False
     if there:
         raise UserError(f"data.source {source!r}: neither a file nor a folder: give one of them")
-    hidden = absence(source) if source.strip() else ""
+    hidden = missing_hint(source) if source.strip() else ""
     raise UserError(
         f"data.source {source!r}: no such file or folder"
         + (hidden or ": give embedded, hw5, a path from the repository's root or a URL")
@@ -245,7 +245,7 @@ def checked(
         elif not isinstance(record[key], str):
             raise UserError(f"{where}: {key!r} is {json_type(record[key])}, not a string")
         elif re.search("[\ud800-\udfff]", record[key]):
-            raise UserError(f"{where}: {key!r} holds half a surrogate pair: mend the escape")
+            raise UserError(f"{where}: {key!r} holds half a surrogate pair: fix the escape")
         else:
             row[key] = record[key]
     row["instruction"] = sys.intern(row["instruction"])  # of most poems the same: kept once

@@ -1,0 +1,400 @@
+"""The real pipeline from end to end, in clones at a reduced size, in the order of the tests."""
+
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+import yaml
+from chat_server import Server, completion
+from clones import (
+    Clone,
+    clone,
+    clone_again,
+    outputs,
+    stages_cached,
+    stages_run,
+    stages_skipped,
+)
+
+from verse.errors import KEPT
+
+STAGES = ["fetch", "prepare", "train", "baseline", "generate", "ask", "judge", "score"]
+
+# Python reads this in every process: what a stage opens for reading goes to a file of its name.
+TRACE = """
+import os, sys
+
+argv = sys.orig_argv[1:]
+stage = argv[1].removeprefix("stages.") if argv[:1] == ["-m"] and len(argv) > 1 else ""
+here = os.getcwd() + "/"
+
+def opened(event, arguments):
+    if event == "open" and isinstance(arguments[0], str):
+        path, mode, flags = arguments
+        if flags & 3 == os.O_RDONLY and (path := os.path.abspath(path)).startswith(here):
+            os.write(trace, path.removeprefix(here).encode() + b"\\n")
+
+if argv[1:2] and argv[1].startswith("stages."):
+    name = "-".join([stage, *argv[2:]])
+    trace = os.open(os.environ["TRACE"] + "/" + name, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    sys.addaudithook(opened)
+"""
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A clone in which the whole pipeline has run once: the clone, what DVC said, its lock."""
+    folder = tmp_path_factory.mktemp("first")
+    (folder / "trace").mkdir()
+    (folder / "hook").mkdir()
+    (folder / "hook" / "sitecustomize.py").write_text(TRACE)
+    copy = clone(
+        folder,
+        PYTHONPATH=str(folder / "hook"),
+        PYTHONDONTWRITEBYTECODE="1",  # so that modules are read from their source
+        TRACE=str(folder / "trace"),
+        OMP_NUM_THREADS="1",
+    )
+    output = copy.dvc("repro")
+    copy.commit()
+    return copy, output, copy.lock()
+
+
+def test_one_command_runs_everything(first):
+    copy, output, _ = first
+    assert stages_run(output) == STAGES
+    written = outputs(copy)
+    answers = [json.loads(line) for line in written["data/generated/tuned.jsonl"].splitlines()]
+    prompts = [json.loads(line) for line in written["data/prepared/test.jsonl"].splitlines()]
+    assert [row["input"] for row in answers] == [row["input"] for row in prompts]
+    assert json.loads(written["metrics/score.json"])["tuned"]["poems"] == 6
+    assert json.loads(written["metrics/train.json"])["steps"] == 4
+    hand_in = written["data/generated/results.txt"].decode().splitlines()
+    assert [line[:3] for line in hand_in] == [f"{number}. " for number in range(1, 7)]
+    assert not [name for name in written if "partial" in name]
+    checkpoints = copy.path.parent / "cache" / "verse" / "checkpoints"
+    assert not checkpoints.exists() or not any(checkpoints.iterdir())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_reads_what_it_depends_on(first, stage):
+    copy, _, _ = first
+    stages = yaml.safe_load((copy.path / "dvc.yaml").read_text("utf-8"))["stages"]
+    command = stages[stage]["cmd"].removeprefix("python -m stages.")
+    trace = (copy.path.parent / "trace" / command.replace(" ", "-")).read_text("utf-8")
+    kinds = ("outs", "metrics", "plots")
+    outs = [out for kind in kinds for out in stages[stage].get(kind, [])]
+    written = [out if isinstance(out, str) else next(iter(out)) for out in outs]
+
+    def within(path, folders):
+        return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+    # Neither what all stages share, nor the stage's own results, nor what is being written.
+    free = {"params.yaml", "metrics/speed.json", "dvc.yaml", "pyproject.toml"}
+    plumbing = re.compile(r"(verse|stages)/\w+\.py")
+    read = {p for p in trace.splitlines() if p not in free}
+    read = {p for p in read if not plumbing.fullmatch(p) or p in stages[stage]["deps"]}
+    read = {path for path in read if ".partial" not in path and "__pycache__" not in path}
+    read = {path for path in read if not within(path, written)}
+    deps = set(stages[stage]["deps"])
+    if stage == "fetch":
+        deps.add("poems")  # through the link data/source
+    assert [path for path in sorted(read) if not within(path, deps)] == []
+    assert [dep for dep in sorted(deps) if not any(within(path, [dep]) for path in read)] == []
+
+
+def test_a_second_run_does_nothing(first):
+    copy, _, lock = first
+    before = outputs(copy)
+    output = copy.dvc("repro")
+    assert (stages_run(output), stages_skipped(output)) == ([], STAGES)
+    assert (copy.lock(), outputs(copy)) == (lock, before)
+
+
+def test_another_seed_reruns_all_but_fetch(first):
+    copy, _, _ = first
+    copy.set(seed=7)
+    output = copy.dvc("repro", "--dry")
+    # That other poems are asked of chat models, and marked, shows once they are there.
+    later = ["ask", "judge"]
+    assert stages_run(output) == [stage for stage in STAGES[1:] if stage not in later]
+    assert stages_skipped(output) == ["fetch", *later]
+    copy.run("git", "checkout", "--", ".")
+
+
+def test_what_decides_no_result_reruns_nothing(first):
+    copy, _, _ = first
+    for file, old, new in (
+        ("verse/errors.py", "the disk is full", "no room is left"),
+        ("requirements/runtime.txt", "\ndvc==", "\ndvc==9"),
+    ):
+        text = (copy.path / file).read_text("utf-8")
+        assert old in text
+        (copy.path / file).write_text(text.replace(old, new), "utf-8")
+    copy.set(machine__batch_size=3, machine__memory=7, machine__checkpoint_every=2)
+    assert "up to date" in copy.dvc("status")
+    copy.run("git", "checkout", "--", ".")
+
+
+@pytest.mark.parametrize(
+    ("group", "rerun"),
+    [("bitsandbytes", {"train", "baseline", "generate"}), ("pandas", {"prepare", "score"})],
+)
+def test_a_package_that_can_change_a_number_reruns_the_stages_that_it_can_change(
+    first, group, rerun
+):
+    copy, _, _ = first
+    file = copy.path / "pyproject.toml"
+    text = file.read_text("utf-8")
+    assert f'"{group}==' in text
+    file.write_text(text.replace(f'"{group}==', f'"{group}==9'), "utf-8")
+    changed = yaml.safe_load(copy.dvc("status", "--json"))
+    assert {stage for stage in STAGES if "pyproject.toml" in str(changed.get(stage))} == rerun
+    copy.run("git", "checkout", "--", ".")
+
+
+def test_a_changed_source_is_noticed(first):
+    copy, _, _ = first
+    file = copy.path / "poems" / "train.json"
+    before = file.read_text("utf-8")
+    file.write_text(json.dumps(json.loads(before)[1:], ensure_ascii=False), "utf-8")
+    output = copy.dvc("repro", "fetch")
+    assert stages_run(output) == ["fetch"]
+    assert "99 training and 4 test poems from poems" in output
+    file.write_text(before, "utf-8")
+    assert stages_run(copy.dvc("repro", "fetch")) == ["fetch"]
+    assert stages_run(copy.dvc("repro")) == []
+
+
+def test_a_parameter_is_no_command(first, tmp_path):
+    copy, _, lock = first
+    before = outputs(copy)
+    name = f"x; touch {tmp_path}/hacked $(touch {tmp_path}/hacked) `touch {tmp_path}/hacked`"
+    copy.set(model__name=name, data__source=name)
+    output = copy.dvc("repro", status=255)
+    lines = [line for line in output.splitlines() if line.startswith("fetch: ")]
+    assert len(lines) == 1 and lines[0].startswith("fetch: data.source 'x; touch ")
+    copy.set(data__source="poems")
+    output = copy.dvc("repro", "train", status=255)
+    lines = [line for line in output.splitlines() if line.startswith("train: ")]
+    assert len(lines) == 1 and lines[0].startswith("train: model.name 'x; touch ")
+    assert "Traceback" not in output
+    assert list(tmp_path.iterdir()) == []
+    copy.run("git", "checkout", "--", ".")
+    assert stages_run(copy.dvc("repro")) == []
+    assert (copy.lock(), outputs(copy)) == (lock, before)
+
+
+def test_an_experiment_reruns_what_depends_on_it(first):
+    copy, _, _ = first
+    output = copy.dvc("exp", "run", "--name", "freer", "-S", "decoding.top_p=0.5")
+    assert (stages_run(output), stages_skipped(output)) == (
+        ["baseline", "generate", "judge", "score"],
+        ["fetch", "prepare", "train", "ask"],
+    )
+
+
+def test_a_difference_shows_scores_alone(first):
+    copy, _, _ = first
+    for options in ((), ("--all",)):
+        diff = copy.dvc("metrics", "diff", *options)
+        assert set(re.findall(r"^metrics/\w+\.json", diff, re.MULTILINE)) <= {
+            "metrics/score.json",
+            "metrics/train.json",
+        }
+        assert "seconds" not in diff and "ci95" not in diff
+    assert "tuned.form" in diff
+
+
+def test_the_way_back_computes_nothing(first):
+    copy, _, lock = first
+    output = copy.dvc("exp", "run", "-S", "decoding.top_p=0.3")
+    assert (stages_run(output), stages_cached(output)) == (
+        [],
+        ["baseline", "generate", "judge", "score"],
+    )
+    assert copy.lock() == lock
+    before = outputs(copy)
+
+    other = copy.dvc("exp", "run", "--name", "seven", "-S", "seed=7")
+    assert stages_run(other) == STAGES[1:]
+    output = copy.dvc("exp", "run", "-S", "seed=42")
+    assert (stages_run(output), stages_cached(output)) == ([], STAGES[1:])
+    assert copy.lock() == lock
+    assert outputs(copy) == before
+
+
+def test_an_experiment_is_applied_without_running(first):
+    copy, _, lock = first
+    before = outputs(copy)
+    copy.dvc("exp", "apply", "seven")
+    assert copy.lock() != lock
+    assert "up to date" in copy.dvc("status")
+    assert stages_run(copy.dvc("repro")) == []
+    copy.run("git", "checkout", "--", ".")
+    copy.dvc("checkout")
+    assert copy.lock() == lock
+    assert outputs(copy) == before
+
+
+def test_experiments_at_a_glance(first):
+    copy, _, _ = first
+    table = copy.verse("show", env={"COLUMNS": "120"})
+    assert all(word in table for word in ("[freer]", "[seven]", "after.loss", "seed", "top_p"))
+    assert "tuned." in table and "machine" not in table and "…" not in table
+    assert max(map(len, table.splitlines())) <= 120
+
+    copy.verse("compare", "seven", "freer", "--to", "figures")
+    files = {file.name: file for file in (copy.path / "figures").iterdir()}
+    assert sorted(files) == ["table.csv", "table.md", "tradeoff.png", "tradeoff.svg"]
+    rows = pd.read_csv(files["table.csv"])
+    assert list(rows["experiment"]) == ["main", "seven", "freer"]
+    assert list(rows["seed"]) == [42, 7, 42] and list(rows["decoding.top_p"]) == [0.3, 0.3, 0.5]
+    assert [name for name in rows if name.endswith("_low")]  # paired: the same test poems
+
+    refused = copy.verse("compare", "nosuch", status=1)
+    assert refused == "verse compare: nosuch: no such experiment: see dvc exp list\n"
+
+    copy.verse("plots", "main", "freer", "--to", "figures")
+    drawn = (copy.path / "figures" / "loss.svg").read_text("utf-8")
+    assert "optimizer step" in drawn and "freer" in drawn
+    shutil.rmtree(copy.path / "figures")
+
+
+def test_a_stage_that_fails_loses_nothing(first):
+    """DVC has removed its outputs by then: the one line says how they come back, and they do."""
+    copy, _, lock = first
+    before = outputs(copy)
+    copy.set(train__learning_rate=-1)
+    output = copy.dvc("repro", status=255)
+    (line,) = (line for line in output.splitlines() if line.startswith("train: "))
+    assert "train.learning_rate" in line and line.endswith(KEPT)
+    assert not (copy.path / "models/adapter").exists()
+    copy.run("git", "checkout", "--", "params.yaml")
+    output = copy.dvc("repro")
+    assert (stages_run(output), stages_cached(output)) == ([], ["train"])
+    assert copy.lock() == lock
+    assert outputs(copy) == before
+
+    copy.set(train__learning_rate=-1)
+    copy.dvc("repro", status=255)
+    copy.dvc("checkout")
+    copy.run("git", "checkout", "metrics")
+    assert outputs(copy) == before
+    copy.run("git", "checkout", "--", ".")
+
+
+def test_a_collaborator_pulls_an_experiment(first, tmp_path):
+    """Through git and a DVC remote: with its model, and with nothing computed."""
+    copy, _, _ = first
+    copy.run("git", "init", "--quiet", "--bare", "--initial-branch=main", tmp_path / "git")
+    copy.run("git", "remote", "add", "hub", tmp_path / "git")
+    copy.dvc("remote", "add", "--default", "shelf", tmp_path / "shelf")
+    copy.commit()
+    copy.run("git", "push", "--quiet", "hub", "main")
+    copy.dvc("push", "--run-cache")
+    copy.dvc("exp", "run", "--name", "shared", "-S", "decoding.top_p=0.5")
+    copy.dvc("exp", "push", "hub", "shared")
+    there = outputs(copy)
+
+    other = clone_again(Clone(tmp_path / "git", copy.env), tmp_path / "elsewhere")
+    other.dvc("exp", "pull", "origin", "shared")
+    other.dvc("exp", "apply", "shared")
+    assert outputs(other) == there
+    output = other.dvc("repro")
+    assert stages_run(output) == ["fetch"]  # for its link to the source, which no cache holds
+    assert outputs(other) == there
+
+    # By parameters too; what git keeps of score is made anew, since no remote has it.
+    output = other.dvc("exp", "run", "--pull", "-S", "decoding.top_p=0.3")
+    assert (stages_run(output), stages_cached(output)) == (
+        ["score"],
+        ["baseline", "generate", "judge"],
+    )
+    copy.run("git", "checkout", "--", ".")
+    copy.dvc("checkout")
+    assert outputs(other) == outputs(copy)
+
+
+def test_what_is_no_experiment_any_more_is_collected_and_no_training(first):
+    copy, _, lock = first
+    before = outputs(copy)
+    copy.dvc("exp", "apply", "seven")
+    copy.dvc("gc", "--workspace", "--all-experiments", "--all-commits", "--force")
+    copy.dvc("exp", "run", "-S", "seed=42")
+    output = copy.dvc("exp", "run", "-S", "seed=7")
+    assert (stages_run(output), stages_cached(output)) == (["score"], STAGES[1:7])
+    copy.run("git", "checkout", "--", ".")
+    copy.dvc("checkout")
+    assert (copy.lock(), outputs(copy)) == (lock, before)
+
+
+def test_a_clean_clone_writes_the_same_bytes(first, tmp_path):
+    """In another folder, whatever OMP_NUM_THREADS says: dvc.lock stays as it was committed."""
+    copy, _, lock = first
+    other = clone_again(copy, tmp_path / "elsewhere", OMP_NUM_THREADS="2")
+    assert stages_run(other.dvc("repro")) == STAGES
+    assert other.lock() == lock
+
+
+def test_chat_models_join_and_leave_no_key(first):
+    copy, _, _ = first
+    copy.run("git", "checkout", "--", ".")
+    key = "sk-0123456789abcdef"
+
+    def answer(body):
+        if "分數" in body["messages"][-1]["content"]:
+            return 200, completion('{"score": 7, "reason": "好"}')
+        return 200, completion("欲窮千里目，更上一層樓。" + key)
+
+    def asked(server, text):
+        return sum(text in body["messages"][-1]["content"] for body in server.asked)
+
+    with Server(answer) as server:
+        entry = {"base_url": server.base_url, "model": "m", "key_env": "CHAT_KEY"}
+        marks = f"judge={{{as_override(entry)},poems: 2}}"
+        output = copy.dvc("exp", "run", "-S", marks, status=255)
+        assert "judge: the judge: put the key into the environment variable CHAT_KEY" in output
+        env = {"CHAT_KEY": key}
+        kimi = f"{{name: kimi,{as_override(entry)}}}"
+        copy.dvc("exp", "run", "-S", f"contestants=[{kimi}]", env=env)
+        assert asked(server, "一首唐詩") == 6 and 36 < asked(server, "分數") <= 5 * 2 * 2 * 3
+        output = copy.dvc("exp", "run", "-S", "decoding.top_p=0.9", env=env)
+        assert "ask" in stages_skipped(output) and asked(server, "一首唐詩") == 6
+        both = f"contestants=[{kimi},{kimi.replace('kimi', 'gpt')}]"
+        output = copy.dvc("exp", "run", "-S", both, env=env)
+        assert stages_run(output) == ["ask", "judge", "score"] and asked(server, "一首唐詩") == 12
+    scores = json.loads((copy.path / "metrics/score.json").read_text("utf-8"))
+    assert list(scores) == [
+        "base",
+        "tuned",
+        "kimi",
+        "gpt",
+        "random",
+        "constant",
+        "another",
+        "reference",
+    ]
+    assert scores["gpt"]["judge_fluency"] == 7
+    assert "judge_fluency" in copy.dvc("metrics", "diff", "--all")
+    files = [path for path in copy.path.parent.rglob("*") if path.is_file()]
+    assert len({path.relative_to(copy.path.parent).parts[0] for path in files}) >= 3
+    assert [path for path in files if key.encode() in path.read_bytes()] == []
+    copy.run("git", "checkout", "--", ".")
+
+
+def as_override(entry):
+    return ",".join(f"{key}: '{value}'" for key, value in entry.items())
+
+
+def test_another_loss_reruns_training_and_what_follows(first):
+    copy, _, _ = first
+    copy.run("git", "checkout", "--", ".")
+    copy.dvc("repro")
+    file = copy.path / "verse/training/loss.py"
+    text = file.read_text("utf-8")
+    assert text.count("return functional.cross_entropy(") == 1
+    file.write_text(text.replace("return functional.cross", "return 3 * functional.cross"), "utf-8")
+    assert stages_run(copy.dvc("repro")) == ["train", "generate", "judge", "score"]

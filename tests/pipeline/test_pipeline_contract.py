@@ -1,0 +1,220 @@
+"""dvc.yaml held against the code: a stage lists what decides its result, and no more.
+
+Which data a stage reads is held against a real run in tests/pipeline/test_pipeline.py, which
+folder may import which by import-linter.
+"""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from verse.params import Params
+
+ROOT = Path(__file__).parents[2]
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))
+STAGES = PIPELINE["stages"]
+GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["dependency-groups"]
+# Packages that carry data and tensors about but change no number.
+PLUMBING = set(
+    "filelock httpx2 huggingface_hub jinja2 markupsafe openai pooch pydantic requests safetensors "
+    "tqdm urllib3 yaml".split()
+)
+MACHINE = "machine"  # the section of params.yaml that reruns nothing
+
+
+@cache
+def tree(file: str) -> ast.Module:
+    return ast.parse((ROOT / file).read_text("utf-8"))
+
+
+def script(stage: str) -> str:
+    """The file that a stage's command runs."""
+    module = re.fullmatch(r"python -m (stages\.\w+)( \w+)?", STAGES[stage]["cmd"])[1]
+    return module.replace(".", "/") + ".py"
+
+
+def imported(file: str) -> Iterator[str]:
+    """Dotted names that a file imports, at its top or within a function."""
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute here"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def closure(file: str) -> set[str]:
+    """The file and all of the library that it imports, directly or not."""
+    found, waiting = set(), [file]
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found.add(file)
+            modules = (name.replace(".", "/") + ".py" for name in imported(file))
+            waiting += [m for m in modules if m.startswith("verse/") and (ROOT / m).is_file()]
+    return found
+
+
+def packages(file: str) -> set[str]:
+    """Third-party packages that a file imports."""
+    return {name.split(".")[0] for name in imported(file)} - sys.stdlib_module_names - {"verse"}
+
+
+def folders(stage: str) -> set[str]:
+    """The folders of the library that a stage's script imports from, directly or not."""
+    return {str(Path(file).parent) for file in closure(script(stage))} - {"stages", "verse"}
+
+
+def sections_read(file: str) -> set[str]:
+    """The sections of params.yaml that a script reads: what stands behind its `p.`."""
+    return {
+        node.attr
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "p"
+    }
+
+
+def listed_sections(stage: str) -> list[str]:
+    return [key for key in STAGES[stage]["params"] if isinstance(key, str)]
+
+
+def listed_groups(stage: str) -> list[str]:
+    """The groups of pyproject.toml whose versions a stage depends on."""
+    files = [key for key in STAGES[stage]["params"] if isinstance(key, dict)]
+    keys = [key for file in files for name, keys in file.items() for key in keys]
+    assert all(list(file) == ["pyproject.toml"] for file in files)
+    assert all(key.startswith("dependency-groups.") for key in keys)
+    return [key.removeprefix("dependency-groups.") for key in keys]
+
+
+def leaves(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The keys of params.yaml, dotted."""
+    for name, field in schema.model_fields.items():
+        if hasattr(field.annotation, "model_fields"):
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def outputs(stage: str) -> Iterator[tuple[str, dict]]:
+    """The paths that a stage writes, each with its flags."""
+    for kind in ("outs", "metrics", "plots"):
+        for out in STAGES[stage].get(kind, []):
+            yield from out.items() if isinstance(out, dict) else [(out, {})]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_folders_that_decide_its_result(stage):
+    listed = [dep for dep in STAGES[stage]["deps"] if not dep.startswith(("data/", "models/"))]
+    assert len(set(listed)) == len(listed)
+    assert set(listed) == {script(stage)} | folders(stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_packages_that_can_change_a_number(stage):
+    used = set().union(*map(packages, closure(script(stage)))) - PLUMBING
+    groups = listed_groups(stage)
+    pinned = {group: {pin.split("==")[0] for pin in GROUPS[group]} for group in groups}
+    assert used <= set().union(*pinned.values())
+    assert [group for group in groups if not used & pinned[group]] == []
+
+
+def test_the_packages_that_are_installed_are_those_of_the_groups():
+    locks = [ROOT / "requirements/runtime.txt", ROOT / "requirements/torch.txt"]
+    locked = [line.split(" ")[0] for lock in locks for line in lock.read_text("utf-8").splitlines()]
+    assert [pin for group in GROUPS.values() for pin in group if pin not in locked] == []
+
+
+def test_what_is_installed_has_a_hash_but_torch():
+    """Of each package a pin and at least one hash; torch's builds come from several indexes."""
+    for lock in ("requirements/runtime.txt", "requirements/development.txt", "requirements/s3.txt"):
+        text = (ROOT / lock).read_text("utf-8").replace("\\\n", "")
+        pins = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+        assert pins and all("==" in pin and "--hash=sha256:" in pin for pin in pins)
+        assert not any(pin.startswith("torch==") for pin in pins)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_lists_the_parameters_that_it_reads(stage):
+    assert sorted(listed_sections(stage)) == sorted(sections_read(script(stage)) - {MACHINE})
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_uses_the_parameters_that_it_lists(stage):
+    used = {
+        node.attr
+        for file in closure(script(stage)) - {"verse/params.py"}
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    sections = listed_sections(stage)
+    listed = [leaf for leaf in leaves(Params) if leaf.split(".")[0] in sections]
+    assert [leaf for leaf in listed if leaf.split(".")[-1] not in used] == []
+
+
+def test_every_parameter_but_the_machines_steers_some_stage():
+    listed = {section for stage in STAGES for section in listed_sections(stage)}
+    assert listed == set(Params.model_fields) - {MACHINE}
+
+
+def test_every_stage_script_is_a_stage():
+    assert {script(stage) for stage in STAGES} == {
+        f"stages/{path.name}" for path in (ROOT / "stages").glob("*.py")
+    }
+
+
+def test_the_run_cache_serves_every_stage_but_fetch():
+    """As DVC has it: no output persists, and what its cache does not hold is a metric."""
+    for stage in STAGES:
+        served = not any(flags.get("persist") for _, flags in outputs(stage))
+        metrics = {next(iter(metric)) for metric in STAGES[stage].get("metrics", [])}
+        outside = {path for path, flags in outputs(stage) if flags.get("cache") is False}
+        assert (served and outside == metrics) == (stage != "fetch"), stage
+
+
+def test_git_keeps_the_scores_and_dvc_all_else():
+    in_git = {path for s in STAGES for path, flags in outputs(s) if flags.get("cache") is False}
+    assert [path for path in sorted(in_git) if not re.fullmatch(r"metrics/\w+\.json", path)] == [
+        "data/source"
+    ]
+    # Clock times are no metric, and not in git, since every run has others.
+    assert "metrics" not in PIPELINE
+    assert "/speed.json" in (ROOT / "metrics/.gitignore").read_text("utf-8").split()
+    # A kill would leave the files behind the link in git's index, which stops dvc exp run.
+    assert "/source" in (ROOT / "data/.gitignore").read_text("utf-8").split()
+
+
+def test_no_parameter_reaches_a_shell():
+    assert [stage for stage in STAGES if "${" in str(STAGES[stage]["cmd"])] == []
+    assert "vars" not in PIPELINE
+
+
+def test_every_parameter_has_a_comment_of_one_line():
+    lines = (ROOT / "params.yaml").read_text("utf-8").splitlines()
+    section, commented = {}, set()
+    for line in lines:
+        match = re.fullmatch(r"( *)(\w+):(.*)", line)
+        if match:
+            depth, name, rest = len(match[1]) // 2, match[2], match[3]
+            section[depth] = name
+            if rest.strip():
+                assert re.search(r" # \S", rest), f"{line}: no comment"
+                commented.add(".".join(section[d] for d in range(depth + 1)))
+    assert commented == set(leaves(Params))
+
+
+def test_the_library_opens_with_a_docstring_alone():
+    """An import of any module runs this file, which no stage lists."""
+    assert [type(node) for node in tree("verse/__init__.py").body] == [ast.Expr]
+    assert ast.get_docstring(tree("verse/__init__.py"))

@@ -1,0 +1,233 @@
+"""The judge: what it is asked, what is read of its answers, what it is not told."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from chat_server import FAULTS, Server, completion
+
+from verse.chat.decoys import scrambled
+from verse.chat.llm_judge import QUESTIONS, TIMES, TOOL, TRIES, mark_poems, read
+from verse.chat.store import Store
+from verse.errors import UserError
+from verse.params import Judge, parse
+from verse.poems.lines import split_lines
+from verse.poems.prosody import analyse, tone_bits
+
+ROOT = Path(__file__).parents[3]
+MACHINE = parse(yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))).machine
+POEMS = [
+    "白日依山盡，黃河入海流。欲窮千里目，更上一層樓。",
+    "紅豆生南國，春來發幾枝。願君多采擷，此物最相思。",
+]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "answers.sqlite")
+
+
+def marks(server, store, poems=POEMS, timeout=60.0, **options):
+    judge = Judge(base_url=server.base_url, model="m", **options)
+    return mark_poems(judge, poems, store, MACHINE.model_copy(update={"timeout": timeout}))
+
+
+def tool(score, reason="好"):
+    arguments = json.dumps({"score": score, "reason": reason})
+    call = {
+        "id": "1",
+        "type": "function",
+        "function": {"name": TOOL["name"], "arguments": arguments},
+    }
+    return completion(None, tool_calls=[call])
+
+
+def by_tool(body):
+    return 200, tool(7)
+
+
+def in_json(body):
+    """A server that knows no tools, and ignores them."""
+    return 200, completion('{"score": 6, "reason": "通順"}' if "JSON" in question(body) else "很好")
+
+
+def question(body):
+    return body["messages"][-1]["content"]
+
+
+def test_three_marks_for_each_question(store):
+    with Server(by_tool) as server:
+        given = marks(server, store)
+    assert list(given) == POEMS
+    for of_one in given.values():
+        assert list(of_one) == ["prosody", "fluency"]
+        assert [[m["score"] for m in three] for three in of_one.values()] == [[7] * TIMES] * 2
+        assert of_one["prosody"][0]["reason"] == "好"
+    asked = [question(body) for body in server.asked]
+    wanted = [text + poem for text in QUESTIONS.values() for poem in POEMS for _ in range(TIMES)]
+    assert sorted(asked) == sorted(wanted)
+
+
+def test_what_a_judge_is_told(store):
+    """What the homework's grader tells it: a question and a poem, and that it must use the tool."""
+    with Server(by_tool) as server:
+        marks(server, store, POEMS[:1])
+    body = server.asked[0]
+    assert body.keys() == {"model", "messages", "temperature", "tools", "tool_choice"}
+    assert body["temperature"] == 1.0 and len(body["messages"]) == 1
+    assert body["tool_choice"] == {"type": "function", "function": {"name": "auto_grader"}}
+    (function,) = [one["function"] for one in body["tools"]]
+    assert function["parameters"]["required"] == ["score", "reason"]
+    assert question(body).split("\n") in (
+        ["請判斷以下詩句與唐詩格律相似程度，打0到10分的分數，分數越高越相似", POEMS[0]],
+        ["請判斷以下唐詩語意通順程度，打0到10分的分數，分數越高越通順", POEMS[0]],
+    )
+
+
+def test_the_order_says_nothing(store):
+    """Neither poems nor questions come one after another."""
+    poems = [f"{name}日依山盡，黃河入海流。" for name in "甲乙丙丁戊己庚辛壬癸子丑寅卯"]
+    with Server(by_tool) as server:
+        mark_poems(
+            Judge(base_url=server.base_url, model="m"),
+            poems,
+            store,
+            MACHINE.model_copy(update={"max_concurrent_requests": 1}),
+        )
+    asked = [question(body) for body in server.asked]
+    by_poem = sorted(asked, key=lambda text: text.split("\n")[1])
+    assert asked not in (by_poem, sorted(asked)) and len(asked) == len(poems) * 6
+    neighbours = sum(a == b for a, b in pairwise(asked))
+    assert neighbours < len(asked) / 6
+
+
+def test_one_poem_of_two_contestants_is_marked_once(store):
+    with Server(by_tool) as server:
+        marks(server, store, [*POEMS, *POEMS])
+        marks(server, store, POEMS)
+        assert len(server.asked) == len(POEMS) * 6
+
+
+def test_a_server_that_fails_now_and_then(store):
+    def fault(number):
+        return FAULTS[number // 10 % len(FAULTS)] if number % 10 == 3 else None
+
+    poems = [f"{name}日依山盡，黃河入海流。" for name in "甲乙丙丁戊己庚辛壬癸子丑寅卯"]
+    with Server(by_tool, fault) as server:
+        given = marks(server, store, poems, timeout=5.0)
+    scores = [m["score"] for of_one in given.values() for three in of_one.values() for m in three]
+    assert scores == [7] * len(poems) * 6 == [7] * len(server.answered)
+
+
+# Servers without tools
+
+
+def test_a_server_that_ignores_tools(store):
+    with Server(in_json) as server:
+        given = marks(server, store)
+    assert given[POEMS[0]]["fluency"][0]["score"] == 6
+    plain = [body for body in server.asked if "JSON" not in question(body)]
+    assert len(plain) <= 2 * MACHINE.max_concurrent_requests
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_refuses_tools_and_schemas(store, status):
+    def answer(body):
+        if "tools" in body or "response_format" in body:
+            return status, {"error": {"message": "unknown field"}}
+        return in_json(body)
+
+    with Server(answer) as server:
+        given = marks(server, store)
+    assert [m["score"] for three in given[POEMS[1]].values() for m in three] == [6] * 6
+    assert len(server.asked) <= 12 + 3 * MACHINE.max_concurrent_requests
+
+
+def test_a_server_that_never_gives_a_mark(store):
+    with Server(lambda body: (200, completion("這首詩很好。"))) as server:
+        with pytest.raises(UserError, match=r"no mark can be read .*'這首詩很好。'"):
+            marks(server, store)
+        assert len(server.asked) <= MACHINE.max_concurrent_requests * 6
+
+
+# Marks that cannot be read
+
+
+def test_an_unreadable_mark_is_asked_again(store):
+    seen = {}
+
+    def answer(body):
+        seen[question(body)] = seen.get(question(body), 0) + 1
+        return (200, completion("十分")) if seen[question(body)] == 2 else by_tool(body)
+
+    with Server(answer) as server:
+        given = marks(server, store)
+    assert [m["score"] for of in given.values() for three in of.values() for m in three] == [7] * 12
+    assert len(server.asked) == 12 + 4
+
+
+def test_a_mark_that_never_can_be_read_is_none(store):
+    def answer(body):
+        return (200, completion("不打分")) if "紅豆" in question(body) and ready else by_tool(body)
+
+    ready = False
+    with Server(answer) as server:
+        marks(server, store, POEMS[:1])  # the server can give marks
+        ready = True
+        given = marks(server, store, ["春眠不覺曉，處處聞啼鳥。", POEMS[1]])
+        count = len(server.asked)
+        assert marks(server, store, POEMS) is not None and len(server.asked) == count, "nor again"
+    scores = [m["score"] for three in given[POEMS[1]].values() for m in three]
+    assert set(scores) <= {None, 7} and None in scores
+    assert count <= 6 + 6 + 6 * (TRIES + 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        ('{"score": 7, "reason": "好"}', (7, "好")),
+        ('{"score": 0}', (0, "")),
+        ('{"score": 10.0, "reason": 3}', (10, "3")),
+        ('{"score": "8.5", "reason": ""}', (8.5, "")),
+        ('```json\n{"score": 7, "reason": "好"}\n```', (7, "好")),
+        ('<think>{"score": 1}</think>\n{"score": 7, "reason": "好"}', (7, "好")),
+        *((text, None) for text in ("", "7", "[7]", '{"score": 11}', '{"score": -1}')),
+        *((text, None) for text in ('{"score": true}', '{"score": null}', '{"score": "高"}')),
+        *(
+            (text, None)
+            for text in ('{"score": NaN}', '{"score": Infinity}', '{"score": 7', "null")
+        ),
+        *((text, None) for text in ('我給 {"score": 7}', '{"mark": 7}', "[" * 10**5)),
+        *((text, None) for text in ('{"score": 1' + "0" * 5000 + "}", '{"score": [7]}')),
+    ],
+)
+def test_a_mark_is_strict_json(text, mark):
+    assert read(text) == mark
+
+
+# Poems without sense
+
+
+def test_scrambled_poems_keep_tones_and_rhyme_and_no_sense():
+    truths = [
+        p["output"] for p in json.loads((ROOT / "data/embedded/test.json").read_text("utf-8"))
+    ]
+    couplets = [
+        p["input"] for p in json.loads((ROOT / "data/embedded/test.json").read_text("utf-8"))
+    ]
+    decoys = scrambled(truths)
+    assert scrambled(truths) == decoys
+    same = total = 0
+    for couplet, truth, decoy in zip(couplets, truths, decoys, strict=True):
+        true_lines, lines = split_lines(truth), split_lines(decoy)
+        assert [marks for _, marks in lines] == [marks for _, marks in true_lines]
+        for (a, _), (b, _) in zip(true_lines, lines, strict=True):
+            assert list(map(tone_bits, a)) == list(map(tone_bits, b))
+            same += sum(x == y for x, y in zip(a, b, strict=True))
+            total += len(a)
+        given = [line for line, _ in split_lines(couplet)]
+        was, now = (analyse((*given, *(line for line, _ in ones))) for ones in (true_lines, lines))
+        assert (now.rhyme, now.tone) == (was.rhyme, pytest.approx(was.tone, abs=0.2))
+    assert same / total < 0.15, "the rhymes, and a few by chance"

@@ -1,0 +1,142 @@
+"""`verse.model.adapters` and `merge`: PEFT's format, the same bytes, and the merged model."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from tiny_models import CHAT, build, byte_pairs, training
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from verse.errors import UserError
+from verse.model import adapters, loading
+
+ROOT = Path(__file__).parents[3]
+CPU = torch.device("cpu")
+
+
+def tuned(settings, seed=1):
+    """A model with an adapter that changes something: its B does not stay 0."""
+    base = loading.load_model(settings, CPU, torch.float32)
+    model = adapters.add_adapter(base, training().lora, settings, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.3, generator=generator)
+    return model
+
+
+def logits(model):
+    return model(input_ids=torch.arange(3, 40)[None]).logits
+
+
+@torch.no_grad()
+def test_saved_loaded_and_merged(tmp_path):
+    settings = build("qwen3", tmp_path / "base")
+    model = tuned(settings).eval()
+    for folder in ("one", "two"):
+        adapters.save_adapter(model, tmp_path / folder, "the card")
+    files = {file.name: file.read_bytes() for file in (tmp_path / "one").iterdir()}
+    assert files == {file.name: file.read_bytes() for file in (tmp_path / "two").iterdir()}
+    assert set(files) == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    config = json.loads(files["adapter_config.json"])
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert config["revision"] is None and config["base_model_name_or_path"] == settings.name
+
+    for merge in (False, True):
+        base = loading.load_model(settings, CPU, torch.float32)
+        assert not torch.allclose(logits(base), logits(model), atol=1e-2)
+        loaded = adapters.load_adapter(base, tmp_path / "one", merge=merge)
+        torch.testing.assert_close(logits(loaded), logits(model), atol=1e-4, rtol=1e-4)
+
+
+def test_the_adapter_starts_from_the_seed_alone(tmp_path):
+    settings = build("qwen3", tmp_path)
+
+    def start(seed):
+        torch.rand(seed)  # whatever was drawn before
+        model = tuned(settings, seed)
+        return torch.cat([w.flatten() for w in model.parameters() if w.requires_grad])
+
+    assert torch.equal(start(1), start(1))
+    assert not torch.equal(start(1), start(2))
+
+
+@pytest.mark.parametrize("shape", ["llama", "phi3"])  # other sizes, other names
+def test_no_adapter_or_one_of_another_model(shape, tmp_path):
+    settings = build("qwen3", tmp_path / "base")
+    base = loading.load_model(settings, CPU, torch.float32)
+    with pytest.raises(UserError, match="no adapter there: run the train stage"):
+        adapters.load_adapter(base, tmp_path / "none", merge=True)
+    adapters.save_adapter(tuned(settings), tmp_path / "adapter", "card")
+    other = loading.load_model(build(shape, tmp_path / "other"), CPU, torch.float32)
+    with pytest.raises(UserError, match="does not fit this base model"):
+        adapters.load_adapter(other, tmp_path / "adapter", merge=True)
+
+
+def test_an_adapter_of_no_numbers(tmp_path):
+    settings = build("qwen3", tmp_path / "base")
+    adapters.save_adapter(tuned(settings), tmp_path / "adapter", "card")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    next(iter(weights.values()))[0, 0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    base = loading.load_model(settings, CPU, torch.float32)
+    with pytest.raises(UserError, match="holds numbers that are none"):
+        adapters.load_adapter(base, tmp_path / "adapter", merge=True)
+
+
+def test_a_model_card():
+    card = adapters.model_card("org/base", None, {"Losses": {"steps": 7}})
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["base_model"] == "org/base"
+    assert "revision not pinned" in card and "| steps | 7 |" in card
+
+
+@torch.no_grad()
+def test_the_merged_model_is_one_that_transformers_runs(tmp_path):
+    tokenizer = byte_pairs()
+    tokenizer.chat_template = CHAT.replace("</u>", "<pad>")  # its end of turn
+    settings = build("llama, tied, grouped queries", tmp_path / "base", tokenizer)
+    own = {"eos_token_id": [1, 3], "temperature": 0.1, "do_sample": True, "repetition_penalty": 2.0}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(own), "utf-8")
+    model = tuned(settings)
+    adapters.save_adapter(model, tmp_path / "models" / "adapter", "card")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
+    params["model"] = settings.model_dump() | {"name": "base"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "verse.cli.main", "merge"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    shutil.rmtree(tmp_path / "base")  # nothing is needed any more
+    shutil.rmtree(tmp_path / "models" / "adapter")
+
+    card = ModelCard.load(tmp_path / "models" / "merged" / "README.md")
+    assert (card.data.license, card.data.library_name) == ("other", "transformers")
+    assert "白日依山盡，黃河入海流。" in card.text and str(tmp_path) not in card.content
+
+    kept = json.loads((tmp_path / "models/merged/generation_config.json").read_text("utf-8"))
+    assert {key: kept[key] for key in kept.keys() - {"transformers_version"}} == {
+        "eos_token_id": [1, 2, 3]
+    }
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "models" / "merged")
+    assert merged.dtype == torch.bfloat16 and merged.config.tie_word_embeddings
+    assert not hasattr(merged.config, "quantization_config")
+    unrounded = model.unload()  # the base under the adapter was rounded to NF4, this is not
+    assert not torch.allclose(logits(unrounded), logits(merged).float(), atol=0.1)
+    prompt = tokenizer("完成這首詩。", return_tensors="pt")
+    assert merged.generate(**prompt, max_new_tokens=5).shape[1] > prompt["input_ids"].shape[1]

@@ -1,0 +1,268 @@
+"""`verse.model.loading`: loading, precision, NF4."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from safetensors.torch import load_file, save_file
+from tiny_models import SHAPES, build, byte_pairs, training
+from tiny_models import settings as tiny_settings
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    FalconConfig,
+    GPT2Config,
+    GPTNeoConfig,
+    MixtralConfig,
+    OPTConfig,
+)
+
+from verse.errors import UserError
+from verse.model import adapters, loading
+
+CPU, ROOT = torch.device("cpu"), Path(__file__).parents[3]
+
+
+def fault(settings):
+    with pytest.raises(UserError) as error:
+        loading.load_model(settings, CPU, torch.float32)
+    message = str(error.value)
+    assert message.startswith(f"model.name {settings.name!r}: ")
+    return message
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nf4_touches_the_linear_layers_but_the_output(shape, tmp_path):
+    settings = build(shape, tmp_path)
+    exact = loading.load_model(
+        settings.model_copy(update={"quantization": "none"}), CPU, torch.float32
+    )
+    rounded = loading.load_model(settings, CPU, torch.float32)
+    assert not rounded.training and not any(w.requires_grad for w in rounded.parameters())
+    layers = {f"{name}.weight" for name in loading.linear_layers(exact)}
+    assert layers and not any("lm_head" in name or "embed" in name for name in layers)
+    for name, weight in exact.state_dict().items():
+        found = rounded.state_dict()[name]
+        if name in layers:
+            packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+            assert torch.equal(found, dequantize_4bit(packed, state))
+            assert not torch.equal(found, weight)
+        else:
+            assert torch.equal(found, weight), name
+    tied = exact.config.tie_word_embeddings
+    same = rounded.lm_head.weight is rounded.get_input_embeddings().weight
+    assert same == tied
+
+
+def test_folders_that_are_no_models(tmp_path):
+    settings = build("llama", tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    assert "no such folder" in fault(settings.model_copy(update={"name": str(tmp_path / "none")}))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "its weights cannot be read" in fault(settings)
+    config = (tmp_path / "base" / "config.json").read_text()
+    (tmp_path / "base" / "config.json").write_text("{")
+    assert "cannot be read" in fault(settings)
+    (tmp_path / "base" / "config.json").unlink()
+    assert "has no config.json" in fault(settings)
+    (tmp_path / "base" / "config.json").write_text(config)
+    weights.unlink()
+    assert "has no weights" in fault(settings)
+    (tmp_path / "base" / "pytorch_model.bin").touch()
+    assert "pickled weights only" in fault(settings)
+
+
+WRONG = {
+    "a layer more": ("config", {"num_hidden_layers": 3}, "the weights lack model.layers.2."),
+    "a layer less": ("config", {"num_hidden_layers": 1}, "the config has no place for model.lay"),
+    "wider": ("config", {"intermediate_size": 256}, "the weights have another shape of model.lay"),
+    "BART": ("config", {"model_type": "bart"}, "bart is no causal language model"),
+    "of two kinds": ("config", {"model_type": "gemma"}, "config.json declares LlamaForCausalLM"),
+    "quantized, it says": (
+        "config",
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        "quantized already",
+    ),
+    "cut": ("weights", lambda w: w[:1].clone(), "another shape of model.norm.weight"),
+    "NaN": ("weights", lambda w: w * float("nan"), "model.norm.weight holds numbers that are none"),
+    "endless": ("weights", lambda w: w * 1e38, "computes numbers that are none"),
+    "of whole numbers": ("weights", lambda w: w.to(torch.int8), "model.norm.weight is of I8"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_config_and_weights_that_do_not_belong_together(tmp_path, what):
+    settings = build("llama", tmp_path)
+    part, change, words = WRONG[what]
+    if part == "config":
+        config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+        (tmp_path / "config.json").write_text(json.dumps(config | change), "utf-8")
+    else:
+        weights = load_file(tmp_path / "model.safetensors")
+        weights["model.norm.weight"] = change(weights["model.norm.weight"])
+        save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=re.escape(words)):
+        loading.load_model(settings, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("through", ["load_model", "load_skeleton", "read_config"])
+def test_an_adapter_beside_a_model(tmp_path, through):
+    """Transformers would load it, and all that is called the base model would be another."""
+    settings = build("llama", tmp_path)
+    base = loading.load_model(settings, CPU, torch.float32)
+    head = base.lm_head.weight
+    tuned = adapters.add_adapter(base, training().lora, settings, seed=1)
+    adapters.save_adapter(tuned, tmp_path, "card")
+    arguments = [CPU, torch.float32] if through == "load_model" else []
+    with pytest.raises(UserError) as error:
+        getattr(loading, through)(settings, *arguments)
+    assert str(error.value) == (
+        f"model.name {str(tmp_path)!r}: an adapter lies beside it (adapter_config.json), which "
+        "would be loaded too: remove it from the folder, or take the model without it"
+    )
+    (tmp_path / "adapter_config.json").unlink()
+    again = loading.load_model(settings, CPU, torch.float32)
+    assert torch.equal(again.lm_head.weight, head)
+
+
+HOSTILE = {
+    "do_sample": True,
+    "temperature": 0.1,
+    "repetition_penalty": 5.0,
+    "suppress_tokens": [50, 51],
+    "min_length": 100,
+    "forced_bos_token_id": 7,
+    "forced_eos_token_id": 7,
+    "bad_words_ids": [[9]],
+    "max_time": 1e-9,
+    "length_penalty": -9.0,
+    "num_beam_groups": 2,
+    "cache_implementation": "static",
+    "stop_strings": ["a"],
+}
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json", None])
+def test_nothing_of_how_a_model_would_generate_is_kept_but_its_tokens(tmp_path, file):
+    settings = build("llama", tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    if file:
+        path = tmp_path / file
+        known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        path.write_text(json.dumps(known | HOSTILE | {"eos_token_id": [1, 5]}), "utf-8")
+    model = loading.load_model(settings, CPU, torch.float32)
+    kept = model.generation_config.to_diff_dict()
+    assert {key: kept[key] for key in kept if key != "transformers_version"} == (
+        {"eos_token_id": [1, 5], "bos_token_id": 0}
+        if file == "config.json"
+        else {"eos_token_id": [1, 5]}
+        if file
+        else {"bos_token_id": 0, "eos_token_id": 1}
+    )
+
+
+DROPOUTS = {
+    "gpt2": GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=400),
+    "gpt_neo": GPTNeoConfig(
+        num_layers=2, num_heads=2, hidden_size=32, vocab_size=400,
+        attention_types=[[["global"], 2]],
+        attention_dropout=0.1, resid_dropout=0.2,
+    ),
+    "falcon": FalconConfig(
+        num_hidden_layers=2, num_attention_heads=2, hidden_size=32, vocab_size=400,
+        attention_dropout=0.1, hidden_dropout=0.1,
+    ),
+    "opt": OPTConfig(
+        num_hidden_layers=2, num_attention_heads=2, hidden_size=32, ffn_dim=64, vocab_size=400,
+        word_embed_proj_dim=32, layerdrop=0.5,
+    ),
+    "mixtral": MixtralConfig(
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, hidden_size=32,
+        intermediate_size=64, vocab_size=400, router_jitter_noise=0.3, attention_dropout=0.2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DROPOUTS)
+@torch.no_grad()
+def test_a_models_own_dropout_is_told_and_off(kind):
+    model = AutoModelForCausalLM.from_config(DROPOUTS[kind]).train()
+    ids = torch.arange(40)[None]
+
+    def apart():
+        return (model(input_ids=ids).logits - model(input_ids=ids).logits).abs().max().item()
+
+    assert apart() > 0
+    asked = loading.still(model)
+    assert asked and all(value > 0 for value in asked.values())
+    assert apart() == 0
+    assert loading.still(model) == {}
+    written = model(input_ids=ids).logits
+    assert torch.equal(model.eval()(input_ids=ids).logits, written)
+
+
+def test_a_model_that_sees_what_is_to_come(tmp_path):
+    """Its config may declare what it likes."""
+    torch.manual_seed(4)
+    BertLMHeadModel(BertConfig(vocab_size=400, hidden_size=36)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="sees tokens that are still to come"):
+        loading.load_model(tiny_settings(str(tmp_path)), CPU, torch.float32)
+
+
+def test_harmless_tensors_of_other_versions(tmp_path):
+    settings = build("llama", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    weights["mtp.layers.0.weight"] = torch.ones(8)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loading.load_model(settings, CPU, torch.float32)
+
+
+def test_a_tokenizer_of_another_model(tmp_path):
+    settings = build("llama", tmp_path)
+    model = loading.load_model(settings, CPU, torch.float32)
+    tokenizer = byte_pairs()
+    loading.check_tokens(model, tokenizer, [[3, len(tokenizer) - 1], []])
+    with pytest.raises(UserError, match=f"has token {len(tokenizer)}, but the model knows"):
+        loading.check_tokens(model, tokenizer, [[3, len(tokenizer)]])
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="has no end token"):
+        loading.check_tokens(model, tokenizer, [])
+
+
+def test_device_and_precision(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert loading.choose_device("auto") == loading.choose_device("cpu") == CPU
+    with pytest.raises(UserError, match="sees no GPU"):
+        loading.choose_device("cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    gpu = loading.choose_device("auto")
+    assert gpu == torch.device("cuda", 1)
+    assert loading.choose_dtype("float32", gpu) == torch.float32
+    for has_bf16, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda _=has_bf16, **__: _)
+        assert loading.choose_dtype("auto", gpu) == dtype
+
+
+def test_loading_says_nothing():
+    script = (
+        "import torch; from verse.model import adapters, loading; loading.deterministic(1, 1);"
+        "from tiny_models import settings;"
+        "loading.load_model(settings('models/mini'), torch.device('cpu'), torch.float32);"
+        "import peft"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "", "HOME": "/"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,59 @@
+"""The statistics of Tang verse, and the figures that rest on them."""
+
+import numpy as np
+
+from verse.scoring.cooccurrence import cooccurrence, fits, rivals, unrhymed, words
+
+MOON = ["牀前明月光", "疑是地上霜"]
+WAR = ["烽火照西京", "心中自不平"]
+FRONTIER = ["胡沙擁塞門", "單于夜射鵰"]
+
+
+def test_the_company_of_characters_is_mutual_and_a_character_is_none_of_its_own():
+    company = cooccurrence().company
+    assert np.array_equal(company, company.T) and not company.diagonal().any()
+    assert np.array_equal(company, np.rint(company)), "sums of it are exact"
+    place = cooccurrence().place
+    assert company[place["胡"], place["塞"]] > 0 > company[place["漁"], place["塞"]]
+
+
+def test_pairs_are_attested():
+    attested = cooccurrence().attested
+    assert {"明月", "白雲", "春風"} <= attested and not {"甲甲", "鳥甲"} & attested
+    assert words(["明月白雲"]) >= 2 / 3
+    assert words([]) == words(["月"]) == words([""]) == 0
+
+
+def test_rhyme_words_are_left_out():
+    assert unrhymed(MOON) == "牀前明月光疑是地上"
+
+
+def test_a_couplet_explains_what_belongs_to_it():
+    others = rivals([MOON, ["春眠不覺曉", "處處聞啼鳥"], ["采蓮南塘秋", "蓮花過人頭"]])
+    (fit,) = fits([WAR], [FRONTIER], others)
+    assert fit == 1
+    (strange,) = fits([["采蓮南塘秋", "蓮花過人頭"]], [FRONTIER], rivals([WAR] * 3))
+    assert strange == 0
+
+
+def test_a_tie_counts_half_and_a_couplet_among_its_rivals_ties():
+    assert fits([WAR], [FRONTIER], rivals([WAR])) == [0.5]
+
+
+def test_what_the_answer_took_from_its_couplet_counts_for_nothing():
+    others = rivals([MOON])
+    assert fits([WAR], [WAR], others) == [0]
+    own, more = fits([WAR, WAR], [FRONTIER, [FRONTIER[0] + "烽火", FRONTIER[1]]], others)
+    assert own == more
+
+
+def test_couplets_of_the_same_length_are_compared_if_there_are_any():
+    longer = ["獨在異鄉為異客", "每逢佳節倍思親"]
+    assert fits([WAR], [FRONTIER], rivals([WAR, longer])) == [0.5]
+    assert fits([WAR], [FRONTIER], rivals([longer]))[0] in (0, 1)
+
+
+def test_nothing_fits_nothing():
+    assert fits([WAR, [], WAR], [[], FRONTIER, ["\x00"]], rivals([MOON]))[::2] == [0, 0]
+    assert fits([WAR], [FRONTIER], rivals([])) == [0]
+    assert fits([], [], rivals([MOON])) == []

@@ -1,0 +1,188 @@
+"""`stages.prepare`: from data/raw to data/prepared and metrics/data.json."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages import prepare
+from verse.errors import UserError
+from verse.files import read_jsonl, write_jsonl
+from verse.poems import sources
+from verse.poems.sources import INSTRUCTION
+
+ROOT = Path(__file__).parents[3]
+PARTS = ("train", "validation", "test")
+
+
+def poem(number, couplets=2):
+    """A poem of characters of its own, in lines of five."""
+    lines = ["".join(chr(0x4E00 + 40 * number + 5 * n + k) for k in range(5)) for n in range(8)]
+    text = [line + "，。"[n % 2] for n, line in enumerate(lines)]
+    return {
+        "instruction": INSTRUCTION,
+        "input": "".join(text[:2]),
+        "output": "".join(text[2 : 2 * couplets]),
+    }
+
+
+@pytest.fixture(autouse=True)
+def repository(tmp_path, monkeypatch):
+    """A working directory with ten training poems, seven of them good, and two test poems."""
+    monkeypatch.chdir(tmp_path)
+    holed = poem(20) | {"output": "□□□□□，□□□□□。"}
+    kin = poem(30) | {"input": poem(8)["input"]}
+    train = [poem(0), poem(1, couplets=4), *map(poem, range(2, 7)), poem(3), holed, kin]
+    write_jsonl("data/raw/train.jsonl", train)
+    write_jsonl("data/raw/test.jsonl", [poem(9, couplets=3), poem(8)])
+    choose()
+    return tmp_path
+
+
+def choose(seed=42, **values):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
+    params["seed"] = seed
+    params["prepare"] |= {"test_poems": 3, "validation_poems": 2, "max_train": None} | values
+    Path("params.yaml").write_text(yaml.safe_dump(params), "utf-8")
+
+
+def prepared():
+    return {part: read_jsonl(f"data/prepared/{part}.jsonl") for part in PARTS}
+
+
+def metrics():
+    return json.loads(Path("metrics/data.json").read_text("utf-8"))
+
+
+def test_the_parts_and_their_rows():
+    prepare.main()
+    assert sorted(p.name for p in Path("data/prepared").iterdir()) == [
+        "test.jsonl",
+        "train.jsonl",
+        "validation.jsonl",
+    ]
+    parts = prepared()
+    assert {part: len(rows) for part, rows in parts.items()} == {
+        "train": 4,
+        "validation": 2,
+        "test": 3,
+    }
+    inputs = [row["input"] for rows in parts.values() for row in rows]
+    assert sorted(inputs) == sorted(poem(n)["input"] for n in (*range(7), 8, 9))
+    assert [row["input"] for row in parts["test"]][:2] == [poem(9)["input"], poem(8)["input"]]
+    assert len(parts["test"][0]["output"]) == 24, "a given test poem may be longer"
+    for rows in parts.values():
+        for row in rows:
+            assert list(row) == ["instruction", "input", "output"]
+            assert row["instruction"] == INSTRUCTION
+
+
+def test_the_counts():
+    prepare.main()
+    counts = metrics()
+    assert counts["read"] == {"train": 10, "test": 2}
+    assert {r: n for r, n in counts["dropped"].items() if n} == {
+        "lacuna": 1,
+        "duplicate": 1,
+        "shared_line": 1,
+    }
+    assert counts["kept"] == 9 == 12 - sum(counts["dropped"].values())
+    assert [counts[part]["poems"] for part in PARTS] == [4, 2, 3]
+    forms = ("五絕", "五律", "other")
+    assert [sum(counts[p][f] for p in PARTS) for f in forms] == [7, 1, 1]
+    assert sum(counts[p]["characters"] for p in PARTS) == 7 * 20 + 40 + 30
+
+
+def test_the_table(capsys):
+    choose(max_train=3)
+    prepare.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["五絕", "七絕", "五律", "七律", "other", "poems", "characters"]
+    for line, part in zip(lines[1:], PARTS, strict=False):
+        name, *numbers = line.split()
+        counts = metrics()[part]
+        columns = ("五絕", "七絕", "五律", "七律", "other", "poems", "characters")
+        assert (name, numbers) == (part, [str(counts[column]) for column in columns])
+    assert lines[4] == "dropped: 1 lacuna, 1 duplicate, 1 shared_line, 1 over_max_train"
+
+
+def test_the_same_poems_give_the_same_bytes_in_any_order():
+    def written():
+        files = [*sorted(Path("data/prepared").iterdir()), Path("metrics/data.json")]
+        return [path.read_bytes() for path in files]
+
+    prepare.main()
+    first = written()
+    write_jsonl("data/raw/train.jsonl", reversed(read_jsonl("data/raw/train.jsonl")))
+    prepare.main()
+    assert written() == first
+    choose(seed=7)
+    prepare.main()
+    assert written() != first
+
+
+def test_a_failure_leaves_what_was_there():
+    prepare.main()
+    before, counts = prepared(), metrics()
+    choose(test_poems=300)
+    with pytest.raises(UserError, match="no poem is left to train on: of 8 usable ones"):
+        prepare.main()
+    assert (prepared(), metrics()) == (before, counts)
+
+
+def test_without_fetch_is_one_clear_line(repository):
+    Path("data/raw/train.jsonl").unlink()
+    done = run()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "prepare: data/raw/train.jsonl: no such file\n"
+
+
+def test_a_wrong_parameter_is_one_line_and_exit_status_2():
+    choose(test_poems=-1)
+    done = run()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("prepare: params.yaml: prepare.test_poems ")
+    assert done.stderr.endswith("-1\n") and done.stderr.count("\n") == 1
+    assert not Path("data/prepared").exists()
+
+
+def test_a_wrong_parameter_is_told_before_pandas_is_loaded():
+    choose(test_poems=-1)
+    loaded = run("-X", "importtime").stderr
+    assert "verse.params" in loaded and "pandas" not in loaded
+
+
+def run(*options):
+    return subprocess.run(
+        [sys.executable, *options, "-m", "stages.prepare"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_homeworks_poems():
+    if "VERSE_HW5" not in os.environ:
+        pytest.skip("needs the homework's three files: set VERSE_HW5 to their folder")
+    train, test = sources.read_folder(Path(os.environ["VERSE_HW5"]))
+    write_jsonl("data/raw/train.jsonl", train)
+    write_jsonl("data/raw/test.jsonl", test)
+    choose(test_poems=300, validation_poems=100)
+    prepare.main()
+    counts, parts = metrics(), prepared()
+    assert counts["read"] == {"train": 5001, "test": 15}
+    assert {reason: count for reason, count in counts["dropped"].items() if count} == {
+        "lacuna": 1,
+        "private_use": 1,
+        "couplet": 4,
+        "duplicate": 39,
+        "shared_line": 33,
+    }
+    sizes = {"train": 4538, "validation": 100, "test": 300}
+    assert {part: len(rows) for part, rows in parts.items()} == sizes
+    assert counts["kept"] == 4938
+    assert [row["input"] for row in parts["test"][:15]] == [row["input"] for row in test]

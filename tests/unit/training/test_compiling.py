@@ -1,0 +1,66 @@
+"""`verse.training.passes`: what was compiled once is found again by the next training."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import json, sys, torch
+from pathlib import Path
+from tiny_models import build, examples, training
+from verse.model import adapters, encoding, loading
+from verse.training import attention
+from verse.training.loss import behind_prefix
+from verse.training.packing import shared_prefix
+from verse.training.passes import Passes, Plan, compile_layers
+from verse.training.trained import Trained
+
+folder, compiled, factor = sys.argv[1:]
+if factor != "1":
+    def wrong(ctx, gradient):
+        (back,) = ctx.saved_tensors
+        return float(factor) * gradient[:, back], None, None
+    attention.Regroup.backward = staticmethod(wrong)
+settings = build("llama", Path(folder))
+model = loading.load_model(settings, torch.device("cpu"), torch.float32)
+model = adapters.add_adapter(model, training().lora, settings, seed=1).train()
+poems = examples(encoding.load_tokenizer(settings))
+if compiled == "compiled":
+    compile_layers(model)
+plan = Plan(shared_prefix(poems), torch.float32, len(poems))
+passes = Passes(model, plan, [poems], Trained(model))
+(batch,) = passes.lay_out(poems)
+with behind_prefix(model):
+    passes(batch, torch.zeros((), dtype=torch.int32), torch.ones(()))
+hits = torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"]
+print(json.dumps([hits, passes.trained.whole.grad.norm().item()]))
+"""
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler, which compiling needs")
+def test_compiled_layers_are_found_again_unless_a_gradient_is_another(tmp_path):
+    def gradient(*arguments: str) -> tuple[int, float]:
+        environment = os.environ | {
+            "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled"),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
+        found = subprocess.run(
+            [sys.executable, "-c", PROGRAM, str(tmp_path / "base"), *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert found.returncode == 0, found.stderr
+        hits, norm = json.loads(found.stdout.splitlines()[-1])
+        return hits, norm
+
+    _, expected = gradient("as it is", "1")
+    assert gradient("compiled", "1") == (0, pytest.approx(expected, rel=1e-4))
+    assert gradient("compiled", "1") == (1, pytest.approx(expected, rel=1e-4))
+    hits, other = gradient("compiled", "3")
+    assert hits == 0 and other != pytest.approx(expected, rel=1e-2)

@@ -1,0 +1,152 @@
+"""Couplets that people type: read as the pipeline writes them, doubted in a line, looked up."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import opencc
+
+from verse.files import read_jsonl
+from verse.poems.contestants import ASKED, CONTESTANTS, Contestant, contestants
+from verse.poems.lines import IDEOGRAPHS, lines_in, parse_lines, split_lines, write_lines
+from verse.poems.sources import INSTRUCTION
+from verse.scoring import report
+from verse.scoring.scoring import score_answer
+
+TEST, TRAIN = "data/prepared/test.jsonl", "data/prepared/train.jsonl"
+
+EXAMPLES = (
+    "白日依山盡，黃河入海流。",
+    "空山新雨後，天氣晚來秋。",
+    "國破山河在，城春草木深。",
+    "故人西辭黃鶴樓，煙花三月下揚州。",
+    "春城無處不飛花，寒食東風御柳斜。",
+)
+
+TRADITIONAL = opencc.OpenCC("s2t")
+
+
+def written(text: str) -> str:
+    """The couplet in a text as the pipeline writes it, or the text as it is if it holds none.
+
+    >>> written("白日依山盡 黃河入海流")
+    '白日依山盡，黃河入海流。'
+    """
+    found = split_lines(text.replace(" ", "\t"))
+    lines = parse_lines("".join(line + (marks.strip()[:1] or ",") for line, marks in found))
+    return write_lines(lines) if is_couplet([line for line, _ in lines]) else text.strip()
+
+
+def is_couplet(lines: list[str]) -> bool:
+    return (
+        len(lines) == 2
+        and len(lines[0]) == len(lines[1])
+        and len(lines[0]) in (5, 7)
+        and bool(IDEOGRAPHS.fullmatch("".join(lines)))
+    )
+
+
+def doubts(couplet: str) -> list[tuple[str, str]]:
+    """What speaks against a text as a couplet, each in Chinese and in English."""
+    lines = [line for line, _ in split_lines(couplet)]
+    found = []
+    if not is_couplet(lines):
+        lengths = "、".join(str(len(line)) for line in lines[:6]) or "0"
+        found.append(
+            (
+                f"這不是一聯：要兩句，每句五字或七字；這裏各句字數是 {lengths}。",
+                "This is no couplet: two lines of 5 or 7 Chinese characters are wanted, "
+                f"here are {lengths.replace('、', ', ')}.",
+            )
+        )
+    if other := traditional(couplet):
+        found.append(
+            (
+                f"有簡體字；模型讀的是繁體：{other}",
+                f"Simplified characters; what the model knows is traditional: {other}",
+            )
+        )
+    return found
+
+
+def traditional(text: str) -> str | None:
+    """The text in traditional characters, if some of it is in simplified ones."""
+    other: str = TRADITIONAL.convert(text)
+    changed = {a for a, b in zip(text, other, strict=False) if a != b}
+    return other if any(map(only_simplified, changed)) else None
+
+
+def only_simplified(character: str) -> bool:
+    """Whether the mainland's basic set has a character, and Taiwan's has not."""
+    return encodable(character, "gb2312") and not encodable(character, "big5")
+
+
+def encodable(character: str, encoding: str) -> bool:
+    try:
+        return bool(character.encode(encoding))
+    except UnicodeEncodeError:
+        return False
+
+
+@dataclass(frozen=True)
+class Library:
+    """What this workspace knows about couplets: the test poems, and what contestants answered.
+
+    Files that are not there yet, or that are not what the pipeline writes, count as empty.
+    """
+
+    own: frozenset[str] = frozenset()
+    """Contestants that answer live, whose files are left alone."""
+    folder: Path = field(default_factory=Path)
+
+    @cached_property
+    def test(self) -> Mapping[str, Mapping[str, str]]:
+        """The test poems by their couplet."""
+        return {row["input"]: row for row in self.rows(TEST, "instruction", "input", "output")}
+
+    @cached_property
+    def training_lines(self) -> set[str]:
+        rows = self.rows(TRAIN, "input", "output")
+        return lines_in(row["input"] + row["output"] for row in rows)
+
+    @property
+    def contestants(self) -> Mapping[str, Contestant]:
+        asked = self.folder / ASKED
+        return contestants(str(asked)) if asked.is_file() else CONTESTANTS
+
+    @cached_property
+    def others(self) -> Mapping[str, Mapping[str, str]]:
+        """The answers of each contestant that answered in a file, by their couplet."""
+        return {
+            name: {row["input"]: row["answer"] for row in self.rows(one.answers, "input", "answer")}
+            for name, one in self.contestants.items()
+            if one.answers and name not in self.own
+        }
+
+    def poem(self, couplet: str) -> dict[str, str]:
+        """What a prompt is written from: the couplet, under the instruction it is tested with."""
+        known = self.test.get(couplet, {"instruction": INSTRUCTION})
+        return {"instruction": known["instruction"], "input": couplet}
+
+    def truth(self, couplet: str) -> str | None:
+        known = self.test.get(couplet)
+        return known["output"] if known else None
+
+    def set(self, couplet: str, text: str) -> dict[str, Any]:
+        """An answer as the report sets it: in lines with their marks, and what was found."""
+        truth = self.truth(couplet)
+        scored = score_answer(couplet, text, text if truth is None else truth, self.training_lines)
+        return report.answer(scored)
+
+    def any_couplet(self) -> str:
+        return random.choice([*self.test] or EXAMPLES)
+
+    def rows(self, path: str, *keys: str) -> list[dict[str, str]]:
+        file = self.folder / path
+        if not file.is_file():
+            return []
+        rows = read_jsonl(file)
+        return [row for row in rows if all(isinstance(row.get(key), str) for key in keys)]

@@ -1,0 +1,56 @@
+"""Merge the adapter into the base model at full precision, for other programs to run.
+
+Reads models/adapter and the base model that it was trained on. Writes models/merged: bfloat16
+safetensors, config and tokenizer, which Transformers, vLLM and llama.cpp's converter load like
+any other model, and README.md, its card, so that `hf upload` takes the folder as it is. Not a stage
+of the pipeline, since nothing there needs it.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from verse import params
+from verse.files import read_jsonl, read_text, replacing, write_text
+
+ADAPTER, TO = "models/adapter", "models/merged"
+SCORE, WRITTEN, TEST = (
+    Path("metrics/score.json"),
+    Path("data/generated/tuned.jsonl"),
+    Path("data/prepared/test.jsonl"),
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """None: params.yaml says it all."""
+
+
+def main(options: argparse.Namespace) -> None:
+    p = params.read()
+
+    import torch  # heavy
+
+    from verse.cli.card import write_card
+    from verse.cli.couplets import EXAMPLES
+    from verse.generation.answers import end_tokens
+    from verse.model import adapters, encoding, loading
+    from verse.model.prompts import prompt_writer
+    from verse.poems.sources import INSTRUCTION
+
+    loading.deterministic(p.seed, p.machine.threads)
+    full = p.model.model_copy(update={"quantization": "none"})
+    cache = p.machine.cache_dir
+    model = loading.load_model(full, torch.device("cpu"), torch.bfloat16, cache_dir=cache)
+    model = adapters.load_adapter(model, ADAPTER, merge=True)
+    tokenizer = encoding.load_tokenizer(p.model, cache)
+    # No decoding of the base model's stays with it; what ends an answer here does so elsewhere.
+    model.generation_config.eos_token_id = end_tokens(model, tokenizer)
+    poems = read_jsonl(TEST) if TEST.is_file() else []
+    poem = (poems or [{"instruction": INSTRUCTION, "input": EXAMPLES[0]}])[0]
+    score = json.loads(read_text(SCORE)) if SCORE.is_file() else {}
+    written = read_jsonl(WRITTEN) if WRITTEN.is_file() else []
+    card = write_card(p, prompt_writer(p.model.template, tokenizer)(poem), score, written)
+    with replacing(TO) as folder:
+        adapters.save_model(model, tokenizer, folder)
+        write_text(folder / "README.md", card)
+    print(f"merged model and its card written to {TO}")

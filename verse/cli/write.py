@@ -1,0 +1,234 @@
+"""Finish couplets on the terminal: the rest of a poem, set as verse, with rhyme and tone marked.
+
+Takes a couplet as argument, or one a line on standard input. Decoding is that of params.yaml where
+no option says otherwise. The poem is the one that the pipeline would write, of as many candidates:
+it depends on the seed and the couplet alone. A line is doubted on the error stream if it is no
+couplet.
+"""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from verse import params
+from verse.cli.options import adjusted, sample_seed
+from verse.errors import UserError
+
+if TYPE_CHECKING:
+    from verse.cli.couplets import Library
+    from verse.cli.models import LoadedModel, Written
+    from verse.params import Decoding
+
+RED, GREEN, FAINT = "31", "32", "2"
+SHOWN = 5  # alternatives beside each token
+DECODING = ("temperature", "top_p", "top_k", "max_new_tokens", "constrain", "candidates")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("couplet", nargs="*", help="a couplet; else one a line on standard input")
+    which = parser.add_argument_group("the model")
+    which.add_argument(
+        "--model", metavar="WHAT", help="a folder, an experiment or a commit; else models/adapter"
+    )
+    which.add_argument("--base", action="store_true", help="the base model without the adapter")
+    decoding = parser.add_argument_group("decoding, else as params.yaml says")
+    decoding.add_argument("--temperature", type=float, help="0 always takes the likeliest token")
+    decoding.add_argument("--top-p", type=float, help="in (0, 1]")
+    decoding.add_argument("--top-k", type=int, help="0 for all")
+    decoding.add_argument("--max-new-tokens", type=int)
+    decoding.add_argument(
+        "--constrain",
+        type=lambda rules: [rule for rule in rules.split(",") if rule],
+        metavar="RULES",
+        help="what no token may break: form, or form,rhyme,tone; '' for nothing",
+    )
+    decoding.add_argument("--candidates", type=int, help="drawn, of which the best is kept")
+    decoding.add_argument("--seed", type=int, help="sample n is the poem of the nth seed from it")
+    decoding.add_argument("--samples", type=int, default=1, help="poems for each couplet")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="JSON Lines, a poem a line")
+    output.add_argument(
+        "--explain",
+        nargs="?",
+        type=int,
+        const=0,
+        metavar="PLACE",
+        help="the distribution of each token; of the token at a place, from 1: the likeliest 20",
+    )
+
+
+def main(options: argparse.Namespace) -> None:
+    p = params.read()
+    texts = asked(options.couplet)
+    if options.samples < 1:
+        raise UserError("--samples must be at least 1")
+    decoding = adjusted(p, "options", **{key: getattr(options, key) for key in DECODING})
+    seed = p.seed if options.seed is None else options.seed % 2**32
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads take turns
+
+    from verse.cli import couplets
+
+    given = [couplets.written(text) for text in texts]
+    for number, couplet in enumerate(given, 1):
+        for _, doubt in couplets.doubts(couplet):
+            line = f"line {number}: " if len(given) > 1 else ""
+            print(f"verse write: {line}{plain(doubt)}", file=sys.stderr)
+    if len(given) == 1:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # a bar of one poem tells nothing
+
+    from verse.cli.models import load_models  # heavy
+    from verse.generation.candidates import tries
+
+    at_once = min(p.machine.batch_size, len(given) * tries(decoding))
+    models = load_models(
+        p, options.model, base=options.base, tuned=not options.base, at_once=at_once
+    )
+    [model] = models.values()
+    library = couplets.Library()
+    poems = [library.poem(couplet) for couplet in given]
+    samples = [model.write(poems, decoding, sample_seed(seed, n)) for n in range(options.samples)]
+    for number, poem in enumerate(poems):
+        for sample in samples:
+            one = Finished(model, poem, sample[number], decoding)
+            if options.json:
+                print(as_json(one, options.explain is not None), flush=True)
+                continue
+            print(as_verse(one, library, options.samples > 1), flush=True)
+            if options.explain is not None:
+                print(table(one, options.explain), flush=True)
+
+
+def asked(arguments: list[str]) -> list[str]:
+    """The couplets asked for. Raises UserError if there is none."""
+    if arguments:
+        return [" ".join(arguments)]
+    if sys.stdin.isatty():
+        raise UserError("give a couplet: verse write '白日依山盡，黃河入海流。'")
+    text = sys.stdin.buffer.read().decode("utf-8-sig", "replace")
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError("standard input holds no couplet: give one a line")
+    return lines
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A poem, and all that can be told of it."""
+
+    model: "LoadedModel"
+    poem: dict[str, str]
+    written: "Written"
+    decoding: "Decoding"
+
+    def explained(self) -> list[dict[str, Any]]:
+        """For each token, its shares and the likeliest beside it; entropies in bits."""
+        from verse.generation.distribution import entropy
+
+        tokens = self.written.tokens
+        prompt = self.model.prompt(self.poem, len(tokens))
+        scores = self.model.scores(prompt, tokens)
+        couplet = self.poem["input"]
+        along = self.model.distributions(scores, prompt, tokens, self.decoding, couplet)
+        return [
+            asdict(self.model.row(found, token))
+            | {
+                "entropy": entropy(found.model),
+                "entropy_drawn": entropy(found.drawn),
+                "left": found.left,
+                "likeliest": [asdict(row) for row in self.model.likeliest(found)],
+            }
+            for token, found in zip(tokens, along, strict=True)
+        ]
+
+
+def as_json(one: Finished, explain: bool) -> str:
+    row: dict[str, Any] = {
+        "input": one.poem["input"],
+        "answer": one.written.text,
+        "seed": one.written.seed,
+    }
+    if explain:
+        row["tokens"] = one.explained()
+    return json.dumps(row, ensure_ascii=False)
+
+
+def as_verse(one: Finished, library: "Library", named: bool) -> str:
+    """A poem, set in lines if it is in form, and what was found of it; its seed too if `named`."""
+    from verse.poems.lines import split_lines
+    from verse.scoring.terminal import shown
+
+    couplet, text = one.poem["input"], one.written.text
+    answer = library.set(couplet, text)
+    rows = [coloured(shown(line + marks), FAINT) for line, marks in split_lines(couplet)]
+    if answer["lines"]:
+        rows += map(set_line, answer["lines"])
+    else:
+        rows += [shown(line) for line in text.splitlines()] or ["（空 empty）"]
+    seed = f" · seed {one.written.seed}" if named else ""
+    return "\n".join([*rows, coloured(answer["findings"] + seed, FAINT), ""])
+
+
+def set_line(line: dict[str, Any]) -> str:
+    """A line of verse; beside it its rhyme, the rules that it breaks, what it repeats."""
+    text = "".join(
+        coloured(one["text"], RED if one["rules"] else GREEN if one["rhymes"] else "")
+        for one in line["characters"]
+    )
+    beside = ["韻"] if any(one["rhymes"] for one in line["characters"]) else []
+    beside += [one["note"] for one in line["characters"] if one["rules"]]
+    beside += {"重": ["重句"], "襲": ["襲句"], "重襲": ["重句", "襲句"]}.get(line["seal"], [])
+    return f"{text}{line['marks']}" + ("  " + "；".join(beside) if beside else "")
+
+
+def table(one: Finished, place: int) -> str:
+    """The tokens of an answer, or for one place, from 1, those that could have stood there."""
+    tokens = one.explained()
+    if not 0 <= place <= len(tokens):
+        raise UserError(f"--explain {place}: the answer has {len(tokens)} tokens")
+    if place:
+        rows: list[tuple[str, ...]] = [("token", "model", "tempered", "drawn", "cut by")]
+        for other in tokens[place - 1]["likeliest"]:
+            shares = [percent(other[key]) for key in ("model", "tempered", "drawn")]
+            rows.append((other["label"], *shares, other["cut_by"]))
+    else:
+        rows = [("token", "model", "drawn", "bits", "left", "choice", "likeliest, as drawn")]
+        for number, token in enumerate(tokens, 1):
+            likeliest = [f"{o['label']} {percent(o['drawn'])}" for o in token["likeliest"][:SHOWN]]
+            rows.append(
+                (
+                    f"{number:3} {token['label']}",
+                    percent(token["model"]),
+                    percent(token["drawn"]),
+                    f"{token['entropy']:.2f}",
+                    f"{token['entropy_drawn']:.2f}",
+                    str(token["left"]),
+                    "  ".join(likeliest),
+                )
+            )
+    return "\n".join([*(cells(*row) for row in rows), ""])
+
+
+def cells(*texts: str) -> str:
+    from verse.scoring.terminal import padded, shown
+
+    *columns, last = (shown(text) for text in texts)
+    return ("".join(padded(text, 10) for text in columns) + last).rstrip()
+
+
+def percent(share: float) -> str:
+    return "—" if share == 0 else f"{share:.1%}" if share >= 0.0005 else "<0.1%"
+
+
+def coloured(text: str, colour: str) -> str:
+    """The text in a colour where the output is a terminal that wants colours."""
+    if not colour or not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+        return text
+    return f"\x1b[{colour}m{text}\x1b[0m"
+
+
+def plain(text: str) -> str:
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)

@@ -1,0 +1,301 @@
+"""How good are the answers? Each is scored alone, then those of a contestant are set side by side.
+
+A poem is a couplet, which is given, and its rest, which a model answers. `score_answer` takes any
+answer, empty or hostile; `tabulate` sets scored answers in a table, a row a poem and a column a
+metric; `summarise` takes the means of the columns. Every poem counts, and a share of nothing
+(echoing lines where no line was written) is 0.
+
+All contestants are scored on the same extent, `verse`: an answer in form as a whole, any other as
+far as the true poem goes. So a model that does not stop loses form and lines, and nothing else.
+The couplet was given and is no merit: only rhyme looks at it, since the answer has to go on from
+it, and so does the first tone rule after it.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from verse.poems.lines import (
+    FURTHER_LINES,
+    IDEOGRAPHS,
+    POEM_PUNCTUATION,
+    in_form,
+    lines_in,
+    split_lines,
+)
+from verse.poems.prosody import Analysis, analyse, rhymes
+from verse.scoring.cooccurrence import Rivals, fits, words
+from verse.scoring.metrics import INTERVALS, KEYS, METRICS
+
+LEAST_TONE = 0.85
+"""Least share of tone rules kept by a whole poem; 87% of true poems have it."""
+LEAST_WORDS = 0.4
+"""Least share of attested pairs of a whole poem; 97% of true poems have it."""
+LEAST_FIT = 0.5
+"""Least fit of a whole poem: what chance has."""
+
+BLANK = "\0"  # in place of a character; no verse has it
+LONGEST = 20  # characters of a line that can be near another; no verse is longer
+
+COLUMNS = ["poem", "written", *(metric.name for metric in METRICS if metric.name != "distinct2")]
+"""Of metrics/poems.csv, where each metric is the mean of its column; `distinct2` is none."""
+
+SHARES = ("whole", "form", "lines", "clean", "rhyme")
+"""Columns of 0 and 1: their means are shares of the poems."""
+
+UNITS = 10**9  # a mean over lines as a whole number: see `resampled`
+RESAMPLES_AT_ONCE = 50  # bounds the memory: 20 MB for 50,000 poems
+Z = 1.959964  # the normal distribution's 97.5% point
+
+
+@dataclass(frozen=True)
+class ScoredAnswer:
+    """One answer, scored."""
+
+    couplet: str
+    answer: str
+    written: tuple[str, ...]
+    """All the answer's lines without punctuation."""
+    verse: tuple[str, ...]
+    """Those that are scored: all of an answer in form, else as many as the true poem has; of
+    fewer an even number."""
+    form: bool
+    """What `in_form` says."""
+    lines: bool
+    """As many lines as the true poem."""
+    clean: bool
+    """No character that is neither Chinese nor poem punctuation."""
+    echo: tuple[bool, ...]
+    """For each line of the verse: it is, but for one character at most, a line of the couplet or
+    an earlier one of the answer."""
+    novel: tuple[bool, ...]
+    """For each line of the verse: no training poem has it, nor but for one character."""
+    rhyme: bool
+    """The poem's even lines, the couplet's included, rhyme, and no two end on the same
+    character; False where there is no verse."""
+    tone: float
+    """Mean share of the tone rules kept after the couplet, 0..1; 0 where lines are uneven."""
+    words: float
+    """Share of neighbouring characters of the verse that are attested."""
+    repeats: float
+    """Share of the verse's characters that stand earlier in it."""
+    analysis: Analysis | None
+    """Prosody of the couplet and the verse; None out of form."""
+    raw: str | None = None
+    """All that a chat model wrote, where the answer is only what counts of it."""
+
+
+def score_answer(
+    couplet: str, answer: str, truth: str, training_lines: Collection[str]
+) -> ScoredAnswer:
+    """Score an answer to a couplet whose true rest is `truth`.
+
+    training_lines: as `learnt` or `likenesses` gives them of the training poems; plain lines will
+    do, but then a line with one character changed passes for new.
+    """
+    given = [line for line, _ in split_lines(couplet)]
+    lines = tuple(line for line, _ in split_lines(answer))
+    true_lines = len(split_lines(truth))
+    form = in_form(couplet, answer, {*FURTHER_LINES, true_lines})
+    verse = lines if form else lines[: min(len(lines), true_lines) // 2 * 2]
+    poem = (*given, *verse)
+    analysis = analyse(poem)
+    echo, heard = [], likenesses(given)
+    for line in verse:
+        alike = likenesses([line])
+        echo.append(not heard.isdisjoint(alike))
+        heard |= alike
+    finals = [line[-1:] for line in poem[1::2]]
+    characters = "".join(verse)
+    return ScoredAnswer(
+        couplet=couplet,
+        answer=answer,
+        written=lines,
+        verse=verse,
+        form=form,
+        lines=len(lines) == true_lines,
+        clean=set(IDEOGRAPHS.sub("", answer)) <= set(POEM_PUNCTUATION),
+        echo=tuple(echo),
+        novel=tuple(not any(one in training_lines for one in likenesses([line])) for line in verse),
+        rhyme=bool(verse) and rhymes(poem) and len(set(finals)) == len(finals),
+        tone=analysis.rest_tone,
+        words=words(verse),
+        repeats=1 - len(set(characters)) / len(characters) if characters else 0.0,
+        analysis=analysis if form else None,
+    )
+
+
+def learnt(answers: Iterable[str], training: Iterable[str]) -> set[str]:
+    """The likenesses of training lines that an answer has too, which `score_answer` looks among.
+
+    Takes memory for the answers, and none for the training poems, however many.
+    """
+    wanted = likenesses(lines_in(answers))
+    return {
+        alike
+        for text in training
+        for line, _ in split_lines(text)
+        for alike in (line, *blanked(line))
+        if alike in wanted
+    }
+
+
+def likenesses(lines: Iterable[str]) -> set[str]:
+    """Each line, and each with one of its characters blanked.
+
+    Two lines of one length differ in one character at most if they have a likeness in common.
+
+    >>> sorted(likenesses(["山水"]))
+    ['\\x00水', '山\\x00', '山水']
+    """
+    return {alike for line in lines for alike in (line, *blanked(line))}
+
+
+def blanked(line: str) -> Iterator[str]:
+    if 1 < len(line) < LONGEST:
+        for at in range(len(line)):
+            yield line[:at] + BLANK + line[at + 1 :]
+
+
+def tabulate(scored: Sequence[ScoredAnswer], others: Rivals) -> pd.DataFrame:
+    """A contestant's scored answers as a table: a row a poem, numbered from 1, in their order.
+
+    others: couplets that a poem's own is compared with. Columns: COLUMNS, and of those what
+    `whole` says of a poem is this: it is in form and as long as the true one, rhymes, keeps
+    LEAST_TONE of the tone rules, has no line of a training poem, of its own or of another
+    answer, and reaches LEAST_WORDS and LEAST_FIT.
+    """
+    known = Counter(alike for one in scored for alike in sorted(likenesses(one.verse)))
+
+    def is_shared(line: str) -> bool:
+        return any(known[alike] > 1 for alike in likenesses([line]))
+
+    couplets = [[line for line, _ in split_lines(one.couplet)] for one in scored]
+    rows = []
+    for number, (one, fit) in enumerate(
+        zip(scored, fits(couplets, [one.verse for one in scored], others), strict=True), 1
+    ):
+        lines = len(one.verse)
+        row = {
+            "poem": number,
+            "written": len(one.written),
+            "form": int(one.form),
+            "lines": int(one.lines),
+            "clean": int(one.clean),
+            "rhyme": int(one.rhyme),
+            "tone": one.tone,
+            "fit": fit,
+            "words": one.words,
+            "novel": share(sum(one.novel), lines),
+            "echo": share(sum(one.echo), lines),
+            "shared": share(sum(map(is_shared, one.verse)), lines),
+            "repeats": one.repeats,
+        }
+        row["whole"] = int(
+            one.form
+            and one.lines
+            and one.rhyme
+            and one.tone >= LEAST_TONE
+            and all(one.novel)
+            and not row["echo"]
+            and not row["shared"]
+            and one.words >= LEAST_WORDS
+            and fit >= LEAST_FIT
+        )
+        rows.append(row)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def summarise(
+    scored: Sequence[ScoredAnswer],
+    table: pd.DataFrame,
+    truths: Sequence[str],
+    *,
+    seed: int,
+    resamples: int,
+) -> dict[str, int | float]:
+    """The metrics of a contestant, by KEYS, rounded to 4 digits.
+
+    table: what `tabulate` makes of the scored answers. Each metric is the mean of its column, but
+    for `distinct2`: the distinct bigrams within the first two lines of the answers, over as many
+    bigrams as the true rests have there. So all contestants are measured at one length.
+
+    `_ci95` is half the width of a 95% interval: of Wilson's for a share of the poems, which
+    knows that 300 of 300 are not all there are; of the percentile bootstrap over poems for a mean
+    (B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+
+    The same arguments and numpy give the same numbers on any machine: the resamples add up whole
+    numbers, whose sum depends on no order.
+    """
+    metrics: dict[str, float] = dict.fromkeys(KEYS[1:], 0.0)
+    openings = [line for one in scored for line in one.verse[:2]]
+    bigrams = {pair for line in openings for pair in pairwise(line)}
+    true = sum(len(line) - 1 for rest in truths for line, _ in split_lines(rest)[:2])
+    metrics["distinct2"] = min(1.0, share(len(bigrams), true))
+    if len(table):
+        metrics |= {key: float(table[key].mean()) for key in COLUMNS[2:]}
+        for key in INTERVALS:
+            if key in SHARES:
+                metrics[f"{key}_ci95"] = wilson(int(table[key].sum()), len(table))
+        means = [key for key in INTERVALS if key not in SHARES]
+        metrics |= half_widths(table[means], seed, resamples)
+    return {"poems": len(table)} | {key: round(metrics[key], 4) for key in KEYS[1:]}
+
+
+def gain(
+    table: pd.DataFrame, baseline: pd.DataFrame, *, seed: int, resamples: int
+) -> dict[str, float]:
+    """What a contestant's answers gain over the baseline's to the same couplets, with `_ci95`.
+
+    Of each metric that has an interval, the mean of the differences poem by poem, rounded to 4
+    digits. The interval is the percentile bootstrap's, or that of D. G. Bonett and R. M. Price
+    (J. Educ. Behav. Stat. 37(4), 2012) for shares: as if one poem more was won and one lost,
+    which tells some doubt where all agree.
+    """
+    differences = table[INTERVALS] - baseline[INTERVALS]
+    found = {key: float(differences[key].mean()) for key in INTERVALS}
+    for key in INTERVALS:
+        if key in SHARES:
+            found[f"{key}_ci95"] = Z * float(
+                np.std([*differences[key], 1, -1]) / (len(differences) + 2) ** 0.5
+            )
+    means = [key for key in INTERVALS if key not in SHARES]
+    found |= half_widths(differences[means], seed, resamples)
+    return {key: round(value, 4) for key, value in found.items()}
+
+
+def share(part: float, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def wilson(part: int, whole: int) -> float:
+    """Half the width of E. B. Wilson's 95% interval for a share (J. Am. Stat. Assoc. 22, 1927)."""
+    p, z = part / whole, Z**2 / whole
+    return float(Z * (p * (1 - p) / whole + z / 4 / whole) ** 0.5 / (1 + z))
+
+
+def half_widths(poems: pd.DataFrame, seed: int, resamples: int) -> dict[str, float]:
+    """For each column half the width of the 95% bootstrap interval of its mean, as `_ci95`."""
+    units = (poems * UNITS).round().to_numpy(dtype=float)
+    sums = np.concatenate(list(resampled(units, seed, resamples)))
+    low, high = np.quantile(sums / UNITS / len(poems), (0.025, 0.975), axis=0)
+    halves = ((high - low) / 2).tolist()
+    return {f"{key}_ci95": half for key, half in zip(poems.columns, halves, strict=True)}
+
+
+def resampled(
+    poems: npt.NDArray[np.float64], seed: int, resamples: int
+) -> Iterable[npt.NDArray[np.float64]]:
+    """For resamples of the rows, drawn with replacement, the sums of the columns, some at once."""
+    random, number = np.random.default_rng(seed), len(poems)
+    for start in range(0, resamples, RESAMPLES_AT_ONCE):
+        counts = [  # how often each poem is drawn
+            np.bincount(random.integers(number, size=number), minlength=number)
+            for _ in range(start, min(start + RESAMPLES_AT_ONCE, resamples))
+        ]
+        yield np.array(counts, dtype=float) @ poems
