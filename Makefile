@@ -22,7 +22,7 @@ check: lint
 	$(TESTS) -m "not slow" tests/unit tests/pipeline
 
 test-gpu: .venv/development
-	pytest -m gpu
+	pytest -n 4 -m gpu tests/unit/gpu
 
 soak: .venv/development
 	pytest -s tests/soak/bad_inputs.py tests/soak/models.py tests/soak/faults.py tests/soak/kills.py

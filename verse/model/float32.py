@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 HALF = (torch.bfloat16, torch.float16)
+PART = 2**26  # numbers of a weight that are widened at once: 256 MiB
 DTYPE: Any = torch._C.TensorBase.__dict__["dtype"].__get__
 
 
@@ -41,8 +42,8 @@ class Linear(torch.autograd.Function):
 
 
 def in_parts(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A weight, (outputs, inputs), cut into parts of at most 256 MiB in float32."""
-    return weight.split(max(1, 2**26 // weight.shape[1]))
+    """A weight, (outputs, inputs), cut into parts that are small in float32."""
+    return weight.split(max(1, PART // weight.shape[1]))
 
 
 class Float32(TorchFunctionMode):

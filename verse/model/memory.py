@@ -116,6 +116,15 @@ def sizes(
     )
 
 
+def share_in_four_bits(model: PreTrainedModel) -> float:
+    """Of the weights of a model's layers, those that rounding takes."""
+    layers = decoder_layers(model)
+    every = sum(weight.numel() for weight in layers.parameters())
+    inside = {id(module) for module in layers.modules()}
+    rounded = [layer for layer in linear_layers(model).values() if id(layer) in inside]
+    return sum(outputs_first(layer).numel() for layer in rounded) / every
+
+
 def ways_to_train(model: Sizes, poems: int, tokens: Callable[[int], float]) -> list[Way]:
     """Ways to take a step of so many poems in one or more passes.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from verse.model import adapters, encoding, loading, memory, roundtrip, sharding
+from verse.model import adapters, distributed, encoding, loading, memory, roundtrip, sharding
 from verse.model.prompts import end_token, prompt_writer
 from verse.params import Machine, Model
 
@@ -70,6 +70,13 @@ class Opening:
         skeleton = loading.load_skeleton(self.settings, self.machine.cache_dir)
         on_cpu = self.device.type == "cpu"  # where weights are expanded
         quantization = "none" if on_cpu else self.settings.quantization
+        share = memory.share_in_four_bits(skeleton)
+        if self.settings.quantization == "nf4" and share < 0.9 and distributed.rank() == 0:
+            print(
+                f"model.quantization: nf4 rounds {share:.0%} of its layers' weights: the others "
+                "are of a kind that stays as it is",
+                flush=True,
+            )
         ways = reckon(memory.sizes(skeleton, self.dtype, quantization))
         if on_cpu and self.machine.memory == "auto":
             return ways[:1]

@@ -1,5 +1,6 @@
 """`verse.generation.answers`: an answer depends on the seed and its own prompt only."""
 
+import copy
 import json
 
 import pytest
@@ -323,3 +324,68 @@ def test_sizes_that_do_not_agree_are_not_used(monkeypatch):
     sizes, weight = tiles.Sizes(32), torch.randn(32, 8)
     parts = {part for rows in range(1, 300) for part in sizes.tiles(rows, weight)}
     assert parts == {256, 128, 64, 32, 8, 4, 1}
+
+
+@pytest.fixture
+def half(mini):
+    """The embedded model in bfloat16: not looked at yet."""
+    model, tokenizer = mini
+    return copy.deepcopy(model).bfloat16(), tokenizer
+
+
+def places_off_by_one(monkeypatch):
+    """From the second token that is written on."""
+    forward = Rows.forward
+
+    def off(self, groups, ids, *, predict):
+        late = predict and min(self.lengths - self.starts) > 0
+        with monkeypatch.context() as patch:
+            if late:
+                arange = torch.arange
+                patch.setattr(torch, "arange", lambda *a, **k: arange(*a, **k) + 1)
+            return forward(self, groups, ids, predict=predict)
+
+    monkeypatch.setattr(Rows, "forward", off)
+
+
+def a_key_is_lost(monkeypatch):
+    attend = Rows.attend_alike
+    monkeypatch.setattr(
+        Rows,
+        "attend_alike",
+        lambda self, query, seen, *rest: attend(
+            self, query, seen[..., 1:, :] if query.shape[2] == 1 else seen, *rest
+        ),
+    )
+
+
+@pytest.mark.parametrize("fault", [places_off_by_one, a_key_is_lost])
+def test_rows_that_are_wrong_give_way_before_anything_is_told(
+    half, mini, monkeypatch, capsys, fault
+):
+    """In float32 by the scores of the steps, in bfloat16 by a look in float32 before."""
+    fault(monkeypatch)
+    for model in (mini, half):
+        prompts = {n: encode_prompt(model[1], couplet) for n, couplet in enumerate(COUPLETS)}
+        told: dict[int, list[int]] = {key: [] for key in prompts}
+        found: dict[int, answers.Answer] = {}
+        answers.answer(
+            *model,
+            prompts,
+            DECODING.model_copy(update={"do_sample": False}),
+            seed=42,
+            batch_size=3,
+            answers=found,
+            on_token=lambda key, token, told=told: told[key].append(token),
+        )
+        said = capsys.readouterr().out
+        assert said.startswith("prompts of one length at a time, which is slower: its scores would")
+        assert {key: one.tokens for key, one in found.items()} == told
+        assert answers.PROVEN[model[0]].startswith("its scores" if model is half else "")
+
+
+def test_a_model_in_less_than_float32_is_looked_at_once(half, monkeypatch, capsys):
+    calls, look = [], answers.reason_against
+    monkeypatch.setattr(answers, "reason_against", lambda *a: calls.append(1) or look(*a))
+    assert answer(half) == answer(half)
+    assert calls == [1] and capsys.readouterr().out == ""

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_models import training
+from tiny_models import settings, training
+from transformers import AutoModelForCausalLM, FalconConfig, GPT2Config, MistralConfig
 
+from verse.model import loading
 from verse.training import loop, packing, passes, proof
 from verse.training.checkpoint import Checkpoints
 from verse.training.trained import Trained
@@ -18,6 +20,11 @@ from verse.training.trained import Trained
 ROOT = Path(__file__).parents[3]
 HALF, FLOAT = torch.bfloat16, torch.float32
 ODD = [1, 2, 3, 5, 7, 15, 17, 31, 33, 63, 65, 100, 127, 128, 130]
+
+
+def close(result):
+    """Whether the pass that runs is about as close as a poem alone in the same precision."""
+    return result.gradient < max(0.04, 2 * result.rounding)
 
 
 @pytest.fixture
@@ -39,7 +46,7 @@ def prove(adapted, plan, poems, capsys):
 def test_every_way_of_the_ladder(prove, expanded, compiled, kept):
     plan, result, said = prove(expanded=expanded, compiled=compiled, kept=kept)
     assert said == [] and plan.shared and plan.compiled == compiled and plan.recorded
-    assert result.layout < 1e-4 and result.gradient < 0.04
+    assert result.layout < 1e-4 and close(result)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, FLOAT])
@@ -54,7 +61,7 @@ def test_other_precisions(prove, dtype, compiled):
 def test_odd_numbers_of_poems(prove, count):
     """In one pass, in the shape in which they run."""
     plan, result, said = prove(together=count, count=count)
-    assert said == [] and plan.compiled and result.gradient < 0.04
+    assert said == [] and plan.compiled and close(result)
 
 
 @pytest.mark.parametrize("count", [33, 127])
@@ -74,12 +81,12 @@ def test_the_race_of_padded_strides_is_noticed(prove, monkeypatch, count):
     if said:  # a race is won at times
         assert said[0].startswith("layers are not compiled, which would be faster: ")
         assert not plan.compiled
-    assert result.gradient < 0.04
+    assert close(result)
 
 
 def test_one_prefix_for_each_poem(prove):
     plan, result, said = prove(shared=False)
-    assert said == [] and not plan.shared and plan.compiled and result.gradient < 0.04
+    assert said == [] and not plan.shared and plan.compiled and close(result)
 
 
 def positions_off_by_one(monkeypatch):
@@ -131,7 +138,7 @@ def in_graph():
 def test_a_fault_is_noticed(prove, monkeypatch, fault):
     fault(monkeypatch)
     plan, result, said = prove()
-    assert result.gradient < 0.04 and said
+    assert close(result) and said
     assert plan.shared is (fault is not positions_off_by_one) and plan.recorded is not plan.shared
 
 
@@ -152,6 +159,28 @@ def test_a_graph_trains_as_python_does(adapted, plan, poems, tmp_path):
         (replayed.validation, launched.validation),
     ):
         assert [p["loss"] for p in one] == pytest.approx([p["loss"] for p in other], abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(vocab_size=512, n_embd=128, n_layer=2, n_head=4),  # Conv1D
+        FalconConfig(vocab_size=512, hidden_size=128, num_hidden_layers=2, num_attention_heads=4),
+        MistralConfig(vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_4_bits_are_the_same_numbers_kept_or_expanded(config, tmp_path):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=FLOAT).save_pretrained(tmp_path)
+    ids, logits = torch.arange(40, device="cuda")[None], []
+    for expanded in (True, False):
+        model = loading.load_model(
+            settings(str(tmp_path)), torch.device("cuda"), FLOAT, expanded=expanded
+        )
+        with torch.no_grad():
+            logits.append(model(input_ids=ids).logits)
+    assert torch.allclose(*logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -188,4 +217,5 @@ def test_the_stages_on_gpus(base, tmp_path, processes):
             assert "slower" not in done.stdout and "faster" not in done.stdout
     metrics = json.loads((tmp_path / "metrics/train.json").read_text("utf-8"))
     assert metrics["after"]["loss"] < metrics["before"]["loss"]
-    assert metrics["proof"]["gradient"] < 0.04 and metrics["proof"]["layout"] < 1e-4
+    proven = metrics["proof"]
+    assert proven["layout"] < 1e-4 and proven["gradient"] < max(0.04, 2 * proven["rounding"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file, save_file
 from tiny_models import CHAT, build, byte_pairs, training
 from torch import nn
@@ -140,3 +141,50 @@ def test_the_merged_model_is_one_that_transformers_runs(tmp_path):
     assert not torch.allclose(logits(unrounded), logits(merged).float(), atol=0.1)
     prompt = tokenizer("完成這首詩。", return_tensors="pt")
     assert merged.generate(**prompt, max_new_tokens=5).shape[1] > prompt["input_ids"].shape[1]
+
+
+TIED, UNTIED = "llama, tied, grouped queries", "llama"
+
+
+@pytest.mark.parametrize(
+    ("shape", "targets", "wrong"),
+    [
+        (UNTIED, ["q_proj", "v_porj"], "has no module v_porj: do you mean v_proj?"),
+        (UNTIED, ["q_proj", "x"], "has no module x: there are down_proj, gate_proj, k_proj, "),
+        (TIED, ["embed_tokens", "q_proj"], "embed_tokens shares its weights between the first"),
+        (TIED, ["lm_head"], "lm_head shares its weights between the first"),
+    ],
+)
+def test_targets_that_would_do_something_else_are_refused(shape, targets, wrong, tmp_path):
+    settings = build(shape, tmp_path)
+    base = loading.load_model(settings, CPU, torch.float32)
+    lora = training().lora.model_copy(update={"target_modules": targets})
+    with pytest.raises(UserError, match=r"train\.lora\.target_modules: ") as error:
+        adapters.add_adapter(base, lora, settings, seed=1)
+    assert wrong in str(error.value)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("targets", [["embed_tokens", "q_proj"], ["lm_head", "q_proj"]])
+def test_first_and_last_layers_are_merged_as_they_were_trained(targets, tmp_path):
+    settings = build(UNTIED, tmp_path / "base")
+    lora = training().lora.model_copy(update={"target_modules": targets, "dropout": 0.1})
+    base = loading.load_model(settings, CPU, torch.float32)
+    model = adapters.add_adapter(base, lora, settings, seed=1)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(weight, std=0.1)
+    model.eval()
+    adapters.save_adapter(model, tmp_path / "adapter", "card")
+    fresh = loading.load_model(settings, CPU, torch.float32)
+    merged = adapters.load_adapter(fresh, tmp_path / "adapter", merge=True)
+    torch.testing.assert_close(logits(merged), logits(model), atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_that_does_not_survive_merging_is_refused(tmp_path, monkeypatch):
+    settings = build("qwen3", tmp_path / "base")
+    adapters.save_adapter(tuned(settings), tmp_path / "adapter", "card")
+    monkeypatch.setattr(LoraModel, "merge_and_unload", LoraModel.unload)
+    base = loading.load_model(settings, CPU, torch.float32)
+    with pytest.raises(UserError, match="it answers otherwise than beside them"):
+        adapters.load_adapter(base, tmp_path / "adapter", merge=True)
