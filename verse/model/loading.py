@@ -104,8 +104,11 @@ def load_model(
     """
     read_config(settings, cache_dir)
     four_bit = settings.quantization == "nf4" and not expanded and device.type == "cuda"
+    # Conv1D stays plain, rounded below: bitsandbytes gave numbers that are none for it on a GPU.
+    apart = conv1d_layers(load_skeleton(settings, cache_dir)) if four_bit else []
     config = BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=[*apart, "lm_head"] if apart else None,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
@@ -351,8 +354,8 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The layers that QLoRA quantizes: linear ones but the output layer.
 
-    Transformers with bitsandbytes takes the same: Conv1D (GPT-2's, whose weight is the other way
-    round) too, but no other class that is made from nn.Linear, such as a router.
+    Transformers with bitsandbytes takes the same: Conv1D too, but no other class that is made from
+    nn.Linear, such as a router.
     """
     output = model.get_output_embeddings()
     return {
@@ -363,6 +366,11 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
         )
         and module is not output
     }
+
+
+def conv1d_layers(model: nn.Module) -> list[str]:
+    """The names of layers whose weight is (inputs, outputs), as GPT-2's."""
+    return [name for name, module in model.named_modules() if isinstance(module, Conv1D)]
 
 
 def in_four_bits(layer: nn.Module) -> bool:

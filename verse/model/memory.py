@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from verse.errors import UserError
@@ -92,13 +93,14 @@ def sizes(
     model: PreTrainedModel, dtype: torch.dtype, quantization: Literal["nf4", "none"]
 ) -> Sizes:
     """The sizes of a model, which may be on the meta device."""
-    linear = [outputs_first(layer).numel() for layer in linear_layers(model).values()]
+    layers = [layer for layer in linear_layers(model).values() if isinstance(layer, nn.Linear)]
+    linear = [layer.weight.numel() for layer in layers]
     everything = sum(weight.numel() for weight in model.parameters())
     largest = max(linear, default=0)
     plain = everything * dtype.itemsize + 4 * largest  # and one layer being rounded
     four_bit = (everything - sum(linear) + 3 * largest) * dtype.itemsize + sum(linear) * NF4_BYTES
     config = model.config.get_text_config()
-    layers = config.num_hidden_layers
+    depth = config.num_hidden_layers
     blocks = sum(weight.numel() for weight in decoder_layers(model).parameters())
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -106,9 +108,9 @@ def sizes(
     return Sizes(
         plain=plain,
         four_bit=four_bit if quantization == "nf4" else plain,
-        block=blocks / layers * dtype.itemsize,
+        block=blocks / depth * dtype.itemsize,
         ends=(everything - blocks) * dtype.itemsize,
-        layers=layers,
+        layers=depth,
         width=config.hidden_size,
         inner=max(inner) if isinstance(inner, list) else inner,
         vocabulary=config.vocab_size,

@@ -181,8 +181,8 @@ class Passes:
                 self.graph = Graph(self.compute, inputs, copies=2)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
-            told("without a CUDA graph, which would be faster", error)
+        except RuntimeError:  # whatever waits for the GPU, or is told to
+            print("without a CUDA graph, which would be faster: its code waits for the GPU")
         self.trained.clear()
 
     def warm_up(self, inputs: Sequence[torch.Tensor]) -> None:

@@ -183,11 +183,11 @@ def check_complete(model: PreTrainedModel, trained: Trained) -> None:
 
 def say_unreached(model: PreTrainedModel, exact: Plain, trained: Trained) -> None:
     """Say which layers' adapters learn nothing, and how many drop nothing."""
-    reached = torch.stack(exact.gradients).abs().sum(0)
+    norms = sum(torch.stack(torch._foreach_norm(trained.views(g))) for g in exact.gradients)
     idle = {
         name.rpartition(".lora_")[0].removeprefix("base_model.model.")
-        for name, part in zip(trained.names, trained.views(reached), strict=True)
-        if not part.any()
+        for name, norm in zip(trained.names, torch.as_tensor(norms).tolist(), strict=True)
+        if norm == 0
     }
     if idle:
         say(f"{len(idle)} adapted layers learn nothing from the poems tried", min(idle))

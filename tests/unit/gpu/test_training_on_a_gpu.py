@@ -12,7 +12,7 @@ import yaml
 from tiny_models import settings, training
 from transformers import AutoModelForCausalLM, FalconConfig, GPT2Config, MistralConfig
 
-from verse.model import loading
+from verse.model import adapters, loading
 from verse.training import loop, packing, passes, proof
 from verse.training.checkpoint import Checkpoints
 from verse.training.trained import Trained
@@ -85,8 +85,10 @@ def test_the_race_of_padded_strides_is_noticed(prove, monkeypatch, count):
 
 
 def test_one_prefix_for_each_poem(prove):
+    """The model's own attention looks at its mask, for which a graph cannot wait."""
     plan, result, said = prove(shared=False)
-    assert said == [] and not plan.shared and plan.compiled and close(result)
+    assert said in ([], ["without a CUDA graph, which would be faster: its code waits for the GPU"])
+    assert not plan.shared and plan.compiled and close(result)
 
 
 def positions_off_by_one(monkeypatch):
@@ -142,11 +144,13 @@ def test_a_fault_is_noticed(prove, monkeypatch, fault):
     assert plan.shared is (fault is not positions_off_by_one) and plan.recorded is not plan.shared
 
 
-def test_a_graph_trains_as_python_does(adapted, plan, poems, tmp_path):
+def test_a_graph_trains_as_python_does(base, plan, poems, tmp_path):
     """Several passes a step, an odd rest, validations."""
 
     def curves(name, **how):
-        model, _ = adapted()
+        base_model = loading.load_model(base, torch.device("cuda"), HALF)
+        lora = training().lora.model_copy(update={"dropout": 0.1})
+        model = adapters.add_adapter(base_model, lora, base, seed=1)
         task = loop.Task(poems[:50], poems[:9], training(batch_size=14, epochs=2), seed=1)
         kept = Checkpoints(tmp_path / name, "key")
         return loop.train(model, task, plan(5, **how), kept, loop.Stopwatch())[0]
