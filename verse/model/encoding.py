@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import chain
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -57,9 +58,12 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 @lru_cache(maxsize=4)
 def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The token ids that `tokenizer(text)` by itself puts before a text, and behind it."""
-    bare = tokenizer("一", add_special_tokens=False)["input_ids"]
-    ids = tokenizer("一")["input_ids"]
-    for start in range(len(ids) - len(bare) + 1) if bare else ():
+    known = (i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids)
+    for text in chain(["一"], map(tokenizer.decode, known)):  # one that it has a token for
+        if bare := tokenizer(text, add_special_tokens=False)["input_ids"]:
+            break
+    ids = tokenizer(text)["input_ids"]
+    for start in range(len(ids) - len(bare) + 1):
         if ids[start : start + len(bare)] == bare:
             return ids[:start], ids[start + len(bare) :]
     return [], []

@@ -245,7 +245,7 @@ def compile_layers(model: PreTrainedModel, backend: Any = "inductor") -> None:
     torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
     model.enable_input_require_grads()
     # With padded strides Inductor computes a softmax in a loop that reads back what other threads
-    # have stored, and nothing makes them wait: docs/compiler.md.
+    # have stored, and nothing makes them wait: docs/proof.md.
     torch._inductor.config.comprehensive_padding = False
     for layer in decoder_layers(model):
         layer.forward = torch.compile(layer.forward, dynamic=False, backend=backend)

@@ -23,7 +23,7 @@ from verse.generation.candidates import (
     stream,
     tries,
 )
-from verse.model import memory
+from verse.model import loading, memory
 from verse.model.encoding import encode_prompt
 from verse.model.opening import open_model
 from verse.params import Decoding
@@ -106,7 +106,7 @@ def finished(opened, which, drawn):
 def test_kept_is_the_one_that_its_couplet_explains_best(opened):
     """Against plain passes over one text each, by another model object; alone as in company."""
     opening, _, poems, prompts = opened
-    plain = AutoModelForCausalLM.from_pretrained("models/mini", dtype=opening.dtype).eval()
+    plain = loading.load_model(opening.settings, torch.device("cpu"), opening.dtype)
 
     def nats(prompt, tokens):
         return log_chances(plain, prompt, tokens).sum().item()
