@@ -25,7 +25,7 @@ from transformers import (
 from verse.errors import UserError
 from verse.generation.constraint import Constrained, Constraint, Draft
 from verse.generation.norms import fuse_norms
-from verse.generation.rows import Rows
+from verse.generation.rows import Rows, watched_rows
 from verse.generation.sampling import OwnStreams, uniform_numbers
 from verse.generation.slots import Slots
 from verse.generation.tiles import use_tiles
@@ -188,7 +188,8 @@ def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
             goes_on = min(len(written[key]) for key in keys) + 1 < most
             ahead = goes_on and not waiting and not task.constraint and tried is None
             if proving:
-                texts = [prompts[key] + written[key] for key in (keys[0], keys[-1])]
+                some = [keys[row] for row in watched_rows(len(keys))]
+                texts = [prompts[key] + written[key] for key in some]
             rows.watched = proving
             drawn, chances = rows.step(allowed, ahead=ahead)
         if proving and tried is not None:
@@ -242,7 +243,7 @@ def reason_against(model: PreTrainedModel, decoding: Decoding, prompts: list[lis
                 rows.watched = True
                 drawn, _ = rows.step()
                 if step in (0, PROVEN_STEPS - 1):
-                    tried += zip((texts[0], texts[-1]), rows.shown, strict=True)
+                    tried += zip(texts, rows.shown, strict=True)
                 texts = [[*text, token] for text, token in zip(texts, drawn.tolist(), strict=True)]
             check_scores_of(model, tried)
     except Unsuited as reason:

@@ -64,7 +64,7 @@ class Rows:
         self.watched = False
         """Whether the next step shows its scores."""
         self.shown = torch.zeros(0)
-        """The scores of the first and the last row in a step that was watched, (2, vocabulary)."""
+        """The scores of some rows in a step that was watched: of `watched_rows`."""
 
     def add(self, prompts: list[list[int]], numbers: torch.Tensor) -> None:
         """Read prompts, all but the last token of each; they become the last rows.
@@ -123,7 +123,7 @@ class Rows:
         """
         scores = self.scores()
         if self.watched:
-            self.shown = scores[[0, -1]]
+            self.shown = scores[watched_rows(len(scores))]
         numbers = self.numbers.gather(1, (self.lengths - self.starts)[:, None])[:, 0]
         tokens, chances = self.draw(scores, self.history, self.lengths, numbers, allowed)
         check_scores(chances)
@@ -183,3 +183,8 @@ class Rows:
             grouped, seen[0], seen[1], mask, scale=scale
         )
         return found.reshape(query.shape)
+
+
+def watched_rows(count: int) -> list[int]:
+    """The first row, the last, and two in between."""
+    return sorted({0, count // 3, 2 * count // 3, count - 1})

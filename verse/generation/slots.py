@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from verse.generation.attention import ROWS
+from verse.generation.rows import watched_rows
 from verse.generation.sampling import Draw, Drawn, check_scores
 from verse.model.attention import attention, no_mask
 from verse.model.encoding import common_prefix
@@ -160,7 +161,9 @@ class Slots:
             self.graph = self.record()
         scores, *drawn = self.graph([]) if self.graph else self.compute()
         if self.watched:  # a copy, since the next step overwrites them
-            self.shown = torch.stack([scores[self.order[0]], scores[self.order[-1]]])
+            self.shown = torch.stack(
+                [scores[self.order[row]] for row in watched_rows(len(self.order))]
+            )
         return [Reading(part) for part in drawn]
 
     def compute(self, _: Sequence[torch.Tensor] = ()) -> Computed:

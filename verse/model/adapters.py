@@ -48,6 +48,10 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
+        if "lora_dropout" in str(error):  # of experts that are one tensor
+            raise UserError(
+                "train.lora.dropout: PEFT has none for this model's experts: set it to 0"
+            ) from None
         raise UserError(f"train.lora.target_modules: {str(error).splitlines()[0]}") from None
     call_whole(adapted)
     masks = Masks(lora.dropout)
@@ -150,11 +154,12 @@ def merged(tuned: PreTrainedModel, folder: Path) -> PreTrainedModel:
     Raises UserError if it answers otherwise than with the adapter beside them.
     """
     rows = tuned.get_input_embeddings().weight.shape[0]
-    ids = (torch.arange(8, device=tuned.device) * (rows // 8))[None]
-    expected = tuned(input_ids=ids, use_cache=False).logits.float()
+    ids = (torch.arange(32, device=tuned.device) * (rows // 32))[None]
+    expected = tuned(input_ids=ids, use_cache=False).logits[0].float()
     model = tuned.merge_and_unload()
-    found = model(input_ids=ids, use_cache=False).logits.float()
-    apart = ((found - expected).square().mean().sqrt() / expected.std()).item()
+    found = model(input_ids=ids, use_cache=False).logits[0].float()
+    # Of half of the tokens: rounding may turn the choice of an expert, which moves some by far.
+    apart = ((found - expected).square().mean(-1).sqrt() / expected.std(-1)).median().item()
     if not apart <= MERGED[model.dtype]:
         raise UserError(
             f"{folder}: added to the weights, it answers otherwise than beside them: scores are "

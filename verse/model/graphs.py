@@ -14,14 +14,15 @@ T = TypeVar("T")
 Compute = Callable[[Sequence[torch.Tensor]], T]
 
 
-def warm_up(compute: Compute[T], inputs: Sequence[torch.Tensor]) -> None:
-    """Call `compute` once: in the first call libraries set themselves up and layers compile."""
+def warm_up(compute: Compute[T], inputs: Sequence[torch.Tensor]) -> T:
+    """What `compute` returns: in the first call libraries set themselves up and layers compile."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        compute(inputs)
+        result = compute(inputs)
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
+    return result
 
 
 class Graph(Generic[T]):

@@ -111,6 +111,7 @@ def run(
     trained.refresh()
 
     steps = list(task.batches())
+    check_epochs(task, steps)
     passes, proof = prove(model, plan, steps, trained)
     plan = passes.plan
     evaluation = distributed.all_or_none(
@@ -180,6 +181,15 @@ def run(
     validate(task.steps)
     trained.give_back()
     return curves, proof
+
+
+def check_epochs(task: Task, steps: list[list[Example]]) -> None:
+    """Raise UserError unless each epoch has every poem once."""
+    length = len(steps) // task.settings.epochs
+    for epoch in range(task.settings.epochs):
+        seen = [id(poem) for step in steps[epoch * length : (epoch + 1) * length] for poem in step]
+        if sorted(seen) != sorted(map(id, task.examples)):
+            raise UserError(f"epoch {epoch}: it has not every poem once")
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:

@@ -192,7 +192,8 @@ class Passes:
             torch._functorch.config.activation_memory_budget = self.plan.kept
             compile_layers(self.model)
             try:
-                return warm_up(self.compute, inputs)
+                warm_up(self.compute, inputs)
+                return
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # a compiler may raise anything

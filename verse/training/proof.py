@@ -11,6 +11,7 @@ The adapter starts without effect, so that half of its gradients would be zero: 
 other values, and gets its own back.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,11 +24,18 @@ from transformers import PreTrainedModel
 
 from verse.errors import UserError, is_out_of_memory
 from verse.model import distributed
-from verse.model.dropout import masks_of
+from verse.model.dropout import Masks, masks_of
 from verse.model.encoding import Example
 from verse.model.float32 import precision
 from verse.training.packing import PLACES, Shape, lay_out
-from verse.training.passes import Passes, Plan, add_gradients, bring_together, recompute
+from verse.training.passes import (
+    Passes,
+    Plan,
+    add_gradients,
+    bring_together,
+    parts,
+    recompute,
+)
 from verse.training.trained import Trained
 
 STEP = 1  # what dropout hashes
@@ -43,6 +51,8 @@ SLOPE = {torch.float32: EXACT, torch.float16: 0.01, torch.bfloat16: 0.02}
 """How far the projection on plain PEFT's gradient may be from 1: rounding hardly moves it, a lost
 part of the gradient does."""
 T = TypeVar("T")
+BLIND = 0.3
+"""Of its norm: a gradient that rounding moves so far is hardly checked, and hardly learnt from."""
 TIMES = 3  # as far as the poems alone, in the precision of the training, may be
 
 
@@ -120,7 +130,8 @@ def prove(
     steps: the poems of every step. Raises UserError if none is right, OutOfMemoryError in all
     processes if memory runs out in any.
     """
-    check_complete(model, trained)
+    check_adapter(model, trained)
+    check_steps(plan, steps)
     poems = choose(steps)
 
     def together(work: Callable[[], T]) -> T:
@@ -135,7 +146,8 @@ def prove(
             layout, reason = try_layout(model, way, poems, trained, exact)
             if not reason:
                 break
-            say("each poem with its own prefix, which is slower", reason)
+            if way.shared:
+                say("each poem with its own prefix, which is slower", reason)
         else:
             raise UserError(
                 f"model.name: cannot be trained on several poems at once: {reason}: take another"
@@ -148,6 +160,9 @@ def prove(
                 rows += sparse(passes.shape, poems, len(plan.prefix))
                 error, reason = check(passes, poems, rows, exact, rounding)
                 if not reason:
+                    if rounding.whole > BLIND:
+                        precision_name = str(plan.dtype).removeprefix("torch.")
+                        say("set model.dtype to float32", f"{precision_name} hides what is learnt")
                     return passes, Proof(error, layout, rounding.whole)
                 passes.close()
                 if thorough or every or plan.dtype == torch.float32:
@@ -157,11 +172,10 @@ def prove(
                     partial(rounding_of, model, plan, poems, trained, exact, range(len(poems)))
                 )
                 rounding = every
-            say(given_up(way), reason)
-    raise UserError(
-        f"model.dtype: in this precision the model would learn something else: {reason}: "
-        "set it to float32"
-    )
+            if way.compiled or way.recorded or way.shared:
+                say(given_up(way), reason)
+    advice = "take another" if plan.dtype == torch.float32 else "set model.dtype to float32"
+    raise UserError(f"model.name: would learn something else: {reason}: {advice}")
 
 
 def say(what: str, reason: str) -> None:
@@ -184,8 +198,18 @@ def choose(steps: list[list[Example]]) -> list[Example]:
     return [poems[0], poems[-1]] if poems[1:] else poems
 
 
-def check_complete(model: PreTrainedModel, trained: Trained) -> None:
-    """Raise UserError if the adapter has a tensor that would be saved and not trained."""
+def check_adapter(model: PreTrainedModel, trained: Trained) -> None:
+    """Raise UserError if the adapter is not what its config says, or has a tensor that would be
+    saved and not trained."""
+    config = model.peft_config["default"]
+    own = config.rank_pattern or config.alpha_pattern  # PEFT's, for experts
+    for name, module in model.named_modules():
+        scales = getattr(module, "scaling", None)
+        scale = scales.get("default") if isinstance(scales, dict) else None
+        if scale is not None and not own and not math.isclose(scale, config.lora_alpha / config.r):
+            raise UserError(f"train.lora.alpha: {name} has the scale {scale}, not alpha / r")
+    if masks := masks_of(model):
+        check_dropout(masks, config.lora_dropout)
     adapter = {name for name, _ in model.named_parameters() if "lora_" in name}
     if adapter != set(trained.names):
         stray = min(adapter ^ set(trained.names))
@@ -208,6 +232,48 @@ def say_unreached(model: PreTrainedModel, exact: Plain, trained: Trained) -> Non
         say("without dropout", f"{count} adapted layers see something else than the tokens")
 
 
+def check_dropout(masks: Masks, rate: float) -> None:
+    """Raise UserError unless dropout keeps a share of 1 - rate, scaled by its inverse, other ones
+    for each token and step, in the gradient too."""
+    layer, tokens, step = masks.layers[0], 64, torch.zeros((), dtype=torch.int32)
+    device = next((t.device for t in [layer.kept] if t is not None), torch.device("cpu"))
+    step = step.to(device)
+    masks.reserve(tokens, torch.float32, device)
+    masks.draw(torch.arange(tokens, dtype=torch.int32, device=device), step)
+    kept = layer.kept.clone()
+    inputs = torch.ones(1, tokens, layer.inputs, device=device, requires_grad=True)
+    outputs = layer.train()(inputs)
+    gradient = inputs.detach() * 0
+    if outputs.requires_grad:
+        (gradient,) = torch.autograd.grad(outputs.sum(), inputs)
+    masks.draw(torch.arange(tokens, dtype=torch.int32, device=device), step + 1)
+    wanted, share = kept / (1 - rate), kept.mean().item()
+    spread = math.sqrt(rate * (1 - rate) / kept.numel())
+    right = (
+        torch.allclose(outputs[0], wanted)
+        and torch.allclose(gradient[0], wanted)
+        and abs(share - (1 - rate)) < 6 * spread
+        and not torch.equal(kept[0], kept[1])
+        and not torch.equal(kept, layer.kept)
+    )
+    if not right:
+        raise UserError("train.lora.dropout: its masks are not what they should be: set it to 0")
+
+
+def check_steps(plan: Plan, steps: list[list[Example]]) -> None:
+    """Raise UserError unless each poem of a step is in one pass of one process."""
+    for number, step in enumerate(steps):
+        dealt = [
+            n
+            for rank in range(distributed.size())
+            for part in parts(step, plan, rank)
+            for n, poem in part
+            if poem is step[n]
+        ]
+        if sorted(dealt) != list(range(len(step))):
+            raise UserError(f"step {number}: not each of its poems goes through the model once")
+
+
 @contextmanager
 def other_values(trained: Trained, dtype: torch.dtype) -> Iterator[None]:
     """Let the adapter have an effect, with values that the precision of the training can hold."""
@@ -217,6 +283,8 @@ def other_values(trained: Trained, dtype: torch.dtype) -> Iterator[None]:
     weights.add_(torch.randn(weights.shape, generator=generator, device=weights.device) * SPREAD)
     weights.copy_(weights.to(dtype))
     trained.refresh()
+    if not torch.equal(trained.copy, weights.to(trained.copy.dtype)):
+        raise UserError("train: the model computes with other weights than those that are trained")
     try:
         yield
     finally:
@@ -388,8 +456,9 @@ def check(
     found = Distance.between(trained, trained.gradient * tokens, wanted)
     trained.clear()
     off = loss.item() * tokens / expected - 1
-    reason = "" if dropped else "dropout would depend on the pass that a poem is in"
-    reason = reason or judge(trained, found, off, rounding, dtype)
+    reason = judge(trained, found, off, rounding, dtype)
+    if not reason and not dropped:
+        reason = "dropout would depend on the pass that a poem is in"
     if distributed.in_any(bool(reason)):
         reason = reason or "it is in another process"
     return found.whole, reason
@@ -454,12 +523,13 @@ def judge(
 ) -> str:
     """What is wrong with a gradient that is so far from the expected one, and with a loss that is
     off by such a share; nothing if it is what rounding does."""
-    slack = max(SLOPE[dtype], TIMES * abs(rounding.slope))
-    beyond = found.parts - (TIMES * rounding.parts).clamp(min=ROUNDING[dtype])
+    slack = bound(SLOPE[dtype], abs(rounding.slope))
+    bounds = torch.tensor([bound(ROUNDING[dtype], part) for part in rounding.parts.tolist()])
+    beyond = found.parts - bounds
     worst = int(beyond.nan_to_num(torch.inf).argmax())
     if not abs(off) <= slack:
         return f"its loss would be off by {off:.2%}"
-    if not found.whole <= max(WHOLE[dtype], TIMES * rounding.whole):
+    if not found.whole <= bound(WHOLE[dtype], rounding.whole):
         return f"its gradient would be off by {found.whole:.2g} of its length"
     if not abs(found.slope) <= slack:
         return f"its gradient would be {1 + found.slope:.3f} of what it should be"
@@ -467,3 +537,8 @@ def judge(
         name = trained.names[worst].removeprefix("base_model.model.")
         return f"the gradient of {name} would be off by {found.parts[worst].item():.2g}"
     return ""
+
+
+def bound(least: float, rounding: float) -> float:
+    """How far a gradient may be: a few times what rounding does, up to half of its length."""
+    return max(least, min(TIMES * rounding, 0.5), 1.5 * rounding)

@@ -13,7 +13,7 @@ from verse.model import adapters, encoding, loading
 from verse.model.memory import Way, descend
 from verse.params import Lora
 from verse.speed import Stopwatch
-from verse.training import loop
+from verse.training import evaluation, loop
 from verse.training.checkpoint import Checkpoints
 from verse.training.evaluation import Evaluation
 from verse.training.loss import behind_prefix, summed_loss
@@ -134,6 +134,24 @@ def test_gradients_after_an_evaluation_are_those_of_a_plain_model(settings, poem
     expected, found = gradients(plain), gradients(evaluated)
     assert expected.norm() > 0.01
     assert (found - expected).norm() < 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_recorded_validation_that_is_wrong_is_not_used(
+    settings, poems, monkeypatch, capsys, right
+):
+    """Recording as it is on a GPU, with a graph of another loss."""
+
+    def record(compute, inputs, beside):
+        return lambda inputs: compute(inputs) * (1 if right else 1.01)
+
+    monkeypatch.setattr(evaluation, "warm_up", lambda compute, inputs: compute(inputs))
+    monkeypatch.setattr(evaluation, "Graph", record)
+    model = adapted(settings, training().lora)
+    found = Evaluation(model, plan(poems, 4, recorded=True), poems)
+    assert bool(found.graph) == right
+    assert found() == Evaluation(model, plan(poems, 4), poems)()
+    assert ("its loss would be off" in capsys.readouterr().out) == (not right)
 
 
 class Killed(BaseException):

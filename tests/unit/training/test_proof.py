@@ -162,6 +162,73 @@ def test_a_fault_is_noticed(prove, monkeypatch, fault, dtype):
         assert said[0].startswith("each poem with its own prefix, which is slower: ")
 
 
+def the_scale_is_doubled(monkeypatch):
+    from peft.tuners.lora import Linear
+
+    forward = Linear.update_layer
+
+    def doubled(self, *arguments, **named):
+        forward(self, *arguments, **named)
+        self.scaling["default"] *= 2
+
+    monkeypatch.setattr(Linear, "update_layer", doubled)
+
+
+def dropout_without_a_gradient(monkeypatch):
+    forward = dropout.Dropout.forward
+    monkeypatch.setattr(dropout.Dropout, "forward", lambda self, x: forward(self, x.detach()))
+
+
+def dropout_that_drops_nothing(monkeypatch):
+    monkeypatch.setattr(dropout.Dropout, "forward", lambda self, inputs: inputs)
+
+
+def dropout_of_one_step(monkeypatch):
+    draw = dropout.Masks.draw
+    monkeypatch.setattr(
+        dropout.Masks, "draw", lambda self, places, step: draw(self, places, step * 0)
+    )
+
+
+def a_poem_is_dealt_twice(monkeypatch):
+    deal = passes.parts
+
+    def twice(step, plan, rank=None):
+        for part in deal(step, plan, rank):
+            yield part + part[:1]
+
+    for module in (passes, proof):
+        monkeypatch.setattr(module, "parts", twice)
+
+
+def stale_weights(monkeypatch):
+    def refresh(self):
+        if self.copy.dtype != self.whole.dtype:
+            self.copy[100:].copy_(self.whole.detach()[100:])
+
+    monkeypatch.setattr(Trained, "refresh", refresh)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (the_scale_is_doubled, r"train\.lora\.alpha: .* has the scale 4\.0, not alpha / r"),
+        (
+            dropout_without_a_gradient,
+            "its masks are not what they should be",
+        ),
+        (dropout_that_drops_nothing, "its masks are not what they should be"),
+        (dropout_of_one_step, "its masks are not what they should be"),
+        (a_poem_is_dealt_twice, "step 0: not each of its poems goes through the model once"),
+        (stale_weights, "the model computes with other weights than those that are trained"),
+    ],
+)
+def test_what_both_sides_share_is_held_against_what_it_should_be(prove, monkeypatch, fault, said):
+    fault(monkeypatch)
+    with pytest.raises(UserError, match=said):
+        prove()
+
+
 @pytest.mark.parametrize("fault", [a_layer_is_not_trained, an_eighth_is_lost, a_poem_counts_twice])
 def test_a_fault_of_the_way_that_runs_alone_is_noticed(prove, monkeypatch, fault):
     """As a compiled or recorded pass may have it, in a reduced precision."""
