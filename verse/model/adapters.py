@@ -159,7 +159,7 @@ def merged(tuned: PreTrainedModel, folder: Path) -> PreTrainedModel:
     model = tuned.merge_and_unload()
     found = model(input_ids=ids, use_cache=False).logits[0].float()
     # Of half of the tokens: rounding may turn the choice of an expert, which moves some by far.
-    apart = ((found - expected).square().mean(-1).sqrt() / expected.std(-1)).median().item()
+    apart = ((found - expected).square().mean(-1).sqrt().median() / expected.std()).item()
     if not apart <= MERGED[model.dtype]:
         raise UserError(
             f"{folder}: added to the weights, it answers otherwise than beside them: scores are "
