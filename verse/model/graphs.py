@@ -4,7 +4,8 @@ A pass through a 7B model is thousands of small kernels, and Python launches the
 runs them. Recorded once and replayed, they are one launch, and the numbers are the same. How: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import cycle
 from typing import Any, Generic, TypeVar
 
@@ -49,7 +50,10 @@ class Graph(Generic[T]):
         for _ in range(copies):
             graph = torch.cuda.CUDAGraph()
             # NCCL's own thread may look at its events meanwhile.
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            with (
+                left_as_found(self.pool),
+                torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"),
+            ):
                 result = compute(inputs)
             self.recorded.append((graph, result))
         self.turns = cycle(self.recorded)
@@ -60,6 +64,26 @@ class Graph(Generic[T]):
         graph, result = next(self.turns)
         graph.replay()
         return result
+
+
+@contextmanager
+def left_as_found(pool: Any) -> Iterator[None]:
+    """Undo what a recording that fails leaves behind in PyTorch before 2.14.
+
+    Its stream stays the current one, beside that of all other threads, so that a model would
+    compute with weights which another thread is still loading; the allocator goes on serving its
+    pool, and the generator counts for it: https://github.com/pytorch/pytorch/pull/190308.
+    """
+    stream = torch.cuda.current_stream()
+    try:
+        yield
+    except Exception:
+        torch.cuda.set_stream(stream)
+        with suppress(RuntimeError):  # it has ended where only memory ran out
+            torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):  # the end of this one is the generator's too
+            torch.zeros(1, device=stream.device)
+        raise
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -10,7 +10,7 @@ numbers but for rounding.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -183,6 +183,7 @@ class Passes:
             raise
         except RuntimeError:  # whatever waits for the GPU, or is told to
             print("without a CUDA graph, which would be faster: its code waits for the GPU")
+            self.plan = replace(self.plan, recorded=False)
         self.trained.clear()
 
     def warm_up(self, inputs: Sequence[torch.Tensor]) -> None:

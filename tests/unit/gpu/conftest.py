@@ -20,10 +20,9 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def gpu(tmp_path_factory, monkeypatch):
+def gpu():
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
-    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
     loading.deterministic(1, 2)
     torch._dynamo.reset()
     yield

@@ -13,6 +13,7 @@ from tiny_models import settings, training
 from transformers import AutoModelForCausalLM, FalconConfig, GPT2Config, MistralConfig
 
 from verse.model import adapters, loading
+from verse.model.graphs import Graph
 from verse.training import loop, packing, passes, proof
 from verse.training.checkpoint import Checkpoints
 from verse.training.trained import Trained
@@ -91,6 +92,30 @@ def test_one_prefix_for_each_poem(prove):
     assert not plan.shared and plan.compiled and close(result)
 
 
+def test_a_recording_that_fails_leaves_nothing_behind():
+    """Its stream is not the current one, and the generator draws."""
+    before, ones = torch.cuda.current_stream(), torch.ones(4, device="cuda")
+    with pytest.raises(RuntimeError):
+        Graph(lambda inputs: inputs[0] * inputs[0].sum().item(), [ones])
+    assert torch.cuda.current_stream() == before
+    torch.manual_seed(1)
+    drawn = torch.rand(2, device="cuda")
+    twice = Graph(lambda inputs: inputs[0] * 2, [ones])
+    assert twice([ones + 1]).tolist() == [4.0] * 4
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(2, device="cuda"), drawn)
+
+
+@pytest.mark.parametrize("again", range(3))
+def test_training_after_a_recording_that_failed(prove, base, again):
+    """Weights that other threads load are there when the model computes with them."""
+    ones = torch.ones(4, device="cuda")
+    with pytest.raises(RuntimeError):
+        Graph(lambda inputs: inputs[0] * inputs[0].sum().item(), [ones])
+    plan, result, said = prove(compiled=False)
+    assert said == [] and plan.recorded and close(result)
+
+
 def positions_off_by_one(monkeypatch):
     lay_out = packing.lay_out
 
@@ -141,7 +166,8 @@ def test_a_fault_is_noticed(prove, monkeypatch, fault):
     fault(monkeypatch)
     plan, result, said = prove()
     assert close(result) and said
-    assert plan.shared is (fault is not positions_off_by_one) and plan.recorded is not plan.shared
+    assert plan.shared is (fault is not positions_off_by_one)
+    assert not (plan.shared and plan.recorded)
 
 
 def test_a_graph_trains_as_python_does(base, plan, poems, tmp_path):
