@@ -44,7 +44,9 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
     opening = open_model(p.model, p.machine, seed=p.seed)
     share = poems[distributed.rank() :: distributed.size()]
     prompts = opening.encode_prompts(share, p.decoding.max_new_tokens)
-    at_once = max(1, min(p.machine.batch_size, len(prompts) * candidates.tries(p.decoding)))
+    at_once = max(
+        1, min(p.machine.batch_size, len(prompts) * candidates.num_candidates(p.decoding))
+    )
     own = max(map(len, prompts), default=0) - len(common_prefix(prompts))
     tokens = own + p.decoding.max_new_tokens
     ways = opening.ways(lambda sizes: memory.ways_to_generate(sizes, at_once, tokens))

@@ -148,12 +148,12 @@ class LoadedModel:
     ) -> Iterator[Distribution]:
         """What each token of an answer to a couplet was drawn from, from the scores there."""
         constraint = constraint_of(self.model, self.tokenizer, decoding)
-        drafts = [constraint.draft(couplet)] if constraint else []
+        states = [constraint.start(couplet)] if constraint else []
         for number, token in enumerate(tokens):
-            allowed = constraint.allowed(drafts)[0] if constraint else None
+            allowed = constraint.allowed(states)[0] if constraint else None
             yield distribution(scores[number], [*prompt, *tokens[:number]], decoding, allowed)
-            for draft in drafts:
-                draft.add(token)
+            for state in states:
+                state.add(token)
 
     def likeliest(self, found: Distribution) -> list[Row]:
         """The LIKELIEST tokens by the model, likeliest first."""

@@ -81,9 +81,9 @@ def main(options: argparse.Namespace) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # a bar of one poem tells nothing
 
     from verse.cli.models import load_models  # heavy
-    from verse.generation.candidates import tries
+    from verse.generation.candidates import num_candidates
 
-    at_once = min(p.machine.batch_size, len(given) * tries(decoding))
+    at_once = min(p.machine.batch_size, len(given) * num_candidates(decoding))
     models = load_models(
         p, options.model, base=options.base, tuned=not options.base, at_once=at_once
     )

@@ -2,8 +2,8 @@
 
 Prompts of all lengths are answered together, a token of each at a time; where one ends, one that
 waits takes its place. Every prompt draws from a random stream of its own. On a CPU what a prompt
-meets is the same to the last bit in whatever company (`rows`); on a GPU kernels depend on how many
-there are (`slots`). Beams, and models whose attention is of another kind, go Transformers' own way.
+meets is bit-identical for any batch composition (`cpu_engine`); on a GPU kernels depend on how many
+there are (`gpu_engine`). Beams, and models whose attention is of another kind, are Transformers'.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -23,21 +23,22 @@ from transformers import (
 )
 
 from verse.errors import UserError
-from verse.generation.constraint import Constrained, Constraint, Draft
+from verse.generation.batch_invariant_linear import use_batch_invariant_linear
+from verse.generation.constraint import Constraint, ConstraintProcessor, VerseState
+from verse.generation.cpu_engine import CPUEngine
+from verse.generation.engine import Engine, watched_rows
+from verse.generation.gpu_engine import GPUEngine
 from verse.generation.norms import fuse_norms
-from verse.generation.rows import Rows, watched_rows
-from verse.generation.sampling import OwnStreams, uniform_numbers
-from verse.generation.slots import Slots
-from verse.generation.tiles import use_tiles
+from verse.generation.sampling import SamplingProcessor, uniforms_for
 from verse.model.encoding import decode, special_tokens
 from verse.model.float32 import Float32
-from verse.model.graphs import send, told
+from verse.model.graphs import to_device_async, warn_fallback
 from verse.model.prompts import end_of_turn
 from verse.model.sharding import is_sharded
 from verse.params import Decoding
 
-PROVEN_STEPS = 4  # after which what was written is known to be right, and told
-PROVEN: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+PROVEN_STEPS = 4  # after which what was written is known to be right, and reported
+UNSUPPORTED: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 """Why models cannot answer prompts of several lengths together, found out in float32: "" if they
 can."""
 REFILLED = 0.75  # prompts that wait come in when no more than this share is still being answered
@@ -83,10 +84,10 @@ def answer(
     waiting = {key: ids for key, ids in prompts.items() if key not in answers}
     if not waiting:
         return
-    if decoding.num_beams == 1 and model not in PROVEN:
-        PROVEN[model] = reason_against(model, decoding, list(waiting.values()))
+    if decoding.num_beams == 1 and model not in UNSUPPORTED:
+        UNSUPPORTED[model] = reason_unsupported(model, decoding, list(waiting.values()))
     if model.device.type == "cpu":
-        use_tiles(model)
+        use_batch_invariant_linear(model)
     elif not is_sharded(model):  # whose weights come and go
         fuse_norms(model)
     seed_of = seed if callable(seed) else lambda _: str(seed)
@@ -109,10 +110,12 @@ def answer(
             progress.update()
 
     try:
-        finish(answer_apart(task) if decoding.num_beams > 1 else answer_together(task))
-    except Unsuited as reason:
-        told("prompts of one length at a time, which is slower", reason)
-        finish(answer_apart(task))
+        finish(
+            generate_with_transformers(task) if decoding.num_beams > 1 else generate_batched(task)
+        )
+    except UnsupportedModel as reason:
+        warn_fallback("prompts of one length at a time, which is slower", reason)
+        finish(generate_with_transformers(task))
     progress.close()
 
 
@@ -130,32 +133,32 @@ class Task(Generic[Key]):
     batch_size: int
     on_token: Callable[[Key, int], None]
 
-    def numbers(self, key: Key) -> torch.Tensor:
+    def uniforms(self, key: Key) -> torch.Tensor:
         """The random stream of a prompt: a number in [0, 1) for each token."""
-        return uniform_numbers(self.prompts[key], self.seed_of(key), self.decoding.max_new_tokens)
+        return uniforms_for(self.prompts[key], self.seed_of(key), self.decoding.max_new_tokens)
 
-    def drafts(self, keys: Iterable[Key]) -> dict[Key, Draft]:
+    def states(self, keys: Iterable[Key]) -> dict[Key, VerseState]:
         """What is written to each prompt where rules constrain it; none where they do not."""
-        return {key: self.constraint.draft(self.couplets[key]) for key in keys if self.constraint}
+        return {key: self.constraint.start(self.couplets[key]) for key in keys if self.constraint}
 
 
 def ignore(*_: object) -> None:
-    """What is told of tokens that nobody asked for."""
+    """What is reported of tokens that nobody asked for."""
 
 
-class Unsuited(Exception):
+class UnsupportedModel(Exception):
     """Why a model cannot answer prompts of several lengths together."""
 
 
 @torch.no_grad()
-def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
+def generate_batched(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
     """The keys, new token ids and likelihoods of prompts of any lengths, as they end.
 
-    Raises Unsuited before the first of them: until the scores of some steps are known to be the
-    model's own, nothing is told.
+    Raises UnsupportedModel before the first of them: until the scores of some steps are known to be
+    the model's own, nothing is reported.
     """
-    if reason := PROVEN[task.model]:
-        raise Unsuited(reason)
+    if reason := UNSUPPORTED[task.model]:
+        raise UnsupportedModel(reason)
     prompts, decoding = task.prompts, task.decoding
     ends, most = set(end_tokens(task.model, task.tokenizer)), decoding.max_new_tokens
     waiting = sorted(prompts, key=lambda key: (-len(prompts[key]), prompts[key]))
@@ -163,8 +166,8 @@ def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
     keys: list[Key] = []
     written: dict[Key, list[int]] = {}
     likelihoods: dict[Key, float] = {}
-    drafts = task.drafts(prompts)
-    rows: Rows | Slots | None = None
+    states = task.states(prompts)
+    engine: Engine | None = None
     tried: list[tuple[list[int], torch.Tensor]] | None = []
     early: list[tuple[Key, int]] = []
     ended: list[tuple[Key, list[int], float]] = []
@@ -175,40 +178,40 @@ def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
             if waiting and len(keys) <= REFILLED * batch_size:
                 new = [waiting.pop() for _ in range(min(batch_size - len(keys), len(waiting)))]
                 texts = [prompts[key] for key in new]
-                if rows is None:
-                    rows = empty_rows(task.model, decoding, list(prompts.values()), len(texts))
-                rows.add(texts, torch.stack([task.numbers(key) for key in new]))
+                if engine is None:
+                    engine = new_engine(task.model, decoding, list(prompts.values()), len(texts))
+                engine.prefill(texts, torch.stack([task.uniforms(key) for key in new]))
                 for key in new:
                     written[key], likelihoods[key] = [], 0.0
                 keys += new
-            assert rows
+            assert engine
             allowed = None
             if task.constraint:
-                allowed = task.constraint.allowed(drafts[key] for key in keys)
+                allowed = task.constraint.allowed(states[key] for key in keys)
             goes_on = min(len(written[key]) for key in keys) + 1 < most
-            ahead = goes_on and not waiting and not task.constraint and tried is None
+            prefetch = goes_on and not waiting and not task.constraint and tried is None
             if proving:
                 some = [keys[row] for row in watched_rows(len(keys))]
                 texts = [prompts[key] + written[key] for key in some]
-            rows.watched = proving
-            drawn, chances = rows.step(allowed, ahead=ahead)
+            engine.watched = proving
+            drawn, logprobs = engine.decode(allowed, prefetch=prefetch)
         if proving and tried is not None:
-            tried += zip(texts, rows.shown, strict=True)
+            tried += zip(texts, engine.shown, strict=True)
         kept = []
-        for row, (key, token, chance) in enumerate(
-            zip(keys, drawn.tolist(), chances.tolist(), strict=True)
+        for row, (key, token, logprob) in enumerate(
+            zip(keys, drawn.tolist(), logprobs.tolist(), strict=True)
         ):
             written[key].append(token)
-            likelihoods[key] += chance
-            if drafts:
-                drafts[key].add(token)
+            likelihoods[key] += logprob
+            if states:
+                states[key].add(token)
             early.append((key, token))
             if token in ends or len(written[key]) == most:
                 ended.append((key, written[key], likelihoods[key] / len(written.pop(key))))
             else:
                 kept.append(row)
         if len(kept) < len(keys):
-            rows.keep(kept)
+            engine.evict(kept)
             keys = [keys[row] for row in kept]
         step += 1
         if tried is not None and (step == PROVEN_STEPS or not (waiting or keys)):
@@ -223,7 +226,7 @@ def answer_together(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
 
 
 @torch.no_grad()
-def reason_against(model: PreTrainedModel, decoding: Decoding, prompts: list[list[int]]) -> str:
+def reason_unsupported(model: PreTrainedModel, decoding: Decoding, prompts: list[list[int]]) -> str:
     """Why a model cannot answer these prompts together; "" if it can.
 
     In float32, where nothing hides a mistake: what the shortest and the longest prompt read, and
@@ -235,74 +238,78 @@ def reason_against(model: PreTrainedModel, decoding: Decoding, prompts: list[lis
     tried: list[tuple[list[int], torch.Tensor]] = []
     try:
         with Float32(), first_try():
-            rows = empty_rows(model, decoding, texts, len(texts))
-            if isinstance(rows, Slots):
-                rows.recordable = False
-            rows.add(texts, torch.zeros(len(texts), decoding.max_new_tokens, dtype=torch.float64))
+            engine = new_engine(model, decoding, texts, len(texts))
+            if isinstance(engine, GPUEngine):
+                engine.recordable = False
+            engine.prefill(
+                texts, torch.zeros(len(texts), decoding.max_new_tokens, dtype=torch.float64)
+            )
             for step in range(min(PROVEN_STEPS, decoding.max_new_tokens)):
-                rows.watched = True
-                drawn, _ = rows.step()
+                engine.watched = True
+                drawn, _ = engine.decode()
                 if step in (0, PROVEN_STEPS - 1):
-                    tried += zip(texts, rows.shown, strict=True)
+                    tried += zip(texts, engine.shown, strict=True)
                 texts = [[*text, token] for text, token in zip(texts, drawn.tolist(), strict=True)]
             check_scores_of(model, tried)
-    except Unsuited as reason:
+    except UnsupportedModel as reason:
         return str(reason)
     return ""
 
 
-def empty_rows(
+def new_engine(
     model: PreTrainedModel, decoding: Decoding, prompts: list[list[int]], count: int
-) -> Rows | Slots:
+) -> Engine:
     """For prompts of which `count` are answered at a time."""
     if model.device.type == "cpu":
-        return Rows(model, decoding)
-    return Slots(model, decoding, prompts, count)
+        return CPUEngine(model, decoding)
+    return GPUEngine(model, decoding, prompts, count)
 
 
 @contextmanager
 def first_try() -> Iterator[None]:
-    """Raise Unsuited for anything that a model may raise which knows nothing of rows."""
+    """Raise UnsupportedModel for anything that a model may raise which knows nothing of rows."""
     try:
         yield
-    except (torch.OutOfMemoryError, UserError, Unsuited):
+    except (torch.OutOfMemoryError, UserError, UnsupportedModel):
         raise
     except Exception:
-        raise Unsuited("its attention is of a kind that cannot be given rows") from None
+        raise UnsupportedModel("its attention is of a kind that cannot be given rows") from None
 
 
 def check_scores_of(model: PreTrainedModel, tried: list[tuple[list[int], torch.Tensor]]) -> None:
-    """Raise Unsuited unless the scores after some texts, (vocabulary,), are the model's own, as it
-    gives them for each text in its own attention."""
+    """Raise UnsupportedModel unless the scores after some texts, (vocabulary,), are the model's
+    own, as it gives them for each text in its own attention."""
     texts, found = zip(*tried, strict=True)
     # What follows a text does not matter to it.
     ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
-    last = send(torch.tensor([len(text) - 1 for text in texts]), model.device)
-    ids = send(ids, model.device)
+    last = to_device_async(torch.tensor([len(text) - 1 for text in texts]), model.device)
+    ids = to_device_async(ids, model.device)
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=last).logits
     expected = logits.diagonal().T
     tolerance = TOLERANCE[expected.dtype]
     expected = expected.float()
     apart = (torch.stack(found).float() - expected).square().mean(-1).sqrt() / expected.std(-1)
     if not (apart <= tolerance).all():
-        raise Unsuited(f"its scores would differ by {apart.max().item():.2g} of their spread")
+        raise UnsupportedModel(
+            f"its scores would differ by {apart.max().item():.2g} of their spread"
+        )
 
 
 @torch.no_grad()
-def answer_apart(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
-    """The same as `answer_together` by Transformers' generation, prompts of one length at a time.
+def generate_with_transformers(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
+    """The same as `generate_batched` by Transformers' generation, prompts of one length at a time.
 
     Sampling with beams draws numbers in Transformers' own way: one prompt at a time.
     """
     ends = set(end_tokens(task.model, task.tokenizer))
     alone = task.decoding.num_beams > 1 and task.decoding.do_sample
     for batch in equal_lengths(task.prompts, 1 if alone else task.batch_size):
-        for key, ids, chances in zip(batch, *generate(task, batch), strict=True):
+        for key, ids, logprobs in zip(batch, *generate(task, batch), strict=True):
             end = next((place for place, token in enumerate(ids) if token in ends), len(ids) - 1)
             ids = ids[: end + 1]
             for token in ids:
                 task.on_token(key, token)
-            yield key, ids, sum(chances[: end + 1]) / len(ids)
+            yield key, ids, sum(logprobs[: end + 1]) / len(ids)
 
 
 def equal_lengths(prompts: dict[Key, list[int]], batch_size: int) -> Iterator[list[Key]]:
@@ -324,33 +331,27 @@ def generate(task: Task[Key], batch: list[Key]) -> tuple[list[list[int]], list[l
     device = model.device
     prompt_length = len(task.prompts[batch[0]])
     constrained = None
-    no_repeat = decoding.no_repeat_ngram_size
     if task.constraint:
         given = [task.couplets[key] for key in batch]
-        constrained = Constrained(task.constraint, given, prompt_length, no_repeat)
+        constrained = ConstraintProcessor(task.constraint, given, prompt_length, decoding)
     streams = None
-    sampling = {}
+    settings = {name: value for name, value in decoding if hasattr(GenerationConfig(), name)}
     if decoding.num_beams == 1:
-        numbers = torch.stack([task.numbers(key) for key in batch])
+        uniforms = torch.stack([task.uniforms(key) for key in batch])
         allowed = constrained.allowed if constrained else None
-        streams = OwnStreams(numbers, decoding, prompt_length, allowed)
+        streams = SamplingProcessor(uniforms, decoding, prompt_length, allowed)
+        settings = {}
     elif decoding.do_sample:
-        torch.manual_seed(int(task.numbers(batch[0])[0].item() * 2**53))
-        sampling = {
-            "do_sample": True,
-            "temperature": decoding.temperature,
-            "top_k": decoding.top_k,
-            "top_p": decoding.top_p,
-        }
+        torch.manual_seed(int(task.uniforms(batch[0])[0].item() * 2**53))
+    if constrained:
+        settings["no_repeat_ngram_size"] = 0
     own = streams or constrained
-    config = GenerationConfig(
-        max_new_tokens=decoding.max_new_tokens,
-        num_beams=decoding.num_beams,
-        no_repeat_ngram_size=0 if own else no_repeat,
-        eos_token_id=end_tokens(model, task.tokenizer),
-        pad_token_id=task.tokenizer.eos_token_id,
-        **sampling,
-    )
+    ends = {
+        "max_new_tokens": decoding.max_new_tokens,
+        "eos_token_id": end_tokens(model, task.tokenizer),
+        "pad_token_id": task.tokenizer.eos_token_id,
+    }
+    config = GenerationConfig(**(settings | ends))
     ids = torch.tensor([task.prompts[key] for key in batch], device=device)
     output = model.generate(
         input_ids=ids,
@@ -358,8 +359,8 @@ def generate(task: Task[Key], batch: list[Key]) -> tuple[list[list[int]], list[l
         generation_config=config,
         logits_processor=LogitsProcessorList([own] if own else []),
     )
-    chances = torch.stack(streams.chances, 1) if streams else torch.zeros(len(batch), 0)
-    return output[:, ids.shape[1] :].tolist(), chances.tolist()
+    logprobs = torch.stack(streams.logprobs, 1) if streams else torch.zeros(len(batch), 0)
+    return output[:, ids.shape[1] :].tolist(), logprobs.tolist()
 
 
 def constraint_of(

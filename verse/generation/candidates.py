@@ -29,7 +29,7 @@ OTHERS = {
 the first where that is."""
 
 
-def tries(decoding: Decoding) -> int:
+def num_candidates(decoding: Decoding) -> int:
     """How many answers to a prompt are written: one where no token is drawn freely."""
     return decoding.candidates if decoding.do_sample and decoding.num_beams == 1 else 1
 
@@ -51,7 +51,7 @@ def finish(
     prompts: their token ids. drawn: gets all candidates; what it holds already is not drawn again.
     batch_size, on_token: as `answer` has them.
     """
-    numbers = range(tries(decoding))
+    numbers = range(num_candidates(decoding))
     keys = [(poem, number) for poem in range(len(poems)) for number in numbers]
     answer(
         model,
@@ -74,7 +74,7 @@ def finish(
     others = [{**poems[number], "input": other(poems[number]["input"])} for number, _ in open_cases]
     asked = opening.encode_prompts(others, checked=False)  # no answer to them is kept
     cases = list(zip(asked, (best for _, best in open_cases), strict=True))
-    for (number, best), merits in zip(open_cases, relevance(model, cases), strict=True):
+    for (number, best), merits in zip(open_cases, pmi(model, cases), strict=True):
         kept[number] = best[merits.index(max(merits))]
     return kept
 
@@ -109,7 +109,7 @@ def other(couplet: str) -> str:
     return second if couplet == first else first
 
 
-def relevance(
+def pmi(
     model: PreTrainedModel, cases: Sequence[tuple[list[int], list[Answer]]]
 ) -> list[list[float]]:
     """How much likelier each answer is after its own prompt than after another's, log p(answer |
@@ -171,11 +171,11 @@ def read(model: PreTrainedModel, tokens: list[int]) -> DynamicCache | None:
     if not isinstance(seen, DynamicCache) or any(type(one) not in kinds for one in seen.layers):
         return None
     for layer in seen.layers:
-        lend(layer)
+        share_cache(layer)
     return seen
 
 
-def lend(layer: DynamicLayer) -> None:
+def share_cache(layer: DynamicLayer) -> None:
     """Let texts go on from what a layer has seen, and add nothing to it: a copy for each text, in
     all layers at once, could be larger than the model."""
     held = copy.copy(layer)

@@ -15,7 +15,7 @@ import torch
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from verse.errors import UserError
-from verse.generation.sampling import permitted
+from verse.generation.sampling import forbidden
 from verse.generation.vocabulary import (
     CLOSE,
     MARKS,
@@ -42,11 +42,11 @@ from verse.poems.prosody import (
     tone_bits,
 )
 
-HASTE = 8  # tokens: a line that may take so many more than it must is in no hurry
+SLACK_TOKENS = 8  # tokens: a line that may take so many more than it must is in no hurry
 MASKS = 512  # kept
 
 
-class Place(NamedTuple):
+class MaskKey(NamedTuple):
     """All that decides which tokens may come next."""
 
     unfinished: bytes
@@ -91,18 +91,18 @@ class Constraint:
         self.ends, self.device = [end for end in ends if 0 <= end < self.width], model.device
         self.mask = lru_cache(maxsize=MASKS)(self.make_mask)
 
-    def draft(self, couplet: str, tokens: Iterable[int] = ()) -> "Draft":
+    def start(self, couplet: str, tokens: Iterable[int] = ()) -> "VerseState":
         """An answer of so many tokens so far. Raises UserError if it has no room for two lines."""
-        draft = Draft(self, couplet)
+        state = VerseState(self, couplet)
         for token in tokens:
-            draft.add(token)
-        return draft
+            state.add(token)
+        return state
 
-    def allowed(self, drafts: Iterable["Draft"]) -> torch.Tensor:
-        """Which tokens may come next in each draft, (R, vocabulary), on the model's device."""
-        return torch.stack([self.mask(draft.place()) for draft in drafts])
+    def allowed(self, states: Iterable["VerseState"]) -> torch.Tensor:
+        """Which tokens may come next in each state, (R, vocabulary), on the model's device."""
+        return torch.stack([self.mask(state.place()) for state in states])
 
-    def make_mask(self, place: Place | None) -> torch.Tensor:
+    def make_mask(self, place: MaskKey | None) -> torch.Tensor:
         """At one place, (vocabulary,); None is behind the end."""
         mask = torch.zeros(self.width, dtype=torch.bool)
         if place is None or place.may_end:
@@ -117,7 +117,7 @@ class Constraint:
             mask[tokens.ids[found]] = True
         return mask.to(self.device)
 
-    def formed(self, tokens: Tokens, place: Place) -> torch.Tensor:
+    def formed(self, tokens: Tokens, place: MaskKey) -> torch.Tensor:
         """(T,) which tokens keep the form, and leave tokens enough to end in form."""
         left = place.room - tokens.count
         marked, begun = tokens.marks > 0, tokens.part > 0
@@ -131,7 +131,7 @@ class Constraint:
         return fits & (needed <= place.tokens)
 
 
-def kept(tokens: Tokens, place: Place) -> torch.Tensor:
+def kept(tokens: Tokens, place: MaskKey) -> torch.Tensor:
     """(T,) which tokens have no characters but those that tones and rhyme allow."""
     fits = torch.ones(len(tokens.ids), dtype=torch.bool)
     for number in range(min(place.room, tokens.reach)):
@@ -148,7 +148,7 @@ def kept(tokens: Tokens, place: Place) -> torch.Tensor:
     return fits
 
 
-class Draft:
+class VerseState:
     """An answer that is being written, and what its place in the poem asks of it."""
 
     def __init__(self, constraint: Constraint, couplet: str):
@@ -202,7 +202,7 @@ class Draft:
         self.line = ""
         self.lines += 1
 
-    def place(self) -> Place | None:
+    def place(self) -> MaskKey | None:
         """Where it stands; None behind its end, or where it is no verse any more."""
         room = self.length - len(self.line)
         if self.over or room < 0 or self.lines > FURTHER_LINES[-1]:
@@ -212,7 +212,7 @@ class Draft:
         further = [lines - self.lines for lines in FURTHER_LINES if lines > self.lines]
         may_go_on = bool(further) and (not may_end or self.needed(further[0]) <= self.tokens)
         if not may_go_on:
-            return Place(b"", 0, (), frozenset(), frozenset(), 0, 0, False, may_end)
+            return MaskKey(b"", 0, (), frozenset(), frozenset(), 0, 0, False, may_end)
         opens = self.lines % 2 == 0
         reach = self.vocabulary.after(self.unfinished).reach
         tones: tuple[frozenset[int], ...] = ()
@@ -222,8 +222,8 @@ class Draft:
             level = bool(self.groups & LEVEL_GROUPS)
             tones = allowed_tones(self.above, begun, opens, level)[:reach]
         rhymes = "rhyme" in rules and not opens and 0 < room <= reach
-        must = room * self.vocabulary.character + self.vocabulary.mark + HASTE
-        return Place(
+        must = room * self.vocabulary.character + self.vocabulary.mark + SLACK_TOKENS
+        return MaskKey(
             unfinished=self.unfinished,
             room=room,
             tones=tones,
@@ -239,12 +239,12 @@ class Draft:
         """What the mark has to do that closes this couplet."""
         if further[0] > 1:
             return STOP
-        must = room * self.vocabulary.character + self.vocabulary.mark + HASTE
+        must = room * self.vocabulary.character + self.vocabulary.mark + SLACK_TOKENS
         more = further[1:] and self.needed(further[1] - 1) + must <= self.tokens
         return STOP if more else CLOSE
 
 
-class Constrained(LogitsProcessor):
+class ConstraintProcessor(LogitsProcessor):
     """The same within Transformers' own generation, for prompts of equal length."""
 
     def __init__(
@@ -252,20 +252,23 @@ class Constrained(LogitsProcessor):
         constraint: Constraint,
         couplets: Sequence[str],
         prompt_length: int,
-        no_repeat_ngram_size: int,
+        decoding: Decoding,
     ):
         """couplets: one for each prompt, which has as many rows as there are beams."""
         self.constraint, self.couplets = constraint, couplets
-        self.prompt_length, self.size = prompt_length, no_repeat_ngram_size
+        self.prompt_length, self.decoding = prompt_length, decoding
 
     def allowed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Which tokens may come next, (R, vocabulary)."""
         beams = len(input_ids) // len(self.couplets)
         return self.constraint.allowed(
-            self.constraint.draft(self.couplets[row // beams], ids)
+            self.constraint.start(self.couplets[row // beams], ids)
             for row, ids in enumerate(input_ids[:, self.prompt_length :].tolist())
         )
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         lengths = torch.full_like(input_ids[:, 0], input_ids.shape[1])
-        return permitted(scores, input_ids, lengths, self.size, self.allowed(input_ids))
+        allowed = self.allowed(input_ids)
+        for _, left in forbidden(scores, input_ids, lengths, self.decoding, allowed):
+            scores = left
+        return scores

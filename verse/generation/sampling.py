@@ -1,18 +1,18 @@
-"""Choose the next token: every prompt draws from a random stream of its own.
+"""Choose the next token: one chain of what decoding does to the model's scores, and a draw from it.
 
-One uniform number per prompt and token, by inverting the distribution. Temperature, top-k and top-p
-are Transformers' own, in its order, applied to the `top_k` likeliest tokens only: sorting the whole
-vocabulary would take longer than the model.
+The chain is Transformers' own, in its order, but that all behind top-k is applied to the `top_k`
+likeliest tokens only: sorting the whole vocabulary would take longer than the model. Sampling, the
+page's distributions and Transformers' own generation read it. Every prompt draws from a random
+stream of its own: one uniform number per token, by inverting the distribution.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.nn import functional
 from transformers import (
     LogitsProcessor,
-    LogitsProcessorList,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
@@ -24,47 +24,55 @@ Drawn = tuple[torch.Tensor, torch.Tensor]
 """Tokens, and the log-probabilities that the model gives them (at temperature 1); both (R,)."""
 
 
-def candidates(
+def logits_chain(
     scores: torch.Tensor,
     history: torch.Tensor,
     lengths: torch.Tensor,
     decoding: Decoding,
     allowed: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens that may come next, likeliest first: their scores and ids, both (R, k).
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
+    """Parameters of decoding, in the order of their work, and the scores that each leaves: (R, k)
+    and the ids that they are of, (R, k), likeliest first; before top-k (R, vocabulary) and None.
 
     scores: (R, vocabulary). history: (R, W), each row's tokens from the left; lengths: (R,), how
     many of them there are. allowed: (R, vocabulary), which tokens may come at all; None allows all.
-    One candidate only where nothing is drawn.
+    Without sampling one token is left, as with top_k 1. No shape depends on a value.
     """
-    scores = permitted(scores, history, lengths, decoding.no_repeat_ngram_size, allowed)
+    for name, scores in forbidden(scores, history, lengths, decoding, allowed):  # noqa: B020
+        yield name, scores, None
     if not decoding.do_sample:
-        best = scores.argmax(-1, keepdim=True)
-        return scores.gather(1, best), best
-    count = min(decoding.top_k or scores.shape[1], scores.shape[1])
-    likeliest, tokens = scores.topk(count)
-    return likeliest, tokens
+        tokens = scores.argmax(-1, keepdim=True)
+        yield "top_k", scores.gather(1, tokens), tokens
+        return
+    scores, tokens = scores.topk(min(decoding.top_k or scores.shape[1], scores.shape[1]))
+    yield "top_k", scores, tokens
+    warpers = {"temperature": TemperatureLogitsWarper(decoding.temperature)}
+    if decoding.top_p < 1:
+        warpers["top_p"] = TopPLogitsWarper(decoding.top_p)
+    for name, warp in warpers.items():
+        scores = warp(tokens, scores)
+        yield name, scores, tokens
 
 
-def permitted(
+def forbidden(
     scores: torch.Tensor,
     history: torch.Tensor,
     lengths: torch.Tensor,
-    no_repeat_ngram_size: int,
+    decoding: Decoding,
     allowed: torch.Tensor | None,
-) -> torch.Tensor:
-    """`scores` with -inf for every token that is not allowed or would repeat an n-gram.
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The part of the chain that forbids tokens, as `logits_chain` has it: scores of -inf.
 
-    Where all that is allowed would, it may. No shape depends on a value.
+    Where all that is allowed would repeat an n-gram, it may.
     """
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -torch.inf)
-    if no_repeat_ngram_size == 0:
-        return scores
-    left = forbid_repeats(scores, history, lengths, no_repeat_ngram_size)
-    if allowed is None:
-        return left
-    return torch.where(left.isneginf().all(-1, keepdim=True), scores, left)
+        yield "constrain", scores
+    if size := decoding.no_repeat_ngram_size:
+        left = forbid_repeats(scores, history, lengths, size)
+        if allowed is not None:
+            left = torch.where(left.isneginf().all(-1, keepdim=True), scores, left)
+        yield "no_repeat_ngram_size", left
 
 
 def forbid_repeats(
@@ -87,50 +95,41 @@ def forbid_repeats(
     return scores.scatter_add(1, ngrams[:, :, -1], banned)
 
 
-class Draw:
-    """Draws a token for each row."""
+def sample(
+    scores: torch.Tensor,
+    history: torch.Tensor,
+    lengths: torch.Tensor,
+    uniforms: torch.Tensor,
+    decoding: Decoding,
+    allowed: torch.Tensor | None = None,
+) -> Drawn:
+    """A token for each row. uniforms: (R,), in [0, 1); the others as `logits_chain` has them.
 
-    def __init__(self, decoding: Decoding):
-        self.decoding = decoding
-        self.warpers = LogitsProcessorList([TemperatureLogitsWarper(decoding.temperature or 1.0)])
-        if decoding.top_p < 1:
-            self.warpers.append(TopPLogitsWarper(decoding.top_p))
-
-    def __call__(
-        self,
-        scores: torch.Tensor,
-        history: torch.Tensor,
-        lengths: torch.Tensor,
-        numbers: torch.Tensor,
-        allowed: torch.Tensor | None = None,
-    ) -> Drawn:
-        """scores, history, lengths, allowed: as `candidates` wants them. numbers: (R,), in [0, 1).
-
-        The log-probability is no number where the scores are none.
-        """
-        scores = scores.float()
-        likeliest, tokens = candidates(scores, history, lengths, self.decoding, allowed)
-        if self.decoding.do_sample:
-            warped = self.warpers(tokens, likeliest).double()
-            cumulative = torch.softmax(warped, -1).cumsum(-1)
-            numbers = numbers[:, None] * cumulative[:, -1:]
-            places = torch.searchsorted(cumulative, numbers, right=True)
-            places = places.clamp(max=tokens.shape[1] - 1)  # where the scores are no numbers
-            tokens = tokens.gather(1, places)
-        tokens = tokens[:, 0]
-        return tokens, -functional.cross_entropy(scores, tokens, reduction="none")
+    The log-probability is NaN where the scores are.
+    """
+    scores = scores.float()
+    for _, left, ids in logits_chain(scores, history, lengths, decoding, allowed):
+        likeliest, tokens = left, ids
+    assert tokens is not None  # behind top-k
+    if decoding.do_sample:
+        cumulative = torch.softmax(likeliest.double(), -1).cumsum(-1)
+        places = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)
+        places = places.clamp(max=tokens.shape[1] - 1)  # where the scores are NaN
+        tokens = tokens.gather(1, places)
+    tokens = tokens[:, 0]
+    return tokens, -functional.cross_entropy(scores, tokens, reduction="none")
 
 
-def check_scores(chances: torch.Tensor) -> None:
-    """Raise UserError where the model's scores were no numbers. chances: as `Draw` gives them."""
-    if not chances.isfinite().all():
+def check_scores(logprobs: torch.Tensor) -> None:
+    """Raise UserError where the model's scores were NaN. logprobs: as `sample` gives them."""
+    if not logprobs.isfinite().all():
         raise UserError(
             "the model's scores are not finite numbers: its weights are broken, or too large "
             "for model.dtype: take another model or set model.dtype to float32"
         )
 
 
-class OwnStreams(LogitsProcessor):
+class SamplingProcessor(LogitsProcessor):
     """The same within Transformers' own generation, for prompts of equal length.
 
     Leaves the drawn token as the only possible one, so that greedy search takes it.
@@ -138,30 +137,31 @@ class OwnStreams(LogitsProcessor):
 
     def __init__(
         self,
-        numbers: torch.Tensor,
+        uniforms: torch.Tensor,
         decoding: Decoding,
         prompt_length: int,
         allowed: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
-        """numbers: (R, tokens), each prompt's stream. allowed: which tokens may come after token
-        ids (R, L), as `candidates` wants them; None allows all."""
-        self.draw, self.numbers, self.allowed = Draw(decoding), numbers, allowed
+        """uniforms: (R, tokens), each prompt's stream. allowed: which tokens may come after token
+        ids (R, L), as `logits_chain` wants them; None allows all."""
+        self.uniforms, self.decoding, self.allowed = uniforms, decoding, allowed
         self.prompt_length = prompt_length
-        self.chances: list[torch.Tensor] = []
-        """The log-probabilities of the tokens drawn so far, each (R,)."""
+        self.logprobs: list[torch.Tensor] = []
+        """Of the tokens drawn so far, each (R,)."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         ids, step = input_ids.cpu(), input_ids.shape[1] - self.prompt_length
         lengths = torch.full_like(ids[:, 0], ids.shape[1])
         allowed = self.allowed(ids).cpu() if self.allowed else None
-        drawn, chances = self.draw(scores.cpu(), ids, lengths, self.numbers[:, step], allowed)
-        check_scores(chances)
-        self.chances.append(chances)
+        uniforms = self.uniforms[:, step]
+        drawn, logprobs = sample(scores.cpu(), ids, lengths, uniforms, self.decoding, allowed)
+        check_scores(logprobs)
+        self.logprobs.append(logprobs)
         chosen = drawn[:, None].to(scores.device)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
-def uniform_numbers(prompt: list[int], seed: str, steps: int) -> torch.Tensor:
+def uniforms_for(prompt: list[int], seed: str, steps: int) -> torch.Tensor:
     """`steps` numbers in [0, 1) in float64 that depend on the seed and the prompt's ids."""
     digest = hashlib.sha256(f"{seed}:{prompt}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

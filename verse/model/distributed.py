@@ -88,7 +88,7 @@ def launch(count: int) -> None:
         local_addr="localhost",
         max_restarts=0,
     )
-    with told_failures() as told:
+    with reported_failures() as reported:
         try:
             elastic_launch(config, sys.executable)(*sys.orig_argv[1:])
         except SignalException as stopped:
@@ -106,13 +106,13 @@ def launch(count: int) -> None:
             rank, failure = min((own or failed.failures).items(), key=cause)
             killed = failure.exitcode < 0
             what = f"was killed by {failure.signal_name()}" if killed else "failed, see above"
-            raise failed_as(told(), f"process {rank} of {count} {what}") from None
+            raise failed_as(reported(), f"process {rank} of {count} {what}") from None
 
 
 def launch_by(command: str) -> None:
     """Let a command, such as torchrun and its options, run this very command in its processes."""
     words = shlex.split(command)
-    with told_failures() as told:
+    with reported_failures() as reported:
         try:
             started = subprocess.Popen([*words, *sys.orig_argv[1:]])
         except FileNotFoundError:
@@ -127,29 +127,29 @@ def launch_by(command: str) -> None:
             ended = f"ended with {status}, see above"
             if status < 0:
                 ended = f"was killed by {signal.Signals(-status).name}: {AGAIN}"
-            raise failed_as(told(), f"machine.launch: {words[0]} {ended}")
+            raise failed_as(reported(), f"machine.launch: {words[0]} {ended}")
 
 
 @contextmanager
-def told_failures() -> Iterator[Callable[[], list[tuple[int, str]]]]:
+def reported_failures() -> Iterator[Callable[[], list[tuple[int, str]]]]:
     """Give the processes that are started a file to say why they fail; what they said, in order."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "failures"
         os.environ[FAILURES] = str(file)
 
-        def told() -> list[tuple[int, str]]:
+        def reported() -> list[tuple[int, str]]:
             lines = file.read_text("utf-8").splitlines() if file.exists() else []
             return [(int(status), text) for status, _, text in (s.partition(" ") for s in lines)]
 
         try:
-            yield told
+            yield reported
         finally:
             del os.environ[FAILURES]
 
 
-def failed_as(told: list[tuple[int, str]], otherwise: str) -> UserError:
+def failed_as(reported: list[tuple[int, str]], otherwise: str) -> UserError:
     """The error of the first process that knows why it failed, else what can be said of it."""
-    status, line = next((one for one in told if one[1] != LOST), (1, otherwise))
+    status, line = next((one for one in reported if one[1] != LOST), (1, otherwise))
     error = UserError(line)
     error.status = status
     return error

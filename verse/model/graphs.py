@@ -86,7 +86,7 @@ def left_as_found(pool: Any) -> Iterator[None]:
         raise
 
 
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor of the CPU on its way to a device: whoever sends it waits for nothing, and what is
     launched afterwards finds it there."""
     if device.type == "cuda":
@@ -94,7 +94,7 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-class Reading:
+class AsyncHostCopy:
     """A tensor on its way from the GPU: whoever reads it waits for it, and not for what the GPU was
     given to do after it."""
 
@@ -112,7 +112,7 @@ class Reading:
         return self.tensor
 
 
-def told(what: str, error: Exception) -> None:
+def warn_fallback(what: str, error: Exception) -> None:
     """Say in a line what is done without, and why."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     print(f"{what}: {reason}", flush=True)

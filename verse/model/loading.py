@@ -121,7 +121,7 @@ def load_model(
             device_map={"": device},
             quantization_config=config if four_bit else None,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told below, by name
+            ignore_mismatched_sizes=True,  # they are reported below, by name
         )
     model.requires_grad_(False)
     model.eval()
@@ -252,7 +252,7 @@ def check_folder(name: str) -> None:
         if not file.is_dir() and not file.is_file():
             raise UserError(f"{file}: a pipe, a device or a link to nothing: remove it")
     for file in folder.glob("*.safetensors"):
-        with suppress(SafetensorError), safe_open(file, "pt") as stored:  # told by the loading
+        with suppress(SafetensorError), safe_open(file, "pt") as stored:  # reported by the loading
             for key in stored.keys():  # noqa: SIM118
                 kind = stored.get_slice(key).get_dtype()
                 if key.endswith(".weight") and kind not in ("F64", "F32", "F16", "BF16"):

@@ -36,7 +36,7 @@ SAID = "欲窮千里目，更上一層樓。"
 
 
 class Style(NamedTuple):
-    """How a conversation is told to a chat template."""
+    """How a conversation is reported to a chat template."""
 
     system: bool
     """Whether the system text is a message of its own; else it opens the user's."""
@@ -177,7 +177,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
         return None
     try:
         text = render(tokenizer, plain(PROBE), chat_style(tokenizer), SAID)
-    except Exception:  # told where prompts are written, if it matters there
+    except Exception:  # reported where prompts are written, if it matters there
         return None
     rest = text.rpartition(SAID)[2].lstrip()
     ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if SAID in text else []

@@ -54,12 +54,12 @@ class Checkpoints:
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         training, room = self.locks
-        told = False
+        reported = False
         for lock in (room, training):
             while distributed.in_any(distributed.rank() == 0 and not took(lock)):
-                if distributed.rank() == 0 and not told:
+                if distributed.rank() == 0 and not reported:
                     print("the same training is under way: waiting for it to end", flush=True)
-                told = True
+                reported = True
         room.release()
 
     def due(self, step: int) -> bool:
@@ -113,7 +113,7 @@ class Checkpoints:
     ) -> int:
         """Load the checkpoint into the arguments; the steps it has done, 0 if there is none.
 
-        A broken file counts as none, and is told on stderr. Of processes that train together,
+        A broken file counts as none, and is reported on stderr. Of processes that train together,
         process 0 reads the file for all.
         """
         self.wait()

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from verse.model import distributed
 from verse.model.encoding import Example
-from verse.model.graphs import Graph, told, warm_up
+from verse.model.graphs import Graph, warm_up, warn_fallback
 from verse.training.loss import behind_prefix, summed_loss
 from verse.training.packing import Batch, lay_out, shape_of
 from verse.training.passes import Plan, parts, uncompiled
@@ -67,7 +67,7 @@ class Evaluation:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            told("validation without a CUDA graph, which would be faster", error)
+            warn_fallback("validation without a CUDA graph, which would be faster", error)
             return
         found = self.graph(inputs)
         if not torch.allclose(found, expected, rtol=1e-3):

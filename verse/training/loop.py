@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from verse.errors import UserError
 from verse.model import distributed
 from verse.model.encoding import Example
-from verse.model.graphs import Reading
+from verse.model.graphs import AsyncHostCopy
 from verse.params import Train
 from verse.speed import Stopwatch
 from verse.training.checkpoint import Checkpoints
@@ -124,7 +124,7 @@ def run(
     distributed.add_up([torch.zeros((), device=device)])  # the first exchange sets itself up
     watch.restart()  # all is compiled and recorded
     progress = tqdm(total=task.steps, initial=start, unit="step", disable=None if chief else True)
-    unread: list[tuple[int, Reading]] = []
+    unread: list[tuple[int, AsyncHostCopy]] = []
     short = False
 
     def validate(step: int) -> None:
@@ -172,7 +172,7 @@ def run(
         trained.refresh()
         laid_out = next(layouts, None)
         read_losses()
-        unread.append((step + 1, Reading(mean_loss)))
+        unread.append((step + 1, AsyncHostCopy(mean_loss)))
         if chief and checkpoints.due(step + 1) and step + 1 < task.steps:
             read_losses()
             checkpoints.save(step + 1, trained.named(), optimizer, scaler, curves)

@@ -24,7 +24,7 @@ from verse.model import distributed
 from verse.model.dropout import masks_of
 from verse.model.encoding import Example
 from verse.model.float32 import in_recomputation
-from verse.model.graphs import Graph, told, warm_up
+from verse.model.graphs import Graph, warm_up, warn_fallback
 from verse.model.loading import decoder_layers
 from verse.model.memory import Way
 from verse.training.loss import as_rows, behind_prefix, summed_loss
@@ -181,7 +181,7 @@ class Passes:
                 self.graph = Graph(self.compute, inputs, copies=2)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:  # whatever waits for the GPU, or is told to
+        except RuntimeError:  # whatever waits for the GPU, or is reported to
             print("without a CUDA graph, which would be faster: its code waits for the GPU")
             self.plan = replace(self.plan, recorded=False)
         self.trained.clear()
@@ -198,7 +198,7 @@ class Passes:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # a compiler may raise anything
-                told("layers are not compiled, which would be faster", error)
+                warn_fallback("layers are not compiled, which would be faster", error)
                 uncompile(self.model)
                 self.trained.clear()
         if self.plan.kept < 1:

@@ -3,7 +3,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from verse.generation import answers
-from verse.generation.slots import Slots
+from verse.generation.gpu_engine import GPUEngine
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def mini():
 def in_slots(monkeypatch):
     """Called, it lets prompts be answered from then on in slots, as on a GPU."""
 
-    return lambda: monkeypatch.setattr(answers, "empty_rows", Slots)
+    return lambda: monkeypatch.setattr(answers, "new_engine", GPUEngine)
 
 
 @pytest.fixture
@@ -26,6 +26,6 @@ def apart(monkeypatch):
     """Called, it lets prompts be answered from then on in Transformers' own way."""
 
     def refuse(*_):
-        raise answers.Unsuited("tried")
+        raise answers.UnsupportedModel("tried")
 
-    return lambda: monkeypatch.setattr(answers, "empty_rows", refuse)
+    return lambda: monkeypatch.setattr(answers, "new_engine", refuse)

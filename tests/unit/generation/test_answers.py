@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from verse.errors import UserError
-from verse.generation import answers, sampling, slots, tiles
-from verse.generation.rows import Rows
-from verse.generation.slots import Slots
+from verse.generation import answers, batch_invariant_linear, gpu_engine, sampling
+from verse.generation.cpu_engine import CPUEngine
+from verse.generation.gpu_engine import GPUEngine
 from verse.model import loading
 from verse.model.encoding import encode_prompt
 from verse.params import Decoding
@@ -123,8 +123,8 @@ def test_sampled_tokens_follow_the_distribution_of_transformers():
     )
     expected = torch.softmax(warpers(None, scores.clone()), -1)[0]
     prompts = [[n] for n in range(20_000)]
-    numbers = torch.stack([sampling.uniform_numbers(prompt, "0", 1) for prompt in prompts])
-    streams = sampling.OwnStreams(numbers, decoding, prompt_length=1)
+    numbers = torch.stack([sampling.uniforms_for(prompt, "0", 1) for prompt in prompts])
+    streams = sampling.SamplingProcessor(numbers, decoding, prompt_length=1)
     drawn = streams(torch.zeros(len(prompts), 1), scores.expand(len(prompts), -1)).argmax(-1)
     shares = torch.bincount(drawn, minlength=6) / len(prompts)
     assert torch.allclose(shares, expected, atol=0.015)
@@ -215,7 +215,7 @@ def test_a_models_own_settings_of_generation_change_no_answer(tmp_path, do_sampl
 
 def test_both_kinds_of_rows_give_the_models_own_scores(mini, monkeypatch):
     """Three computations that share little: rows, slots, and Transformers' own attention."""
-    monkeypatch.setattr(slots, "FEW", 8)
+    monkeypatch.setattr(gpu_engine, "FEW", 8)
     model, tokenizer = mini
     couplets = [couplet * 2 for couplet in [*COUPLETS, COUPLETS[3], COUPLETS[8]]]  # two twice
     prompts = sorted((encode_prompt(tokenizer, couplet) for couplet in couplets), key=len)
@@ -224,10 +224,10 @@ def test_both_kinds_of_rows_give_the_models_own_scores(mini, monkeypatch):
     )
     numbers = torch.zeros(len(prompts), 20, dtype=torch.float64)
     with torch.inference_mode():
-        both = [Rows(model, greedy), Slots(model, greedy, prompts, len(prompts))]
+        both = [CPUEngine(model, greedy), GPUEngine(model, greedy, prompts, len(prompts))]
         for rows in both:
-            rows.add(prompts[:2], numbers[:2])
-            rows.add(prompts[2:], numbers[2:])
+            rows.prefill(prompts[:2], numbers[:2])
+            rows.prefill(prompts[2:], numbers[2:])
         texts = [list(ids) for ids in prompts]
         for step in range(14):
             expected = torch.stack(
@@ -241,8 +241,8 @@ def test_both_kinds_of_rows_give_the_models_own_scores(mini, monkeypatch):
             for rows in both:
                 found = rows.scores()[getattr(rows, "order", slice(None))]
                 assert torch.allclose(found, expected, atol=2e-4)
-                assert torch.equal(rows.step()[0], tokens)
-                rows.keep(kept)
+                assert torch.equal(rows.decode()[0], tokens)
+                rows.evict(kept)
             texts = [texts[row] for row in kept]
     assert len(texts) == 3 and both[1].slots == 8  # of 16
 
@@ -256,7 +256,7 @@ def test_slots_answer_as_rows_do_whoever_waits(mini, in_slots):
 def test_prompts_come_in_as_others_end_and_each_token_is_told(mini):
     model, tokenizer = mini
     prompts = {key: encode_prompt(tokenizer, couplet) for key, couplet in enumerate(COUPLETS)}
-    told: dict[int, list[int]] = {key: [] for key in prompts}
+    reported: dict[int, list[int]] = {key: [] for key in prompts}
     known = answers.Answer("known", [], 0.0)
     found = {0: known}
     answers.answer(
@@ -267,18 +267,18 @@ def test_prompts_come_in_as_others_end_and_each_token_is_told(mini):
         seed=42,
         batch_size=3,
         answers=found,
-        on_token=lambda key, token: told[key].append(token),
+        on_token=lambda key, token: reported[key].append(token),
     )
-    assert found.pop(0) is known and told.pop(0) == []
-    for key, ids in told.items():
+    assert found.pop(0) is known and reported.pop(0) == []
+    for key, ids in reported.items():
         assert found[key].tokens == ids
         assert found[key].text == tokenizer.decode(ids, skip_special_tokens=True)
-    assert all(0 < len(ids) <= DECODING.max_new_tokens for ids in told.values())
+    assert all(0 < len(ids) <= DECODING.max_new_tokens for ids in reported.values())
 
 
 def test_a_model_whose_scores_differ_goes_transformers_own_way(mini, monkeypatch, capsys):
     expected = answer(mini)
-    monkeypatch.setattr(Rows, "scores", lambda self: torch.randn(len(self.lengths), 9088))
+    monkeypatch.setattr(CPUEngine, "scores", lambda self: torch.randn(len(self.lengths), 9088))
     assert answer(mini) == expected
     assert "prompts of one length at a time, which is slower" in capsys.readouterr().out
 
@@ -294,9 +294,9 @@ def test_scores_that_are_no_numbers_are_told(mini):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_of_a_product_do_not_depend_on_how_many_there_are(dtype):
     torch.manual_seed(0)
-    for inputs, outputs in ((64, 96), (320, 896), (100, tiles.WIDE)):
+    for inputs, outputs in ((64, 96), (320, 896), (100, batch_invariant_linear.WIDE)):
         layer = torch.nn.Linear(inputs, outputs).to(dtype)
-        tiles.use_tiles(layer)
+        batch_invariant_linear.use_batch_invariant_linear(layer)
         rows = torch.randn(700, inputs).to(dtype)
         with torch.no_grad():
             whole = layer(rows)
@@ -306,7 +306,7 @@ def test_rows_of_a_product_do_not_depend_on_how_many_there_are(dtype):
 
 
 def test_tiles_hold_all_rows_and_little_else(monkeypatch):
-    sizes, weight = tiles.Sizes(8), torch.ones(8, 8)
+    sizes, weight = batch_invariant_linear.Sizes(8), torch.ones(8, 8)
     monkeypatch.setattr(sizes, "agree", lambda size, _: size >= 4)
     for rows in range(1, 1000):
         parts = sizes.tiles(rows, weight)
@@ -321,7 +321,7 @@ def test_sizes_that_do_not_agree_are_not_used(monkeypatch):
         return torch.full((left.shape[0], right.shape[1]), float(left.shape[0] in (2, 16)))
 
     monkeypatch.setattr(torch, "mm", product)
-    sizes, weight = tiles.Sizes(32), torch.randn(32, 8)
+    sizes, weight = batch_invariant_linear.Sizes(32), torch.randn(32, 8)
     parts = {part for rows in range(1, 300) for part in sizes.tiles(rows, weight)}
     assert parts == {256, 128, 64, 32, 8, 4, 1}
 
@@ -335,7 +335,7 @@ def half(mini):
 
 def places_off_by_one(monkeypatch):
     """From the second token that is written on."""
-    forward = Rows.forward
+    forward = CPUEngine.forward
 
     def off(self, groups, ids, *, predict):
         late = predict and min(self.lengths - self.starts) > 0
@@ -345,13 +345,13 @@ def places_off_by_one(monkeypatch):
                 patch.setattr(torch, "arange", lambda *a, **k: arange(*a, **k) + 1)
             return forward(self, groups, ids, predict=predict)
 
-    monkeypatch.setattr(Rows, "forward", off)
+    monkeypatch.setattr(CPUEngine, "forward", off)
 
 
 def a_key_is_lost(monkeypatch):
-    attend = Rows.attend_alike
+    attend = CPUEngine.attend_alike
     monkeypatch.setattr(
-        Rows,
+        CPUEngine,
         "attend_alike",
         lambda self, query, seen, *rest: attend(
             self, query, seen[..., 1:, :] if query.shape[2] == 1 else seen, *rest
@@ -367,7 +367,7 @@ def test_rows_that_are_wrong_give_way_before_anything_is_told(
     fault(monkeypatch)
     for model in (mini, half):
         prompts = {n: encode_prompt(model[1], couplet) for n, couplet in enumerate(COUPLETS)}
-        told: dict[int, list[int]] = {key: [] for key in prompts}
+        reported: dict[int, list[int]] = {key: [] for key in prompts}
         found: dict[int, answers.Answer] = {}
         answers.answer(
             *model,
@@ -376,16 +376,16 @@ def test_rows_that_are_wrong_give_way_before_anything_is_told(
             seed=42,
             batch_size=3,
             answers=found,
-            on_token=lambda key, token, told=told: told[key].append(token),
+            on_token=lambda key, token, reported=reported: reported[key].append(token),
         )
         said = capsys.readouterr().out
         assert said.startswith("prompts of one length at a time, which is slower: its scores would")
-        assert {key: one.tokens for key, one in found.items()} == told
-        assert answers.PROVEN[model[0]].startswith("its scores" if model is half else "")
+        assert {key: one.tokens for key, one in found.items()} == reported
+        assert answers.UNSUPPORTED[model[0]].startswith("its scores" if model is half else "")
 
 
 def test_a_model_in_less_than_float32_is_looked_at_once(half, monkeypatch, capsys):
-    calls, look = [], answers.reason_against
-    monkeypatch.setattr(answers, "reason_against", lambda *a: calls.append(1) or look(*a))
+    calls, look = [], answers.reason_unsupported
+    monkeypatch.setattr(answers, "reason_unsupported", lambda *a: calls.append(1) or look(*a))
     assert answer(half) == answer(half)
     assert calls == [1] and capsys.readouterr().out == ""

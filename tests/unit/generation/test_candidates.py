@@ -16,12 +16,12 @@ from verse.generation.candidates import (
     finish,
     front,
     log_probabilities,
+    num_candidates,
     other,
     passes,
+    pmi,
     read,
-    relevance,
     stream,
-    tries,
 )
 from verse.model import loading, memory
 from verse.model.encoding import encode_prompt
@@ -92,8 +92,8 @@ DRAWING = Decoding(
 def log_chances(model, prompt, tokens):
     """Of each token after a prompt and those before, by one plain pass, in nats."""
     logits = model(input_ids=torch.tensor([prompt + tokens])).logits[0].float()
-    chances = torch.log_softmax(logits[len(prompt) - 1 : -1], -1)
-    return chances.gather(1, torch.tensor(tokens)[:, None])
+    logprobs = torch.log_softmax(logits[len(prompt) - 1 : -1], -1)
+    return logprobs.gather(1, torch.tensor(tokens)[:, None])
 
 
 def finished(opened, which, drawn):
@@ -180,13 +180,13 @@ def test_a_number_does_not_depend_on_its_company(opened):
     finished(opened, range(20), drawn)
     [instead] = opening.encode_prompts([poems[0] | {"input": COUPLET}])
     cases = [(instead, [drawn[number, n] for n in range(4)]) for number in range(20)]
-    together = relevance(model, cases)
-    assert [relevance(model, [case])[0] for case in cases] == together
-    assert relevance(model, cases[::-1]) == together[::-1]
+    together = pmi(model, cases)
+    assert [pmi(model, [case])[0] for case in cases] == together
+    assert pmi(model, cases[::-1]) == together[::-1]
 
 
 def test_nothing_to_compare_is_no_work(opened):
-    assert relevance(opened[1], []) == []
+    assert pmi(opened[1], []) == []
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -221,11 +221,11 @@ def test_the_likelihood_is_that_of_the_model(mini, together, apart):
     )
     assert len({one.text for one in found.values()}) == 3
     for one in found.values():
-        chances = log_chances(model, prompt, one.tokens)
-        assert one.likelihood == pytest.approx(chances.mean().item(), abs=1e-4)
-    assert tries(decoding) == 3
+        logprobs = log_chances(model, prompt, one.tokens)
+        assert one.likelihood == pytest.approx(logprobs.mean().item(), abs=1e-4)
+    assert num_candidates(decoding) == 3
     for changes in ({"do_sample": False}, {"num_beams": 2}):
-        assert tries(decoding.model_copy(update=changes)) == 1
+        assert num_candidates(decoding.model_copy(update=changes)) == 1
     alone: dict[int, Answer] = {}
     answers.answer(model, tokenizer, {0: prompt}, decoding, seed=7, batch_size=1, answers=alone)
     assert alone[0].text == found[0].text

@@ -160,23 +160,23 @@ def test_slots_keep_them_and_neighbours_do_not_matter(mini, in_slots):
 
 
 def test_an_answer_ends_in_time(any_model):
-    """With fewer and fewer tokens, down to those of two lines; with one less it is told."""
+    """With fewer and fewer tokens, down to those of two lines; with one less it is reported."""
     vocabulary = vocabulary_of(any_model[1])
     least = 2 * (5 * vocabulary.character + vocabulary.mark) + 1
     for more in (0, 1, 2, 3, 5, 8, 13, 30):
         hot = {"temperature": 3.0, "top_k": 0, "top_p": 1.0}
         [answer] = write(any_model, COUPLETS[:1], max_new_tokens=least + more, **hot)
         assert in_form(COUPLETS[0], answer)
-    told = f"{least - 1} are too few for 2 lines of 5 characters: set it to {least} or more"
-    with pytest.raises(UserError, match=f"decoding.max_new_tokens: {told}"):
+    reported = f"{least - 1} are too few for 2 lines of 5 characters: set it to {least} or more"
+    with pytest.raises(UserError, match=f"decoding.max_new_tokens: {reported}"):
         write(any_model, COUPLETS[:1], max_new_tokens=least - 1)
 
 
 def test_each_token_is_told_and_the_end_is_written(mini):
-    told = {0: []}
-    [text] = write(mini, COUPLETS[:1], on_token=lambda key, token: told[key].append(token))
-    assert told[0][-1] == mini[1].eos_token_id
-    assert mini[1].decode(told[0], skip_special_tokens=True) == text
+    reported = {0: []}
+    [text] = write(mini, COUPLETS[:1], on_token=lambda key, token: reported[key].append(token))
+    assert reported[0][-1] == mini[1].eos_token_id
+    assert mini[1].decode(reported[0], skip_special_tokens=True) == text
 
 
 def test_tone_gives_way_then_rhyme(mini):
@@ -187,9 +187,9 @@ def test_tone_gives_way_then_rhyme(mini):
     def allowed(rules, taken=()):
         """Whole characters, where the closing line of a quatrain wants its last."""
         constraint.rules = frozenset(rules)
-        draft = constraint.draft(COUPLETS[0], tokenizer("欲窮千里目，更上一層")["input_ids"][1:])
-        draft.taken |= frozenset(taken)
-        tokens = constraint.make_mask(draft.place()).nonzero()[:, 0].tolist()
+        state = constraint.start(COUPLETS[0], tokenizer("欲窮千里目，更上一層")["input_ids"][1:])
+        state.taken |= frozenset(taken)
+        tokens = constraint.make_mask(state.place()).nonzero()[:, 0].tolist()
         texts = [constraint.vocabulary.texts[token] for token in tokens]
         return {text.decode() for text in texts if len(text) > 2}
 

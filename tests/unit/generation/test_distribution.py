@@ -1,4 +1,4 @@
-"""`verse.generation.distribution`: what is told of a place is what a token is drawn from there."""
+"""`verse.generation.distribution`: what is told of a place is what a token is drawn from."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_it_is_what_the_warpers_of_transformers_make_of_the_scores():
         assert torch.allclose(found.drawn.float(), torch.softmax(expected, -1)[0], atol=1e-6)
         assert torch.allclose(found.model.float(), torch.softmax(scores, -1), atol=1e-6)
         assert found.drawn[7] == found.drawn[9] == 0
-        assert found.repeats.nonzero().flatten().tolist() == [7, 9]
+        assert found.cut["no_repeat_ngram_size"].nonzero().flatten().tolist() == [7, 9]
         assert found.left == int((found.drawn > 0).sum())
         assert float(found.drawn.sum()) == pytest.approx(1)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import prompts
 
-from verse.generation import answers, slots
+from verse.generation import answers, gpu_engine
 from verse.generation.answers import answer
 from verse.model import encoding, loading
 from verse.model.encoding import encode_prompt
@@ -65,29 +65,29 @@ def test_reduced_precision_is_let_through(finish, dtype, expanded):
 
 def wrong_places(monkeypatch):
     """Positions off by one from the second token on."""
-    forward = slots.Slots.forward
+    forward = gpu_engine.GPUEngine.forward
 
     def off(self, ids, starts, *, predict):
         return forward(self, ids, starts + 1 if predict else starts, predict=predict)
 
-    monkeypatch.setattr(slots.Slots, "forward", off)
+    monkeypatch.setattr(gpu_engine.GPUEngine, "forward", off)
 
 
 def one_key_too_many(monkeypatch):
     """A place behind the last is seen, too."""
-    far = slots.far
-    monkeypatch.setattr(slots, "far", lambda ahead, window: far(ahead + 1, window))
+    far = gpu_engine.far
+    monkeypatch.setattr(gpu_engine, "far", lambda ahead, window: far(ahead + 1, window))
 
 
 def wrong_when_recorded(monkeypatch):
     """Only the graph is wrong."""
-    scores = slots.Slots.scores
+    scores = gpu_engine.GPUEngine.scores
 
     def off(self):
         found = scores(self)
         return found.roll(1, -1) if torch.cuda.is_current_stream_capturing() else found
 
-    monkeypatch.setattr(slots.Slots, "scores", off)
+    monkeypatch.setattr(gpu_engine.GPUEngine, "scores", off)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -103,9 +103,9 @@ def test_a_fault_is_noticed(finish, monkeypatch, fault, dtype):
 def test_the_check_is_made_once_a_model(base, monkeypatch):
     tokenizer = encoding.load_tokenizer(base)
     model = loading.load_model(base, torch.device("cuda"), torch.bfloat16)
-    calls, check = [], answers.reason_against
+    calls, check = [], answers.reason_unsupported
     monkeypatch.setattr(
-        answers, "reason_against", lambda *arguments: calls.append(1) or check(*arguments)
+        answers, "reason_unsupported", lambda *arguments: calls.append(1) or check(*arguments)
     )
     for _ in range(2):
         encoded = {text: encode_prompt(tokenizer, text) for text in prompts(tokenizer)}

@@ -222,8 +222,8 @@ def test_a_training_goes_on_in_the_next_way_where_memory_runs_out(
     assert losses(found.train) == pytest.approx(losses(expected.train), abs=2e-4)
     assert [point["step"] for point in found.validation] == [0, 3, 5]
     assert losses(found.validation) == pytest.approx(losses(expected.validation), abs=2e-4)
-    told = capsys.readouterr().out.splitlines()
-    assert [line for line in told if not line.startswith("checked: ")] == [
+    reported = capsys.readouterr().out.splitlines()
+    assert [line for line in reported if not line.startswith("checked: ")] == [
         "out of GPU memory: plain weights, 3 at once from here on"
     ]
 

@@ -85,8 +85,8 @@ def test_a_pass_holds_every_poem_once_and_apart(poems, cut, multiple, spare):
         places = batch.there[row * shape.longest :][: len(ids)] + shape.prefix
         assert positions[places].tolist() == list(range(len(prefix), len(prefix) + len(ids)))
         begin = len(example.prompt) - len(prefix) - 1
-        told = [predicted.get(place, IGNORED) for place in places.tolist()]
-        assert told == [IGNORED] * begin + example.completion + [IGNORED]
+        reported = [predicted.get(place, IGNORED) for place in places.tolist()]
+        assert reported == [IGNORED] * begin + example.completion + [IGNORED]
         first = (number + 1) * PLACES
         assert batch.places[places].tolist() == list(range(first, first + len(ids)))
 

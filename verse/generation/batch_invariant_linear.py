@@ -13,7 +13,7 @@ WIDE = 16_384  # columns of a layer, from which on
 LARGEST_WIDE = 64  # this is as fast, and quicker tried
 
 
-def use_tiles(model: nn.Module) -> None:
+def use_batch_invariant_linear(model: nn.Module) -> None:
     """Let every linear layer take its rows in tiles of sizes that agree."""
     found: dict[tuple[torch.Size, torch.dtype], Sizes] = {}
     for module in model.modules():

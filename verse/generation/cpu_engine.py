@@ -1,7 +1,7 @@
-"""Prompts and their answers on a CPU, of all lengths at once, each the same in whatever company.
+"""The engine on a CPU: prompts of all lengths, bit-identical for any batch composition.
 
-The linear layers take the rows together (in tiles, see `verse.generation.tiles`). Attention takes
-rows of one length together, so that nothing is padded. Prompts are read in blocks that begin at
+The linear layers take the rows together (`batch_invariant_linear`). Attention takes rows of
+one length together, so that nothing is padded. Prompts are read in blocks that begin at
 fixed places, and rows that begin alike share the blocks: what a row meets depends on its own
 tokens only.
 """
@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from verse.generation.attention import ROWS
-from verse.generation.sampling import Draw, Drawn, check_scores
+from verse.generation.engine import ENGINE, watched_rows
+from verse.generation.sampling import Drawn, check_scores, sample
 from verse.model.attention import attention, no_mask
 from verse.params import Decoding
 
@@ -51,32 +51,25 @@ class Group:
         return chosen
 
 
-class Rows:
-    """What a model has seen of the prompts and answers that are being written."""
+class CPUEngine:
+    """An `Engine` whose rows are in groups of one length."""
 
     def __init__(self, model: PreTrainedModel, decoding: Decoding):
-        self.model, self.decoding, self.draw = model, decoding, Draw(decoding)
+        self.model, self.decoding = model, decoding
         self.groups: list[Group] = []
         self.history = torch.zeros(0, 0, dtype=torch.long)  # a row's tokens from the left
         self.lengths = torch.zeros(0, dtype=torch.long)
         self.starts = self.lengths  # how long each row's prompt is
-        self.numbers = torch.zeros(0, decoding.max_new_tokens, dtype=torch.float64)
-        self.watched = False
-        """Whether the next step shows its scores."""
-        self.shown = torch.zeros(0)
-        """The scores of some rows in a step that was watched: of `watched_rows`."""
+        self.uniforms = torch.zeros(0, decoding.max_new_tokens, dtype=torch.float64)
+        self.watched, self.shown = False, torch.zeros(0)
 
-    def add(self, prompts: list[list[int]], numbers: torch.Tensor) -> None:
-        """Read prompts, all but the last token of each; they become the last rows.
-
-        numbers: (N, max_new_tokens), by which their tokens are drawn.
-        """
+    def prefill(self, prompts: list[list[int]], uniforms: torch.Tensor) -> None:
         for _, alike in groupby(prompts, len):
             self.groups.append(self.read([tuple(prompt[:-1]) for prompt in alike]))
         lengths = torch.tensor([len(ids) for ids in prompts])
         self.lengths = torch.cat([self.lengths, lengths])
         self.starts = torch.cat([self.starts, lengths])
-        self.numbers = torch.cat([self.numbers, numbers])
+        self.uniforms = torch.cat([self.uniforms, uniforms])
         places = int(self.lengths.max()) + self.decoding.max_new_tokens
         self.history = functional.pad(self.history, (0, places - self.history.shape[1]))
         added = [torch.tensor(ids + [0] * (places - len(ids))) for ids in prompts]
@@ -100,14 +93,14 @@ class Rows:
         """Let the model see Q more tokens of each row; its scores (R, Q, vocabulary) if wanted."""
         starts = torch.tensor([group.length for group in groups for _ in range(group.size)])
         self.current = groups
-        with attention(self.model, ROWS):
+        with attention(self.model, ENGINE):
             return self.model(
                 input_ids=ids,
                 position_ids=starts[:, None] + torch.arange(ids.shape[1]),
                 attention_mask=no_mask(ids.device),
                 use_cache=False,
                 logits_to_keep=0 if predict else torch.zeros(0, dtype=torch.long),
-                seen=self,
+                engine=self,
             ).logits
 
     def scores(self) -> torch.Tensor:
@@ -116,26 +109,24 @@ class Rows:
         scores: torch.Tensor = self.forward(self.groups, last, predict=True)[:, -1]
         return scores
 
-    def step(self, allowed: torch.Tensor | None = None, *, ahead: bool = False) -> Drawn:
-        """Draw a token for each row, of those allowed, (R, vocabulary), and add it.
-
-        ahead: as `Slots.step` has it; on a CPU nothing can be begun beside.
-        """
+    def decode(self, allowed: torch.Tensor | None = None, *, prefetch: bool = False) -> Drawn:
+        """Nothing is begun before it is asked for."""
         scores = self.scores()
         if self.watched:
             self.shown = scores[watched_rows(len(scores))]
-        numbers = self.numbers.gather(1, (self.lengths - self.starts)[:, None])[:, 0]
-        tokens, chances = self.draw(scores, self.history, self.lengths, numbers, allowed)
-        check_scores(chances)
+        uniforms = self.uniforms.gather(1, (self.lengths - self.starts)[:, None])[:, 0]
+        tokens, logprobs = sample(
+            scores, self.history, self.lengths, uniforms, self.decoding, allowed
+        )
+        check_scores(logprobs)
         self.history.scatter_(1, self.lengths[:, None], tokens[:, None])
         self.lengths += 1
         for group in self.groups:
             group.length += 1
-        return tokens, chances
+        return tokens, logprobs
 
-    def keep(self, rows: list[int]) -> None:
-        """Let go of all rows but these, which are in ascending order."""
-        self.history, self.numbers = self.history[rows], self.numbers[rows]
+    def evict(self, rows: list[int]) -> None:
+        self.history, self.uniforms = self.history[rows], self.uniforms[rows]
         self.lengths, self.starts = self.lengths[rows], self.starts[rows]
         groups, start = [], 0
         for group in self.groups:
@@ -183,8 +174,3 @@ class Rows:
             grouped, seen[0], seen[1], mask, scale=scale
         )
         return found.reshape(query.shape)
-
-
-def watched_rows(count: int) -> list[int]:
-    """The first row, the last, and two in between."""
-    return sorted({0, count // 3, 2 * count // 3, count - 1})

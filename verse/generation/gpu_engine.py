@@ -1,9 +1,9 @@
-"""Prompts and their answers on a GPU, of all lengths at once, in slots of a fixed number.
+"""The engine on a GPU: prompts of all lengths in slots of a fixed number.
 
 What all prompts begin with is read once and held once. Each slot has places for the rest of a
 prompt and its answer. A step of all slots, their draws included, is recorded as a CUDA graph; a
-slot whose row has ended computes on unheard until another prompt takes it, or until so few are left
-that fewer slots are worth it.
+slot whose row has ended keeps computing, its output ignored, until another prompt takes it, or
+until so few are left that fewer slots are worth it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from verse.generation.attention import ROWS
-from verse.generation.rows import watched_rows
-from verse.generation.sampling import Draw, Drawn, check_scores
+from verse.generation.engine import ENGINE, watched_rows
+from verse.generation.sampling import Drawn, check_scores, sample
 from verse.model.attention import attention, no_mask
 from verse.model.encoding import common_prefix
-from verse.model.graphs import Graph, Reading, send, told
+from verse.model.graphs import AsyncHostCopy, Graph, to_device_async, warn_fallback
 from verse.model.sharding import is_sharded
 from verse.params import Decoding
 
@@ -30,15 +29,14 @@ Computed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Of a step, by slot: the scores, (slots, vocabulary), and what was drawn, as `Drawn` has it."""
 
 
-class Slots:
-    """What a model has seen of the prompts and answers that are being written."""
+class GPUEngine:
+    """An `Engine` whose rows are in slots."""
 
     def __init__(
         self, model: PreTrainedModel, decoding: Decoding, prompts: Sequence[list[int]], rows: int
     ):
         """prompts: all that will be added, up to so many rows at a time."""
         self.model, self.decoding, self.device = model, decoding, model.device
-        self.draw = Draw(decoding)
         shared = common_prefix(list(prompts))
         self.prefix = shared[: len(shared) - len(shared) % MULTIPLE]
         longest = max(map(len, prompts)) + decoding.max_new_tokens
@@ -54,7 +52,7 @@ class Slots:
         self.lengths = torch.full((self.slots,), len(self.prefix) + 1, device=self.device)
         self.starts = self.lengths.clone()
         """How long each slot's prompt is."""
-        self.numbers = torch.zeros(
+        self.uniforms = torch.zeros(
             self.slots, decoding.max_new_tokens, dtype=torch.float64, device=self.device
         )
         """By which each slot draws its tokens."""
@@ -63,11 +61,9 @@ class Slots:
         self.graph: Graph[Computed] | None = None
         self.sharded = is_sharded(model)
         self.recordable = self.device.type == "cuda" and not self.sharded
-        self.under_way: list[Reading] | None = None
+        self.under_way: list[AsyncHostCopy] | None = None
         """What a step finds that was begun before it was asked for."""
-        self.watched = False
-        self.shown = torch.zeros(0)
-        """As `Rows.watched` and `Rows.shown`."""
+        self.watched, self.shown = False, torch.zeros(0)
         self.into: torch.Tensor | None = None
         """The slots that a pass reads prompts into; None if it is a step of all slots."""
         self.source: torch.Tensor | None = None
@@ -80,11 +76,8 @@ class Slots:
             with quickly():
                 self.forward(torch.tensor([self.prefix], device=self.device), 0, predict=False)
 
-    def add(self, prompts: list[list[int]], numbers: torch.Tensor) -> None:
-        """Read prompts, all but the last token of each; they become the last rows.
-
-        Equal ones are read once. numbers: (N, max_new_tokens), by which their tokens are drawn.
-        """
+    def prefill(self, prompts: list[list[int]], uniforms: torch.Tensor) -> None:
+        """Equal ones are read once."""
         taken = set(self.order)
         slots = [slot for slot in range(self.slots) if slot not in taken][: len(prompts)]
         self.order += slots
@@ -94,16 +87,16 @@ class Slots:
         texts, start = list(slots_of), len(self.prefix)
         at_once = max(1, READ_AT_ONCE // max(len(text) - start for text in texts))
         with quickly():
-            index = send(torch.tensor(slots), self.device)
-            lengths = send(torch.tensor(list(map(len, prompts))), self.device)
+            index = to_device_async(torch.tensor(slots), self.device)
+            lengths = to_device_async(torch.tensor(list(map(len, prompts))), self.device)
             self.lengths[index] = self.starts[index] = lengths
-            self.numbers[index] = send(numbers, self.device)
+            self.uniforms[index] = to_device_async(uniforms, self.device)
             for first in range(0, len(texts), at_once):
                 some = texts[first : first + at_once]
                 into = [(slot, row) for row, text in enumerate(some) for slot in slots_of[text]]
-                self.into, self.source = send(torch.tensor(into), self.device).unbind(1)
+                self.into, self.source = to_device_async(torch.tensor(into), self.device).unbind(1)
                 ids = pad_sequence([torch.tensor(text) for text in some], batch_first=True)
-                ids, width = send(ids, self.device), ids.shape[1]
+                ids, width = to_device_async(ids, self.device), ids.shape[1]
                 self.history[self.into, :width] = ids[self.source]
                 if width - 1 > start:
                     self.forward(ids[:, start:-1], start, predict=False)
@@ -117,14 +110,14 @@ class Slots:
         positions = starts + torch.arange(ids.shape[1], device=self.device)
         self.hidden.clear()
         places = 0 if predict else torch.zeros(0, dtype=torch.long, device=self.device)
-        with attention(self.model, ROWS):
+        with attention(self.model, ENGINE):
             return self.model(
                 input_ids=ids,
                 position_ids=positions.expand(ids.shape),
                 attention_mask=no_mask(self.device),
                 use_cache=False,
                 logits_to_keep=places,
-                seen=self,
+                engine=self,
             ).logits
 
     def scores(self) -> torch.Tensor:
@@ -134,12 +127,7 @@ class Slots:
         self.ends = every, slice(None), last[:, 0] - len(self.prefix)
         return self.forward(self.history.gather(1, last), last, predict=True)[:, -1]
 
-    def step(self, allowed: torch.Tensor | None = None, *, ahead: bool = False) -> Drawn:
-        """Draw a token for each row, of those allowed, (R, vocabulary), and add it; on the CPU.
-
-        ahead: let the GPU begin the next step before this one is looked at, for rows of which most
-        go on and to which none will be added.
-        """
+    def decode(self, allowed: torch.Tensor | None = None, *, prefetch: bool = False) -> Drawn:
         with quickly():
             found, self.under_way = self.under_way, None
             if found is None:
@@ -150,13 +138,13 @@ class Slots:
                         self.allowed = allowed.new_ones(self.slots, allowed.shape[1])
                     self.allowed[self.order] = allowed
                 found = self.begin()
-            if ahead and not self.sharded and not self.mostly_empty():
+            if prefetch and not self.sharded and not self.mostly_empty():
                 self.under_way = self.begin()
-        tokens, chances = (reading.value()[self.order] for reading in found)
-        check_scores(chances)
-        return tokens, chances
+        tokens, logprobs = (reading.value()[self.order] for reading in found)
+        check_scores(logprobs)
+        return tokens, logprobs
 
-    def begin(self) -> list[Reading]:
+    def begin(self) -> list[AsyncHostCopy]:
         if self.graph is None:
             self.graph = self.record()
         scores, *drawn = self.graph([]) if self.graph else self.compute()
@@ -164,18 +152,20 @@ class Slots:
             self.shown = torch.stack(
                 [scores[self.order[row]] for row in watched_rows(len(self.order))]
             )
-        return [Reading(part) for part in drawn]
+        return [AsyncHostCopy(part) for part in drawn]
 
     def compute(self, _: Sequence[torch.Tensor] = ()) -> Computed:
         scores = self.scores()
-        turns = (self.lengths - self.starts).clamp(max=self.numbers.shape[1] - 1)
-        numbers = self.numbers.gather(1, turns[:, None])[:, 0]
-        tokens, chances = self.draw(scores, self.history, self.lengths, numbers, self.allowed)
-        # A slot that nobody hears stays within its room.
+        turns = (self.lengths - self.starts).clamp(max=self.uniforms.shape[1] - 1)
+        uniforms = self.uniforms.gather(1, turns[:, None])[:, 0]
+        tokens, logprobs = sample(
+            scores, self.history, self.lengths, uniforms, self.decoding, self.allowed
+        )
+        # A slot whose output is ignored stays within its room.
         room = self.history.shape[1]
         self.history.scatter_(1, self.lengths.clamp(max=room - 1)[:, None], tokens[:, None])
         self.lengths.add_(1).clamp_(max=room)
-        return scores, tokens, chances
+        return scores, tokens, logprobs
 
     def record(self, beside: Graph[Computed] | None = None) -> Graph[Computed] | None:
         if self.recordable:
@@ -186,7 +176,7 @@ class Slots:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                told("without a CUDA graph, which would be faster", error)
+                warn_fallback("without a CUDA graph, which would be faster", error)
                 self.recordable = False
         return None
 
@@ -203,15 +193,14 @@ class Slots:
         )
         for layer in self.held:
             self.held[layer] = self.held[layer][:, index]
-        self.history, self.numbers = self.history[index], self.numbers[index]
+        self.history, self.uniforms = self.history[index], self.uniforms[index]
         self.lengths, self.starts = self.lengths[index], self.starts[index]
         if self.allowed is not None:
             self.allowed = self.allowed[index]
         self.slots, self.order = slots, list(range(len(self.order)))
         self.graph = self.record(self.graph)
 
-    def keep(self, rows: list[int]) -> None:
-        """Let go of all rows but these, which are in ascending order."""
+    def evict(self, rows: list[int]) -> None:
         self.order = [self.order[row] for row in rows]
 
     def attend(
