@@ -304,7 +304,7 @@ function show({entropy, labels, chosen: here, likeliest}) {
     return make("tr", {class: kind || undefined, "data-token": one.token},
       make("th", {scope: "row"}, one.label), make("td", {class: "bars", "aria-hidden": "true"}, bars),
       ...["model", "tempered", "drawn"].map(key => make("td", {"data-share": one[key]}, percent(one[key]))),
-      make("td", {}, ...(one.cut_by ? both(...CUTS[one.cut_by]) : [])));
+      make("td", {}, ...(one.cut_by ? both(...(CUTS[one.cut_by] ?? [one.cut_by, one.cut_by])) : [])));
   }));
 }
 
