@@ -107,6 +107,8 @@ class Decoding(Section):
     temperature: Annotated[Real, Field(ge=0, le=100)]
     top_p: Annotated[Real, Field(ge=1e-3, le=1)]
     top_k: CountOr0
+    min_p: Annotated[Real, Field(ge=0, le=1)]
+    repetition_penalty: Annotated[Real, Field(ge=0.01, le=100)]
     max_new_tokens: Count
     num_beams: Annotated[int, Field(ge=1, le=128)]
     no_repeat_ngram_size: CountOr0

@@ -84,6 +84,8 @@ VALUES = {
     ),
     "decoding.top_p": ([1, 1e-3, 0.5], [0, 1e-40, 1.001, -1, "x", True, None]),
     "decoding.top_k": COUNT_OR_0,
+    "decoding.min_p": ([0, 0.05, 1], [-0.1, 1.1, "x", True, None]),
+    "decoding.repetition_penalty": ([1, 0.01, 1.2, 100], [0, -1, 101, "x", True, None]),
     "decoding.max_new_tokens": COUNT,
     "decoding.num_beams": ([1, 128], [129, *COUNT[1]]),
     "decoding.no_repeat_ngram_size": COUNT_OR_0,

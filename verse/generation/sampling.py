@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 from transformers import (
     LogitsProcessor,
+    MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
@@ -38,6 +39,9 @@ def logits_chain(
     many of them there are. allowed: (R, vocabulary), which tokens may come at all; None allows all.
     Without sampling one token is left, as with top_k 1. No shape depends on a value.
     """
+    if decoding.repetition_penalty != 1:
+        scores = penalize(scores, history, lengths, decoding.repetition_penalty)
+        yield "repetition_penalty", scores, None
     for name, scores in forbidden(scores, history, lengths, decoding, allowed):  # noqa: B020
         yield name, scores, None
     if not decoding.do_sample:
@@ -49,9 +53,25 @@ def logits_chain(
     warpers = {"temperature": TemperatureLogitsWarper(decoding.temperature)}
     if decoding.top_p < 1:
         warpers["top_p"] = TopPLogitsWarper(decoding.top_p)
+    if decoding.min_p > 0:
+        warpers["min_p"] = MinPLogitsWarper(decoding.min_p)
     for name, warp in warpers.items():
         scores = warp(tokens, scores)
         yield name, scores, tokens
+
+
+def penalize(
+    scores: torch.Tensor, history: torch.Tensor, lengths: torch.Tensor, penalty: float
+) -> torch.Tensor:
+    """`scores` of tokens that a row already has, divided by the penalty, or times it below 0.
+
+    Keskar et al. 2019, arXiv:1909.05858. As Transformers' RepetitionPenaltyLogitsProcessor does,
+    for rows of several lengths.
+    """
+    within = torch.arange(history.shape[1], device=history.device) < lengths[:, None]
+    counts = torch.zeros_like(scores).scatter_add(1, history, within.to(scores.dtype))
+    penalized = torch.where(scores < 0, scores * penalty, scores / penalty)
+    return torch.where(counts > 0, penalized, scores)
 
 
 def forbidden(

@@ -9,7 +9,9 @@ from tiny_models import build, byte_pairs
 from transformers import (
     AutoModelForCausalLM,
     LogitsProcessorList,
+    MinPLogitsWarper,
     NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -28,6 +30,8 @@ DECODING = Decoding(
     temperature=0.9,
     top_p=0.9,
     top_k=50,
+    min_p=0.0,
+    repetition_penalty=1.0,
     max_new_tokens=12,
     num_beams=1,
     no_repeat_ngram_size=3,
@@ -114,13 +118,28 @@ def test_no_repeat_is_that_of_transformers():
         assert torch.isinf(expected).any()
 
 
-def test_sampled_tokens_follow_the_distribution_of_transformers():
+def test_repetition_penalty_is_that_of_transformers():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, 9, (8, 20), generator=generator)
+    scores = torch.randn(8, 9, generator=generator)
+    for length in (1, 13, 20):
+        expected = RepetitionPenaltyLogitsProcessor(1.3)(ids[:, :length], scores.clone())
+        filled = ids.masked_fill(torch.arange(20) >= length, 0)  # which counts for nothing
+        found = sampling.penalize(scores, filled, torch.full((8,), length), 1.3)
+        assert torch.equal(found, expected) and not torch.equal(found, scores)
+
+
+@pytest.mark.parametrize("min_p", [0.0, 0.3])
+def test_sampled_tokens_follow_the_distribution_of_transformers(min_p):
     """The share of each token over many streams is its probability."""
     scores = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, -3.0]])
-    decoding = DECODING.model_copy(update={"temperature": 0.7, "top_k": 5, "top_p": 0.95})
+    change = {"temperature": 0.7, "top_k": 5, "top_p": 0.95, "min_p": min_p}
+    decoding = DECODING.model_copy(update=change)
     warpers = LogitsProcessorList(
         [TemperatureLogitsWarper(0.7), TopKLogitsWarper(5), TopPLogitsWarper(0.95)]
     )
+    if min_p:
+        warpers.append(MinPLogitsWarper(min_p))
     expected = torch.softmax(warpers(None, scores.clone()), -1)[0]
     prompts = [[n] for n in range(20_000)]
     numbers = torch.stack([sampling.uniforms_for(prompt, "0", 1) for prompt in prompts])

@@ -8,7 +8,9 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     LogitsProcessorList,
+    MinPLogitsWarper,
     NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -23,6 +25,8 @@ DECODING = Decoding(
     do_sample=True,
     temperature=0.7,
     top_p=0.8,
+    min_p=0.0,
+    repetition_penalty=1.0,
     top_k=12,
     max_new_tokens=3,
     num_beams=1,
@@ -41,8 +45,11 @@ def test_it_is_what_the_warpers_of_transformers_make_of_the_scores():
         warpers = [NoRepeatNGramLogitsProcessor(2), TemperatureLogitsWarper(t)]
         warpers += [TopKLogitsWarper(k)] if k else []
         warpers += [TopPLogitsWarper(p)] if p < 1 else []
+        warpers += [MinPLogitsWarper(0.1)]
+        warpers[:0] = [RepetitionPenaltyLogitsProcessor(1.5)]
         expected = LogitsProcessorList(warpers)(torch.tensor([before]), scores.clone()[None])
         changes = {"temperature": t, "top_k": k, "top_p": p}
+        changes |= {"min_p": 0.1, "repetition_penalty": 1.5}
         found = distribution(scores, before, DECODING.model_copy(update=changes))
         assert torch.allclose(found.drawn.float(), torch.softmax(expected, -1)[0], atol=1e-6)
         assert torch.allclose(found.model.float(), torch.softmax(scores, -1), atol=1e-6)
