@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from verse.model import distributed
 from verse.model.encoding import Example
 from verse.model.graphs import Graph, warm_up, warn_fallback
-from verse.training.loss import behind_prefix, summed_loss
+from verse.training.loss import Objective, behind_prefix, cross_entropy, summed_loss
 from verse.training.packing import Batch, lay_out, shape_of
 from verse.training.passes import Plan, parts, uncompiled
 
@@ -27,8 +27,10 @@ class Evaluation:
         plan: Plan,
         examples: list[Example],
         beside: Graph[torch.Tensor] | None = None,
+        objective: Objective = cross_entropy,
     ):
         self.model, self.plan, self.examples = model, plan, examples
+        self.objective = objective
         self.device = next(model.parameters()).device
         by_length = sorted(examples, key=lambda example: example.length)
         passes = [[e for _, e in part] for part in parts(by_length, plan)]
@@ -55,7 +57,14 @@ class Evaluation:
     def compute(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         batch, shared = Batch(*tensors), self.plan.shared
         with uncompiled(self.model), behind_prefix(self.model) if shared else nullcontext():
-            return summed_loss(self.model, batch, self.shape, self.plan.dtype, shared=shared)
+            return summed_loss(
+                self.model,
+                batch,
+                self.shape,
+                self.plan.dtype,
+                shared=shared,
+                objective=self.objective,
+            )
 
     @torch.no_grad()
     def record(self, beside: Graph[torch.Tensor] | None) -> None:

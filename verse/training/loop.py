@@ -23,6 +23,7 @@ from verse.params import Train
 from verse.speed import Stopwatch
 from verse.training.checkpoint import Checkpoints
 from verse.training.evaluation import Evaluation
+from verse.training.loss import Objective, cross_entropy
 from verse.training.passes import Plan, add_gradients, bring_together
 from verse.training.proof import Proof, prove
 from verse.training.trained import Trained
@@ -36,6 +37,7 @@ class Task:
     validation: list[Example]
     settings: Train
     seed: int
+    objective: Objective = cross_entropy
 
     @property
     def steps(self) -> int:
@@ -112,10 +114,11 @@ def run(
 
     steps = list(task.batches())
     check_epochs(task, steps)
-    passes, proof = prove(model, plan, steps, trained)
+    passes, proof = prove(model, plan, steps, trained, task.objective)
     plan = passes.plan
     evaluation = distributed.all_or_none(
-        lambda: Evaluation(model, plan, task.validation, passes.graph), alone=plan.sharded
+        lambda: Evaluation(model, plan, task.validation, passes.graph, task.objective),
+        alone=plan.sharded,
     )
     if chief:
         print(proof, flush=True)

@@ -1,5 +1,9 @@
-"""The loss of a pass: cross entropy on completions, behind a prefix that all poems share."""
+"""The loss of a pass, behind a prefix that all poems share: cross entropy on completions.
 
+Another objective is another function beside `cross_entropy`, given to `loop.Task`.
+"""
+
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
@@ -11,19 +15,39 @@ from verse.model.float32 import precision
 from verse.training.attention import SHARED_PREFIX
 from verse.training.packing import IGNORED, Batch, Shape
 
+Objective = Callable[[Callable[[Batch], torch.Tensor], Batch], torch.Tensor]
+"""objective(model, batch): the loss, a scalar, summed over the batch's labels, each poem by itself.
+model: gives the logits from which a batch's labels are predicted, (L, vocabulary), in float32. No
+shape may depend on a value, and nothing may wait for the GPU."""
+
+
+def cross_entropy(model: Callable[[Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
+    """In nats, summed over the labels."""
+    logits = model(batch)
+    return functional.cross_entropy(logits, batch.labels, ignore_index=IGNORED, reduction="sum")
+
 
 def summed_loss(
-    model: PreTrainedModel, batch: Batch, shape: Shape, dtype: torch.dtype, *, shared: bool = True
+    model: PreTrainedModel,
+    batch: Batch,
+    shape: Shape,
+    dtype: torch.dtype,
+    *,
+    shared: bool = True,
+    objective: Objective = cross_entropy,
 ) -> torch.Tensor:
-    """Cross entropy summed over the labels, in float32. No shape depends on a value.
+    """The objective of a batch that is laid out in a shape.
 
     shared: compute the prefix once, within `behind_prefix`. Else it goes with each poem, a
     poem a row, in the model's own attention: slower, and what any causal model can.
     """
-    with precision(model, dtype):
-        logits = one_row(model, batch, shape) if shared else rows(model, batch, shape)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return functional.cross_entropy(logits, batch.labels, ignore_index=IGNORED, reduction="sum")
+
+    def logits_of(batch: Batch) -> torch.Tensor:
+        with precision(model, dtype):
+            logits = one_row(model, batch, shape) if shared else rows(model, batch, shape)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    return objective(logits_of, batch)
 
 
 def behind_prefix(model: PreTrainedModel) -> AbstractContextManager[None]:

@@ -27,7 +27,7 @@ from verse.model.float32 import in_recomputation
 from verse.model.graphs import Graph, warm_up, warn_fallback
 from verse.model.loading import decoder_layers
 from verse.model.memory import Way
-from verse.training.loss import as_rows, behind_prefix, summed_loss
+from verse.training.loss import Objective, as_rows, behind_prefix, cross_entropy, summed_loss
 from verse.training.packing import Batch, lay_out, shape_of, shared_prefix
 from verse.training.trained import Trained
 
@@ -96,11 +96,16 @@ class Passes:
     """All passes of a training, of one shape."""
 
     def __init__(
-        self, model: PreTrainedModel, plan: Plan, steps: list[list[Example]], trained: Trained
+        self,
+        model: PreTrainedModel,
+        plan: Plan,
+        steps: list[list[Example]],
+        trained: Trained,
+        objective: Objective = cross_entropy,
     ):
         """steps: the poems of every step. trained: the model's weights, which get the
         gradients."""
-        self.model, self.plan, self.trained = model, plan, trained
+        self.model, self.plan, self.trained, self.objective = model, plan, trained, objective
         self.device = next(model.parameters()).device
         # Of all processes, so that what one has tried holds for the others.
         every = [
@@ -161,7 +166,9 @@ class Passes:
             self.masks.draw(places, step)
         shared, dtype = self.plan.shared, self.plan.dtype
         with behind_prefix(self.model) if shared else nullcontext():
-            loss = summed_loss(self.model, batch, self.shape, dtype, shared=shared)
+            loss = summed_loss(
+                self.model, batch, self.shape, dtype, shared=shared, objective=self.objective
+            )
             gradients = torch.autograd.grad(
                 loss * factor, self.trained.parameters, allow_unused=True, materialize_grads=True
             )

@@ -19,7 +19,6 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from verse.errors import UserError, is_out_of_memory
@@ -27,7 +26,8 @@ from verse.model import distributed
 from verse.model.dropout import Masks, masks_of
 from verse.model.encoding import Example
 from verse.model.float32 import precision
-from verse.training.packing import PLACES, Shape, lay_out
+from verse.training.loss import Objective, cross_entropy
+from verse.training.packing import PLACES, Batch, Shape, lay_out, shape_of
 from verse.training.passes import (
     Passes,
     Plan,
@@ -123,7 +123,11 @@ class Distance:
 
 
 def prove(
-    model: PreTrainedModel, plan: Plan, steps: list[list[Example]], trained: Trained
+    model: PreTrainedModel,
+    plan: Plan,
+    steps: list[list[Example]],
+    trained: Trained,
+    objective: Objective = cross_entropy,
 ) -> tuple[Passes, Proof]:
     """The fastest passes of a plan that learn what plain PEFT would, and how far they are from it.
 
@@ -138,12 +142,14 @@ def prove(
         return distributed.all_or_none(work, alone=plan.sharded)
 
     with other_values(trained, plan.dtype):
-        exact = together(partial(plain, model, plan, poems, trained))
+        exact = together(partial(plain, model, plan, poems, trained, objective))
         longest = range(len(poems) - 1, len(poems))
-        rounding = together(partial(rounding_of, model, plan, poems, trained, exact, longest))
+        rounding = together(
+            partial(rounding_of, model, plan, poems, trained, objective, exact, longest)
+        )
         say_unreached(model, exact, trained)
         for way in layouts(plan):
-            layout, reason = try_layout(model, way, poems, trained, exact)
+            layout, reason = try_layout(model, way, poems, trained, objective, exact)
             if not reason:
                 break
             if way.shared:
@@ -155,7 +161,7 @@ def prove(
         every = None
         for way in ways(way):  # noqa: B020
             for thorough in (False, True):
-                passes = together(partial(Passes, model, way, steps, trained))
+                passes = together(partial(Passes, model, way, steps, trained, objective))
                 rows = [fill(passes.shape, poems, len(plan.prefix))]
                 rows += sparse(passes.shape, poems, len(plan.prefix))
                 error, reason = check(passes, poems, rows, exact, rounding)
@@ -169,7 +175,16 @@ def prove(
                     break
                 # Another poem may round to more: where experts are chosen, by far.
                 every = together(
-                    partial(rounding_of, model, plan, poems, trained, exact, range(len(poems)))
+                    partial(
+                        rounding_of,
+                        model,
+                        plan,
+                        poems,
+                        trained,
+                        objective,
+                        exact,
+                        range(len(poems)),
+                    )
                 )
                 rounding = every
             if way.compiled or way.recorded or way.shared:
@@ -294,13 +309,19 @@ def other_values(trained: Trained, dtype: torch.dtype) -> Iterator[None]:
         trained.put(trained.copy)
 
 
-def plain(model: PreTrainedModel, plan: Plan, poems: list[Example], trained: Trained) -> Plain:
+def plain(
+    model: PreTrainedModel,
+    plan: Plan,
+    poems: list[Example],
+    trained: Trained,
+    objective: Objective,
+) -> Plain:
     """Each poem alone in the model's own attention and in float32.
 
     Raises UserError if Transformers or PEFT cannot.
     """
     try:
-        return plain_in(torch.float32, model, plan, poems, trained, range(len(poems)))
+        return plain_in(torch.float32, model, plan, poems, trained, objective, range(len(poems)))
     except Exception as error:  # whatever a model's own code or PEFT's stumbles over
         if is_out_of_memory(error):
             raise
@@ -316,6 +337,7 @@ def rounding_of(
     plan: Plan,
     poems: list[Example],
     trained: Trained,
+    objective: Objective,
     exact: Plain,
     numbers: range,
 ) -> Distance:
@@ -324,7 +346,7 @@ def rounding_of(
     none = Distance(0.0, 0.0, torch.zeros(len(trained.names)))
     if plan.dtype == torch.float32:
         return none
-    rounded = plain_in(plan.dtype, model, plan, poems, trained, numbers)
+    rounded = plain_in(plan.dtype, model, plan, poems, trained, objective, numbers)
     found = [
         Distance.between(trained, rounded.gradients[i].to(device), exact.gradients[n].to(device))
         for device in [trained.whole.device]
@@ -343,6 +365,7 @@ def plain_in(
     plan: Plan,
     poems: list[Example],
     trained: Trained,
+    objective: Objective,
     numbers: range,
 ) -> Plain:
     """numbers: of the poems that are wanted; dropout hashes them too."""
@@ -366,9 +389,9 @@ def plain_in(
             )
             found.masks.append(masks.table.bool().cpu())
         with precision(model, dtype):
-            logits = model(input_ids=ids, use_cache=False).logits[0, len(poem.prompt) - 1 : -1]
-        labels = torch.tensor(poem.completion, device=device)
-        loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
+            logits = model(input_ids=ids, use_cache=False).logits[0]
+        batch = lay_out([poem], [], shape_of([[poem]], [], multiple=1), [number]).to(device)
+        loss = objective(partial(predictions, logits), batch)
         gradient = torch.autograd.grad(
             loss, trained.parameters, allow_unused=True, materialize_grads=True
         )
@@ -378,6 +401,11 @@ def plain_in(
         model.gradient_checkpointing_disable()
     trained.put(trained.copy)
     return found
+
+
+def predictions(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Those of the T logits from which a batch's labels are predicted."""
+    return logits[batch.predicting].float()
 
 
 def layouts(plan: Plan) -> Iterator[Plan]:
@@ -399,7 +427,12 @@ def ways(plan: Plan) -> Iterator[Plan]:
 
 
 def try_layout(
-    model: PreTrainedModel, plan: Plan, poems: list[Example], trained: Trained, exact: Plain
+    model: PreTrainedModel,
+    plan: Plan,
+    poems: list[Example],
+    trained: Trained,
+    objective: Objective,
+    exact: Plain,
 ) -> tuple[float, str]:
     """How far the layout's gradient is from the exact one in float32, uncompiled, and why it cannot
     be used, if so. The poems share a pass that has a row to spare."""
@@ -412,7 +445,7 @@ def try_layout(
     trained.put(trained.whole.detach())
     try:
         step = [*poems, poems[0]] * distributed.size()  # each process has a row for one more
-        passes = Passes(model, small, [step], trained)
+        passes = Passes(model, small, [step], trained, objective)
         none = Distance(0.0, 0.0, torch.zeros(len(trained.names)))
         return check(passes, poems, [list(range(len(poems)))], exact, none)
     except (torch.OutOfMemoryError, UserError):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_models import build, examples, training
 from torch import nn
+from torch.nn import functional
 
 from verse.errors import UserError
 from verse.model import adapters, encoding, loading
@@ -16,8 +17,8 @@ from verse.speed import Stopwatch
 from verse.training import evaluation, loop
 from verse.training.checkpoint import Checkpoints
 from verse.training.evaluation import Evaluation
-from verse.training.loss import behind_prefix, summed_loss
-from verse.training.packing import lay_out, shape_of, shared_prefix, tokens_of_a_pass
+from verse.training.loss import behind_prefix, cross_entropy, summed_loss
+from verse.training.packing import IGNORED, lay_out, shape_of, shared_prefix, tokens_of_a_pass
 from verse.training.passes import Passes, Plan, choose_plan, recompute
 from verse.training.trained import Trained
 
@@ -43,11 +44,11 @@ def plan(poems, together, dtype=FLOAT, **rest):
     return Plan(shared_prefix(poems), dtype, together, **rest)
 
 
-def run(settings, poems, wanted, folder, *, how=None, dtype=FLOAT):
+def run(settings, poems, wanted, folder, *, how=None, dtype=FLOAT, objective=cross_entropy):
     """Train a fresh adapter; the curves and the adapter's weights as bytes."""
     loading.deterministic(1, 1)
     model = adapted(settings, wanted.lora, dtype)
-    task = loop.Task(poems, poems[:3], wanted, seed=1)
+    task = loop.Task(poems, poems[:3], wanted, seed=1, objective=objective)
     kept = Checkpoints(folder, "key", every=2)
     curves, _ = loop.train(model, task, how or plan(poems, 4, dtype), kept, Stopwatch())
     return curves, weights(model)
@@ -78,6 +79,30 @@ def test_half_precision_trains_with_a_scaled_loss(settings, poems, tmp_path):
     half, _ = run(settings, poems, wanted, tmp_path / "half", dtype=torch.float16)
     assert losses(half.train) == pytest.approx(losses(full.train), abs=0.02)
     assert losses(half.validation) == pytest.approx(losses(full.validation), abs=0.02)
+
+
+def smoothed(model, batch):
+    """Label smoothing, Szegedy et al. 2016: an objective of another kind."""
+    return functional.cross_entropy(
+        model(batch), batch.labels, ignore_index=IGNORED, reduction="sum", label_smoothing=0.1
+    )
+
+
+def test_another_objective_is_a_function(settings, poems, tmp_path):
+    """The proof holds it against each poem alone, and the curves are its own."""
+    curves, _ = run(settings, poems, training(), tmp_path, objective=smoothed)
+    plain, _ = run(settings, poems, training(), tmp_path / "plain")
+    assert curves.train[-1]["loss"] < curves.train[0]["loss"]
+    assert abs(losses(curves.train)[0] - losses(plain.train)[0]) > 0.005
+    assert losses(curves.validation) != losses(plain.validation)
+
+
+def test_an_objective_that_knows_its_company_is_refused(settings, poems, tmp_path):
+    def mean(model, batch):
+        return smoothed(model, batch) / batch.labels.numel()
+
+    with pytest.raises(UserError, match="cannot be trained on several poems at once"):
+        run(settings, poems, training(), tmp_path, objective=mean)
 
 
 def test_little_memory_keeps_one_activation_a_layer(settings, poems):
