@@ -15,15 +15,13 @@ from verse.errors import UserError, run
 from verse.files import atomic_group, read_rows, write_json, write_jsonl, write_text
 from verse.fingerprint import fingerprint
 from verse.params import Params
-
-STAGES = {"base": "baseline", "tuned": "generate"}
-ADAPTERS = {"base": None, "tuned": "models/adapter"}
+from verse.poems.contestants import MODELS, WATCHED
 
 
 def main() -> None:
     which = sys.argv[1] if len(sys.argv) == 2 else ""
-    if which not in STAGES:
-        raise UserError("say which model: python -m stages.generate base (or tuned)")
+    if which not in MODELS:
+        raise UserError(f"say which model: python -m stages.generate {' or '.join(MODELS)}")
     p = params.read()
     poems = read_rows("data/prepared/test.jsonl", "instruction", "input")
 
@@ -40,7 +38,7 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
     from verse.model.opening import open_model
 
     chief = distributed.rank() == 0
-    distributed.check_alike(lambda: fingerprint(STAGES[which], p, times=False))
+    distributed.check_alike(lambda: fingerprint(MODELS[which].stage, p, times=False))
     opening = open_model(p.model, p.machine, seed=p.seed)
     share = poems[distributed.rank() :: distributed.size()]
     prompts = opening.encode_prompts(share, p.decoding.max_new_tokens)
@@ -56,7 +54,7 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
     drawn: dict[candidates.Key, Answer] = {}
 
     def work(way: memory.Way) -> list[Answer]:
-        model = opening.load(way, prompts, ADAPTERS[which])
+        model = opening.load(way, prompts, MODELS[which].adapter)
         watch.restart()
         with sharding.in_step(model):
             return candidates.finish(
@@ -83,10 +81,10 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
     predicted = [{"input": row["input"], "predict": row["answer"]} for row in rows]
     with atomic_group():
         write_jsonl(f"data/generated/{which}.jsonl", rows)
-        if which == "tuned":
+        if which == WATCHED:
             write_text("data/generated/results.txt", "\n".join(lines) + "\n")
             write_json("data/generated/results.json", predicted)
-        speed.store("metrics/speed.json", STAGES[which], speeds)
+        speed.store("metrics/speed.json", MODELS[which].stage, speeds)
     print(f"{len(rows)} poems finished by the {which} model")
 
 

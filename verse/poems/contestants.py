@@ -23,13 +23,19 @@ class Contestant:
     baseline: str = ""
     """The function of `baselines` that makes the answers of one; with neither this nor a file, they
     are the true poems."""
+    stage: str = ""
+    """Of dvc.yaml, in which a model of this workspace writes them."""
+    adapter: str | None = None
+    """The folder of what is put on the base model for that; None for the base model alone."""
     chat: bool = False
     """A chat model, whose rows also have `raw`: all that it wrote."""
 
 
 CONTESTANTS = {
-    "base": Contestant("未調", "base", "data/generated/base.jsonl"),
-    "tuned": Contestant("已調", "tuned", "data/generated/tuned.jsonl"),
+    "base": Contestant("未調", "base", "data/generated/base.jsonl", stage="baseline"),
+    "tuned": Contestant(
+        "已調", "tuned", "data/generated/tuned.jsonl", stage="generate", adapter="models/adapter"
+    ),
     "random": Contestant("亂字", "random", baseline="random_characters"),
     "constant": Contestant("一律", "constant", baseline="constant"),
     "another": Contestant("他詩", "another's", baseline="another_rest"),
@@ -37,6 +43,9 @@ CONTESTANTS = {
 }
 """By the name that metrics/score.json has for them. Those that answer come first, then the
 baselines, answers without sense that give the figures their scale; the true poems come last."""
+
+MODELS = {name: one for name, one in CONTESTANTS.items() if one.stage}
+"""Those that write in this workspace. Another is a line above, and a stage of dvc.yaml."""
 
 GAIN_OVER = "base"
 """Against whose answers, poem by poem, the others' gain is told."""

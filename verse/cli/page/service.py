@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +22,7 @@ from verse.cli.options import adjusted
 from verse.errors import UserError, is_out_of_memory
 from verse.generation.distribution import entropy
 from verse.params import Params, Rule
+from verse.poems.contestants import MODELS
 
 WAITING = 32  # who may wait for the models
 LONGEST_COUPLET = 500  # characters
@@ -62,13 +63,13 @@ class Controls(Request):
 
 
 class Writing(Couplet):
-    model: Literal["base", "tuned"]
+    model: Annotated[str, Field(max_length=40)]
     controls: Controls
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
 class Explaining(Couplet):
-    model: Literal["base", "tuned"]
+    model: Annotated[str, Field(max_length=40)]
     controls: Controls
     tokens: Annotated[
         list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=LONGEST_ANSWER)
@@ -87,7 +88,7 @@ class PageService:
         self.models: dict[str, LoadedModel] = self.do(
             lambda: load_models(p, model, base=True, tuned=not base_alone)
         )
-        self.library = couplets.Library(own=frozenset(("base", "tuned")))
+        self.library = couplets.Library(own=frozenset(MODELS))
 
     def work(self) -> None:
         while True:
