@@ -37,7 +37,7 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
     from verse.model.encoding import common_prefix
     from verse.model.opening import open_model
 
-    chief = distributed.rank() == 0
+    is_main_process = distributed.rank() == 0
     distributed.check_alike(lambda: fingerprint(MODELS[which].stage, p, times=False))
     opening = open_model(p.model, p.machine, seed=p.seed)
     share = poems[distributed.rank() :: distributed.size()]
@@ -47,13 +47,13 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
     )
     own = max(map(len, prompts), default=0) - len(common_prefix(prompts))
     tokens = own + p.decoding.max_new_tokens
-    ways = opening.ways(lambda sizes: memory.ways_to_generate(sizes, at_once, tokens))
-    if chief:
+    ways = opening.ways(lambda sizes: memory.plans_for_generation(sizes, at_once, tokens))
+    if is_main_process:
         print(f"memory: {ways[0]}", flush=True)
     watch = speed.Stopwatch()
     drawn: dict[candidates.Key, Answer] = {}
 
-    def work(way: memory.Way) -> list[Answer]:
+    def work(way: memory.MemoryPlan) -> list[Answer]:
         model = opening.load(way, prompts, MODELS[which].adapter)
         watch.restart()
         with sharding.in_step(model):
@@ -64,13 +64,15 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
                 prompts,
                 p.decoding,
                 seed=p.seed,
-                batch_size=way.poems,
+                batch_size=way.micro_batch_size,
                 drawn=drawn,
             )
 
-    kept = memory.descend(ways, work, "lower decoding.max_new_tokens, or take a smaller model")
+    kept = memory.run_with_oom_fallback(
+        ways, work, "lower decoding.max_new_tokens, or take a smaller model"
+    )
     texts = distributed.gather([one.text for one in kept])
-    if not chief:
+    if not is_main_process:
         return
     speeds = watch.numbers(len(poems))
 

@@ -48,9 +48,9 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
     from verse.model import adapters, distributed, loading, memory
     from verse.model.opening import open_model
     from verse.training import checkpoint, loop, packing
-    from verse.training.passes import choose_plan
+    from verse.training.micro_batches import choose_plan
 
-    chief = distributed.rank() == 0
+    is_main_process = distributed.rank() == 0
     distributed.check_alike(lambda: fingerprint("train", p, times=False))
     checkpoints = checkpoint.Checkpoints(
         cache_dir() / "checkpoints", fingerprint("train", p), every=p.machine.checkpoint_every
@@ -61,15 +61,15 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
     task = loop.Task(examples, validation, p.train, p.seed)
     share = math.ceil(min(p.train.batch_size, len(examples)) / distributed.size())
     tokens = packing.tokens_of_a_pass(examples)
-    ways = opening.ways(lambda sizes: memory.ways_to_train(sizes, share, tokens))
-    if chief:
+    ways = opening.ways(lambda sizes: memory.plans_for_training(sizes, share, tokens))
+    if is_main_process:
         print(f"memory: {ways[0]}", flush=True)
         checkpoints.remove_old()
     watch = speed.Stopwatch()
 
-    def work(way: memory.Way) -> tuple["Curves", "Proof", "PreTrainedModel"]:
+    def work(way: memory.MemoryPlan) -> tuple["Curves", "Proof", "PreTrainedModel"]:
         base = opening.load(way, (e.prompt + e.completion for e in examples + validation))
-        if (asked := loading.still(base)) and chief:
+        if (asked := loading.still(base)) and is_main_process:
             said = ", ".join(f"{name} {value}" for name, value in asked.items())
             print(f"dropout of the model's own is off, train.lora.dropout alone counts: {said}")
         model = adapters.add_adapter(base, p.train.lora, p.model, seed=p.seed)
@@ -77,8 +77,10 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
         plan = choose_plan(way, model, opening.dtype, examples + validation, seen)
         return *loop.train(model, task, plan, checkpoints, watch), model
 
-    curves, proof, model = memory.descend(ways, work, "lower train.lora.r, or take a smaller model")
-    if not chief:
+    curves, proof, model = memory.run_with_oom_fallback(
+        ways, work, "lower train.lora.r, or take a smaller model"
+    )
+    if not is_main_process:
         return
     numbers = watch.numbers(len(poems) * p.train.epochs)
 

@@ -181,12 +181,12 @@ def any_kernel() -> None:
 def opened(p: Params, *, four_bit: bool = False, adapter: str | None = None) -> tuple[Any, Any]:
     """All of a model but its weights, and these: 4 bits stay so on a GPU alone. The adapter is
     merged into plain weights, and stands beside others."""
-    from verse.model.memory import Way
+    from verse.model.memory import MemoryPlan
     from verse.model.opening import open_model
 
     opening = open_model(p.model, p.machine, seed=p.seed)
     any_kernel()
-    return opening, opening.load(Way(expanded=not four_bit), [], adapter)
+    return opening, opening.load(MemoryPlan(dequantized=not four_bit), [], adapter)
 
 
 def adapted(p: Params, model: Any) -> Any:

@@ -204,15 +204,15 @@ def load_models(
         tokens = max(map(len, ids)) + p.decoding.max_new_tokens
         ways = opening.ways(
             lambda sizes: [
-                replace(way, needs=way.needs * len(wanted))
-                for way in memory.ways_to_generate(sizes, at_once, tokens)
+                replace(way, estimated_bytes=way.estimated_bytes * len(wanted))
+                for way in memory.plans_for_generation(sizes, at_once, tokens)
             ]
         )
         remedy = "take a smaller model, or close other programs on the GPU"
-        return memory.descend(
+        return memory.run_with_oom_fallback(
             ways,
             lambda way: {
-                name: LoadedModel(opening, opening.load(way, ids, folder), way.poems)
+                name: LoadedModel(opening, opening.load(way, ids, folder), way.micro_batch_size)
                 for name, folder in wanted.items()
             },
             remedy,

@@ -67,11 +67,14 @@ def finish(
     kept: list[Answer] = []
     open_cases: list[tuple[int, list[Answer]]] = []
     for number, poem in enumerate(poems):
-        best = front(poem["input"], [drawn[number, n] for n in numbers])
+        best = eligible(poem["input"], [drawn[number, n] for n in numbers])
         kept.append(max(best, key=lambda one: one.likelihood))
         if len(best) > 1 and in_form(poem["input"], best[0].text):
             open_cases.append((number, best))
-    others = [{**poems[number], "input": other(poems[number]["input"])} for number, _ in open_cases]
+    others = [
+        {**poems[number], "input": decoy_couplet(poems[number]["input"])}
+        for number, _ in open_cases
+    ]
     asked = opening.encode_prompts(others, checked=False)  # no answer to them is kept
     cases = list(zip(asked, (best for _, best in open_cases), strict=True))
     for (number, best), merits in zip(open_cases, pmi(model, cases), strict=True):
@@ -87,7 +90,7 @@ def stream(seed: int, number: int) -> str:
     return f"{seed}/{number}" if number else str(seed)
 
 
-def front(couplet: str, answers: Sequence[Answer]) -> list[Answer]:
+def eligible(couplet: str, answers: Sequence[Answer]) -> list[Answer]:
     """Those in form that rhyme, on different characters; where there are none, those in form; where
     there are none either, all."""
 
@@ -102,7 +105,7 @@ def front(couplet: str, answers: Sequence[Answer]) -> list[Answer]:
     return [one for one, merit in zip(answers, found, strict=True) if merit == most]
 
 
-def other(couplet: str) -> str:
+def decoy_couplet(couplet: str) -> str:
     """A couplet that is not this one, with lines of its length if there is one."""
     length = max((len(line) for line, _ in split_lines(couplet)), default=0)
     first, second = OTHERS[min(OTHERS, key=lambda known: abs(known - length))]

@@ -3,8 +3,8 @@
 `run` is all a stage needs. It starts the stage once more for every process, as torchrun does or as
 the command `machine.launch` does, waits for them, and turns the failure of any into one error. A
 process that torchrun, or whatever sets its variables, has started joins the group. Inside, `rank`
-and `size` tell a process its share, `add_up` and `gather` bring the shares together; in a single
-process they do nothing. Tensors on GPUs travel through NCCL, all else through gloo.
+and `size` tell a process its share, `all_reduce_sum` and `gather` bring the shares together; in a
+single process they do nothing. Tensors on GPUs travel through NCCL, all else through gloo.
 """
 
 import logging
@@ -164,7 +164,7 @@ def work_in_group(work: Callable[[], None], device: str) -> None:
     try:
         join_group(gpu)
         work()
-        wait_for_all()
+        barrier()
     except Exception as error:
         lost = isinstance(error, distributed.DistError) or (
             isinstance(error, RuntimeError) and "gloo" in str(error)
@@ -235,7 +235,7 @@ def size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def add_up(tensors: list[torch.Tensor]) -> None:
+def all_reduce_sum(tensors: list[torch.Tensor]) -> None:
     """Replace each tensor, in place, by its sum over the processes, in one exchange."""
     if size() > 1:
         flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -245,7 +245,7 @@ def add_up(tensors: list[torch.Tensor]) -> None:
             tensor.copy_(part.view_as(tensor))
 
 
-def in_any(happened: bool) -> bool:
+def any_rank(happened: bool) -> bool:
     """Whether something happened in any of the processes, which all must ask.
 
     The answer waits for the other processes, and for no GPU.
@@ -269,17 +269,17 @@ def all_or_none(work: Callable[[], T], *, alone: bool = False) -> T:
         if alone:
             raise
         short = True
-    if in_any(short):
+    if any_rank(short):
         raise torch.OutOfMemoryError
     return cast(T, result)
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Go on when all processes have come here."""
-    in_any(False)
+    any_rank(False)
 
 
-def from_first(value: T) -> T:
+def broadcast(value: T) -> T:
     """What process 0 has."""
     if size() == 1:
         return value

@@ -92,18 +92,18 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    expanded: bool = True,
+    dequantized: bool = True,
     cache_dir: str | None = None,
 ) -> PreTrainedModel:
     """The base model in evaluation mode, its weights frozen.
 
     With quantization nf4, the linear layers but the output layer are rounded to NF4. They stay
-    plain linear layers of `dtype` if `expanded` or on a CPU; else they keep their 4 bits.
+    plain linear layers of `dtype` if `dequantized` or on a CPU; else they keep their 4 bits.
     cache_dir: where downloads from the hub are kept; None takes Hugging Face's own place.
     Raises UserError for a model that is missing, gated, without safetensors or unreadable.
     """
     read_config(settings, cache_dir)
-    four_bit = settings.quantization == "nf4" and not expanded and device.type == "cuda"
+    four_bit = settings.quantization == "nf4" and not dequantized and device.type == "cuda"
     # Conv1D stays plain, rounded below: bitsandbytes gave numbers that are none for it on a GPU.
     apart = conv1d_layers(load_skeleton(settings, cache_dir)) if four_bit else []
     config = BitsAndBytesConfig(

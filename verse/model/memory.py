@@ -3,8 +3,8 @@
 A GPU that has room holds plain weights and keeps every activation for the backward pass. With
 less room the weights stay in 4 bits, then activations are computed twice, then fewer poems go
 through the model together: slower each time, the same result but for the last bits. What no GPU
-can hold is spread over those of all processes (`verse.model.sharding`). `descend` starts on the
-first way whose estimate fits, and goes on to the next where memory runs out.
+can hold is spread over those of all processes (`verse.model.sharding`). `run_with_oom_fallback`
+starts on the first plan whose estimate fits, and goes on to the next where memory runs out.
 """
 
 import ctypes
@@ -36,24 +36,28 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Way:
+class MemoryPlan:
     """How a model is held, and how many poems go through it together."""
 
-    expanded: bool = True
+    dequantized: bool = True
     """The weights' 4-bit values are held as plain numbers: faster, four times as large."""
-    kept: float = 1.0
+    activation_budget: float = 1.0
     """Share of the activations that is kept for the backward pass; the rest is computed twice."""
-    poems: int = 1
-    needs: float = 0.0
+    micro_batch_size: int = 1
+    estimated_bytes: float = 0.0
     """Bytes, by an estimate from above."""
     sharded: bool = False
     """Each process holds a part of the weights."""
 
     def __str__(self) -> str:
-        weights = "plain weights" if self.expanded else "4-bit weights"
-        activations = "" if self.kept == 1 else f", {self.kept:.0%} of the activations kept"
+        weights = "plain weights" if self.dequantized else "4-bit weights"
+        activations = (
+            ""
+            if self.activation_budget == 1
+            else f", {self.activation_budget:.0%} of the activations kept"
+        )
         spread = f" spread over {distributed.size()} processes" if self.sharded else ""
-        return f"{weights}{spread}{activations}, {self.poems} at once"
+        return f"{weights}{spread}{activations}, {self.micro_batch_size} at once"
 
 
 @dataclass(frozen=True)
@@ -127,39 +131,41 @@ def share_in_four_bits(model: PreTrainedModel) -> float:
     return sum(outputs_first(layer).numel() for layer in rounded) / every
 
 
-def ways_to_train(model: Sizes, poems: int, tokens: Callable[[int], float]) -> list[Way]:
+def plans_for_training(
+    model: Sizes, poems: int, tokens: Callable[[int], float]
+) -> list[MemoryPlan]:
     """Ways to take a step of so many poems in one or more passes.
 
     tokens: about how many go through the linear layers with so many poems at once.
     """
     plain_only = model.four_bit == model.plain
     own = ladder(
-        list(dict.fromkeys([(True, 1.0), *((plain_only, kept) for kept in HELD)])),
+        list(dict.fromkeys([(True, 1.0), *((plain_only, budget) for budget in HELD)])),
         poems,
         tokens,
-        lambda expanded, kept, together: (
-            (model.plain if expanded else model.four_bit)
-            + training_bytes(model, tokens(together), kept=kept)
+        lambda dequantized, budget, together: (
+            (model.plain if dequantized else model.four_bit)
+            + training_bytes(model, tokens(together), budget)
         ),
     )
     return own + spread(own, model)
 
 
-def ways_to_generate(model: Sizes, prompts: int, tokens: int) -> list[Way]:
+def plans_for_generation(model: Sizes, prompts: int, tokens: int) -> list[MemoryPlan]:
     """Ways to answer up to so many prompts at once. tokens: of a prompt's own and its answer."""
     row = tokens * model.cached + model.vocabulary * 12  # scores in two precisions, and a copy
     own = ladder(
         ((True, 1.0), (False, 1.0)) if model.four_bit < model.plain else ((True, 1.0),),
         prompts,
         lambda together: together * tokens,
-        lambda expanded, _, together: (
-            (model.plain if expanded else model.four_bit) + together * row + OVERHEAD + READING
+        lambda dequantized, _, together: (
+            (model.plain if dequantized else model.four_bit) + together * row + OVERHEAD + READING
         ),
     )
     return own + spread(own, model)
 
 
-def spread(ways: list[Way], model: Sizes) -> list[Way]:
+def spread(plans: list[MemoryPlan], model: Sizes) -> list[MemoryPlan]:
     """The ways that keep least, with each process holding a part of the weights.
 
     It also has whole what belongs to no layer, and of the layers one that it loads, or the two or
@@ -168,22 +174,26 @@ def spread(ways: list[Way], model: Sizes) -> list[Way]:
     parts = distributed.size()
     if parts == 1:
         return []
-    least = min(way.kept for way in ways)
+    least = min(plan.activation_budget for plan in plans)
 
-    def needs(way: Way) -> float:
-        weights = model.plain if way.expanded else model.four_bit
-        gathered = model.ends + (3 if way.expanded else 1.5) * model.block
-        return way.needs - weights + weights / parts + gathered
+    def needed(plan: MemoryPlan) -> float:
+        weights = model.plain if plan.dequantized else model.four_bit
+        gathered = model.ends + (3 if plan.dequantized else 1.5) * model.block
+        return plan.estimated_bytes - weights + weights / parts + gathered
 
-    return [replace(way, needs=needs(way), sharded=True) for way in ways if way.kept == least]
+    return [
+        replace(plan, estimated_bytes=needed(plan), sharded=True)
+        for plan in plans
+        if plan.activation_budget == least
+    ]
 
 
 def ladder(
     kinds: Sequence[tuple[bool, float]],
     poems: int,
     tokens: Callable[[int], float],
-    needs: Callable[[bool, float, int], float],
-) -> list[Way]:
+    needed: Callable[[bool, float, int], float],
+) -> list[MemoryPlan]:
     """Every kind with all poems at once, half of them and so on, while a pass is long enough."""
 
     def halves() -> Iterator[int]:
@@ -193,14 +203,16 @@ def ladder(
             together //= 2
 
     return [
-        Way(expanded, kept, together, needs(expanded, kept, together))
-        for expanded, kept in kinds
+        MemoryPlan(dequantized, budget, together, needed(dequantized, budget, together))
+        for dequantized, budget in kinds
         for together in halves()
-        if together == poems or tokens(together) >= PASS_TOKENS or (expanded, kept) == kinds[-1]
+        if together == poems
+        or tokens(together) >= PASS_TOKENS
+        or (dequantized, budget) == kinds[-1]
     ]
 
 
-def training_bytes(model: Sizes, tokens: float, *, kept: float) -> float:
+def training_bytes(model: Sizes, tokens: float, budget: float) -> float:
     """Memory of a pass over so many tokens, of which most may be predicted.
 
     By a 7B Mistral with adapters on all linear layers.
@@ -208,10 +220,10 @@ def training_bytes(model: Sizes, tokens: float, *, kept: float) -> float:
     layer = tokens * 2 * (13 * model.width + 4.5 * model.inner)
     inputs = model.layers * tokens * 2 * model.width
     outputs = tokens * model.vocabulary * 12  # logits in two precisions, and their gradients
-    return (HELD[kept] * model.layers + 1) * layer + inputs + outputs + OVERHEAD
+    return (HELD[budget] * model.layers + 1) * layer + inputs + outputs + OVERHEAD
 
 
-def room(device: torch.device, wanted: Literal["auto"] | float) -> float:
+def available_bytes(device: torch.device, wanted: Literal["auto"] | float) -> float:
     """Bytes of memory to use: what is free, or the GiB that machine.memory says if fewer; of
     several processes, those of the one that has least.
 
@@ -226,29 +238,29 @@ def room(device: torch.device, wanted: Literal["auto"] | float) -> float:
     return min(distributed.gather([free]))
 
 
-def fitting(ways: list[Way], room: float) -> list[Way]:
+def fitting(plans: list[MemoryPlan], available: float) -> list[MemoryPlan]:
     """The ways from the first that should fit on. Raises UserError if none does."""
-    for number, way in enumerate(ways):
-        if way.needs <= room:
-            return ways[number:]
-    least = min(ways, key=lambda way: way.needs)
+    for number, plan in enumerate(plans):
+        if plan.estimated_bytes <= available:
+            return plans[number:]
+    least = min(plans, key=lambda plan: plan.estimated_bytes)
     raise UserError(
-        f"model.name: about {gib(least.needs)} GiB of memory are needed, and {gib(room)} may be "
-        "used: set model.quantization to nf4, or take a smaller model, a larger GPU or more GPUs, "
-        "over which it is spread then"
+        f"model.name: about {gib(least.estimated_bytes)} GiB of memory are needed, and "
+        f"{gib(available)} may be used: set model.quantization to nf4, or take a smaller model, a "
+        "larger GPU or more GPUs, over which it is spread then"
     )
 
 
-def descend(ways: list[Way], work: Callable[[Way], T], out: str) -> T:
+def run_with_oom_fallback(plans: list[MemoryPlan], work: Callable[[MemoryPlan], T], out: str) -> T:
     """`work` in the first way that memory allows; each starts anew where the one before ended.
 
     out: what to do if memory is short even in the last way, for the UserError that says so.
     """
-    for way, following in zip(ways, [*ways[1:], None], strict=True):
+    for plan, following in zip(plans, [*plans[1:], None], strict=True):
         try:
-            return work(way)
+            return work(plan)
         except torch.OutOfMemoryError as error:
-            if following is None or way.sharded:  # others wait for this process's part
+            if following is None or plan.sharded:  # others wait for this process's part
                 raise UserError(f"out of GPU memory: {out}") from None
             error.__traceback__ = None  # whose frames hold the model
         gc.collect()

@@ -61,10 +61,12 @@ class Opening:
         encoding.check_lengths(map(len, prompts), self.positions, max_new_tokens)
         return prompts
 
-    def ways(self, reckon: Callable[[memory.Sizes], list[memory.Way]]) -> list[memory.Way]:
+    def ways(
+        self, reckon: Callable[[memory.Sizes], list[memory.MemoryPlan]]
+    ) -> list[memory.MemoryPlan]:
         """The ways that fit, best first: the best on a CPU, unless machine.memory bounds it.
 
-        reckon: what `memory.ways_to_train` or `ways_to_generate` makes of the model's sizes.
+        reckon: what `memory.plans_for_training` or `plans_for_generation` makes of the sizes.
         Raises UserError if the model does not fit.
         """
         skeleton = loading.load_skeleton(self.settings, self.machine.cache_dir)
@@ -80,10 +82,10 @@ class Opening:
         ways = reckon(memory.sizes(skeleton, self.dtype, quantization))
         if on_cpu and self.machine.memory == "auto":
             return ways[:1]
-        return memory.fitting(ways, memory.room(self.device, self.machine.memory))
+        return memory.fitting(ways, memory.available_bytes(self.device, self.machine.memory))
 
     def load(
-        self, way: memory.Way, texts: Iterable[list[int]], adapter: str | Path | None = None
+        self, way: memory.MemoryPlan, texts: Iterable[list[int]], adapter: str | Path | None = None
     ) -> PreTrainedModel:
         """The model with its weights, and with the adapter of a folder if one is named.
 
@@ -95,11 +97,11 @@ class Opening:
             self.settings,
             self.device,
             self.dtype,
-            expanded=way.expanded,
+            dequantized=way.dequantized,
             cache_dir=self.machine.cache_dir,
         )
         loading.check_tokens(model, self.tokenizer, texts)
-        merge = way.expanded and not way.sharded
+        merge = way.dequantized and not way.sharded
         return adapters.load_adapter(model, adapter, merge=merge) if adapter else model
 
 

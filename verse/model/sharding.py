@@ -52,7 +52,7 @@ def load_sharded(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    expanded: bool,
+    dequantized: bool,
     cache_dir: str | None = None,
 ) -> PreTrainedModel:
     """What `verse.model.loading.load_model` returns, spread over the processes of the group.
@@ -76,7 +76,7 @@ def load_sharded(
         stored.fill(part, place, device, dtype)
         for name in [name for name, _ in part.named_modules() if f"{place}.{name}" in rounded]:
             layer = part.get_submodule(name)
-            if expanded or not isinstance(layer, nn.Linear):
+            if dequantized or not isinstance(layer, nn.Linear):
                 round_to_nf4(layer)
             else:
                 owner, _, leaf = name.rpartition(".")
@@ -210,11 +210,11 @@ def in_step(model: nn.Module) -> Iterator[None]:
     assert isinstance(whole, nn.Module)
     # Before the hook that gathers weights: who is done must come along by then.
     announcing = whole.register_forward_pre_hook(
-        lambda *_: distributed.in_any(True) and None, prepend=True
+        lambda *_: distributed.any_rank(True) and None, prepend=True
     )
     yield
     announcing.remove()
     some = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
-    while distributed.in_any(False):
+    while distributed.any_rank(False):
         with torch.no_grad():
             whole(input_ids=some, use_cache=False)

@@ -18,15 +18,15 @@ class Regroup(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: torch.Tensor, there: torch.Tensor, back: torch.Tensor
+        ctx: Any, states: torch.Tensor, grid_from_flat: torch.Tensor, flat_from_grid: torch.Tensor
     ) -> torch.Tensor:
-        ctx.save_for_backward(back)
-        return states[:, there]
+        ctx.save_for_backward(flat_from_grid)
+        return states[:, grid_from_flat]
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (back,) = ctx.saved_tensors
-        return gradient[:, back], None, None
+        (flat_from_grid,) = ctx.saved_tensors
+        return gradient[:, flat_from_grid], None, None
 
 
 def attend(
@@ -36,8 +36,8 @@ def attend(
     value: torch.Tensor,
     attention_mask: None,
     *,
-    there: torch.Tensor,
-    back: torch.Tensor,
+    grid_from_flat: torch.Tensor,
+    flat_from_grid: torch.Tensor,
     poems: int,
     prefix: int,
     scaling: float | None = None,
@@ -56,12 +56,14 @@ def attend(
         raise NotImplementedError("attention sinks")
     heads, tokens, size = query.shape[1:]
     groups = heads // key.shape[1]
-    room, longest = tokens - len(back), len(there) // poems
+    room, longest = tokens - len(flat_from_grid), len(grid_from_flat) // poems
     scale = size**-0.5 if scaling is None else scaling
     keys = key.shape[1]
 
     def own(states: torch.Tensor) -> torch.Tensor:  # (1, heads, T, D) -> (heads, N, S, D)
-        return Regroup.apply(states[0, :, room:], there, back).view(-1, poems, longest, size)
+        return Regroup.apply(states[0, :, room:], grid_from_flat, flat_from_grid).view(
+            -1, poems, longest, size
+        )
 
     def weigh(scores: torch.Tensor) -> torch.Tensor:
         scores = scores.float() * scale
@@ -89,7 +91,7 @@ def attend(
     )
     mine = (rows @ v.reshape(keys * poems, longest, size)).view(keys, poems, groups, longest, size)
     output = (seen + mine.permute(0, 2, 1, 3, 4)).reshape(heads, poems * longest, size)
-    output = Regroup.apply(output, back, there)
+    output = Regroup.apply(output, flat_from_grid, grid_from_flat)
     if room:
         k = key[0, :, :room].repeat_interleave(groups, 0)
         v = value[0, :, :room].repeat_interleave(groups, 0)

@@ -56,7 +56,7 @@ class Checkpoints:
         training, room = self.locks
         reported = False
         for lock in (room, training):
-            while distributed.in_any(distributed.rank() == 0 and not took(lock)):
+            while distributed.any_rank(distributed.rank() == 0 and not took(lock)):
                 if distributed.rank() == 0 and not reported:
                     print("the same training is under way: waiting for it to end", flush=True)
                 reported = True
@@ -118,7 +118,7 @@ class Checkpoints:
         """
         self.wait()
         stored = self.read() if distributed.rank() == 0 else {}
-        tensors = distributed.from_first(stored)
+        tensors = distributed.broadcast(stored)
         if not tensors:
             return 0
         rest = json.loads(bytes(tensors.pop("rest").tolist()))

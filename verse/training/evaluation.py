@@ -10,8 +10,8 @@ from verse.model import distributed
 from verse.model.encoding import Example
 from verse.model.graphs import Graph, warm_up, warn_fallback
 from verse.training.loss import Objective, behind_prefix, cross_entropy, summed_loss
+from verse.training.micro_batches import Plan, split_step, uncompiled
 from verse.training.packing import Batch, lay_out, shape_of
-from verse.training.passes import Plan, parts, uncompiled
 
 
 class Evaluation:
@@ -33,7 +33,7 @@ class Evaluation:
         self.objective = objective
         self.device = next(model.parameters()).device
         by_length = sorted(examples, key=lambda example: example.length)
-        passes = [[e for _, e in part] for part in parts(by_length, plan)]
+        passes = [[e for _, e in part] for part in split_step(by_length, plan)]
         self.shape = shape_of([part for part in passes if part] or [by_length[:1]], plan.prefix)
         self.batches = [lay_out(part, plan.prefix, self.shape).to(self.device) for part in passes]
         self.graph: Graph[torch.Tensor] | None = None
@@ -47,7 +47,7 @@ class Evaluation:
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in self.batches:
             summed += compute(list(vars(batch).values())).double()
-        distributed.add_up([summed])
+        distributed.all_reduce_sum([summed])
         total = summed.item()
         return {
             "loss": round(total / sum(len(e.completion) for e in self.examples), 4),

@@ -23,10 +23,10 @@ from verse.params import Train
 from verse.speed import Stopwatch
 from verse.training.checkpoint import Checkpoints
 from verse.training.evaluation import Evaluation
+from verse.training.flat_params import FlatParams
 from verse.training.loss import Objective, cross_entropy
-from verse.training.passes import Plan, add_gradients, bring_together
+from verse.training.micro_batches import Plan, accumulate_gradients, reduce_gradients
 from verse.training.proof import Proof, prove
-from verse.training.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def run(
     model: PreTrainedModel, task: Task, plan: Plan, checkpoints: Checkpoints, watch: Stopwatch
 ) -> tuple[Curves, Proof]:
     settings, device = task.settings, next(model.parameters()).device
-    chief = distributed.rank() == 0
-    trained = Trained(model, plan.dtype)
-    weights = trained.whole
+    is_main_process = distributed.rank() == 0
+    trained = FlatParams(model, plan.dtype)
+    weights = trained.flat
     optimizer = torch.optim.AdamW(
         [weights],
         lr=settings.learning_rate,
@@ -120,13 +120,17 @@ def run(
         lambda: Evaluation(model, plan, task.validation, passes.graph, task.objective),
         alone=plan.sharded,
     )
-    if chief:
+    if is_main_process:
         print(proof, flush=True)
     layouts = (passes.lay_out(step) for step in steps[start:])
     laid_out = next(layouts, None)
-    distributed.add_up([torch.zeros((), device=device)])  # the first exchange sets itself up
+    distributed.all_reduce_sum(
+        [torch.zeros((), device=device)]
+    )  # the first exchange sets itself up
     watch.restart()  # all is compiled and recorded
-    progress = tqdm(total=task.steps, initial=start, unit="step", disable=None if chief else True)
+    progress = tqdm(
+        total=task.steps, initial=start, unit="step", disable=None if is_main_process else True
+    )
     unread: list[tuple[int, AsyncHostCopy]] = []
     short = False
 
@@ -155,19 +159,19 @@ def run(
             if step % settings.eval_every == 0:
                 validate(step)
             key = (task.seed * 1_000_003 + step) % 2**31
-            mean_loss = add_gradients(passes, laid_out or [], tokens, scaler, key)
+            mean_loss = accumulate_gradients(passes, laid_out or [], tokens, scaler, key)
         except torch.OutOfMemoryError:
             if plan.sharded:
                 raise
             short = True
-        if distributed.in_any(short):
+        if distributed.any_rank(short):
             read_losses()
-            if chief:
+            if is_main_process:
                 checkpoints.save(step, trained.named(), optimizer, scaler, curves)
                 checkpoints.wait()
-            distributed.wait_for_all()
+            distributed.barrier()
             raise torch.OutOfMemoryError
-        bring_together(passes, mean_loss, scaler, optimizer)
+        reduce_gradients(passes, mean_loss, scaler, optimizer)
         torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         scaler.step(optimizer)
         scaler.update()
@@ -176,13 +180,13 @@ def run(
         laid_out = next(layouts, None)
         read_losses()
         unread.append((step + 1, AsyncHostCopy(mean_loss)))
-        if chief and checkpoints.due(step + 1) and step + 1 < task.steps:
+        if is_main_process and checkpoints.due(step + 1) and step + 1 < task.steps:
             read_losses()
             checkpoints.save(step + 1, trained.named(), optimizer, scaler, curves)
     read_losses()
     progress.close()
     validate(task.steps)
-    trained.give_back()
+    trained.restore_weights()
     return curves, proof
 
 

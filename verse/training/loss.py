@@ -63,8 +63,8 @@ def one_row(model: PreTrainedModel, batch: Batch, shape: Shape) -> torch.Tensor:
         attention_mask=no_mask(batch.input_ids.device),
         use_cache=False,
         logits_to_keep=batch.predicting,
-        there=batch.there,
-        back=batch.back,
+        grid_from_flat=batch.grid_from_flat,
+        flat_from_grid=batch.flat_from_grid,
         poems=shape.poems,
         prefix=shape.shared,
     )
@@ -75,11 +75,11 @@ def rows(model: PreTrainedModel, batch: Batch, shape: Shape) -> torch.Tensor:
     """The same, of each poem with its own prefix; what fills up a row comes last, unseen."""
     ids = as_rows(batch.input_ids[0], batch, shape)
     logits = model(input_ids=ids, use_cache=False).logits[:, shape.shared :].flatten(0, 1)
-    return logits[batch.back[batch.predicting - shape.prefix]]
+    return logits[batch.flat_from_grid[batch.predicting - shape.prefix]]
 
 
 def as_rows(tokens: torch.Tensor, batch: Batch, shape: Shape) -> torch.Tensor:
     """Values of the T tokens as rows of prefix and poem, (N, prefix + S)."""
     prefix = tokens[: shape.shared].expand(shape.poems, shape.shared)
-    own = tokens[shape.prefix :][batch.there].view(shape.poems, shape.longest)
+    own = tokens[shape.prefix :][batch.grid_from_flat].view(shape.poems, shape.longest)
     return torch.cat([prefix, own], 1)

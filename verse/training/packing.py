@@ -3,7 +3,7 @@
 All prompts begin with the same instruction, which makes up over half of the tokens, so a pass
 computes it once: `[prefix][poem][poem]...[padding]` in one row, positions restarting after the
 prefix for every poem. The linear layers see that row as it is. Attention sees it as a rectangle, a
-poem a row: `there` and `back` are the way between the two.
+poem a row: `grid_from_flat` and `flat_from_grid` are the way between the two.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ import torch
 from verse.model.encoding import Example, common_prefix
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
-PLACES = 1 << 12  # numbers of places that a poem has for itself: see Batch.places
+PLACES = 1 << 12  # numbers of places that a poem has for itself: see Batch.dropout_ids
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Batch:
     position_ids: torch.Tensor  # (1, T)
     predicting: torch.Tensor  # (L,), the places of the T that predict a token
     labels: torch.Tensor  # (L,), the token that each predicts, or IGNORED
-    there: torch.Tensor  # (N S,), for each place of the rectangle one of the W
-    back: torch.Tensor  # (W,), for each of the W its place of the rectangle
-    places: torch.Tensor  # (T,) int32, of which poem of the step and which token, for dropout
+    grid_from_flat: torch.Tensor  # (N S,), for each place of the rectangle one of the W
+    flat_from_grid: torch.Tensor  # (W,), for each of the W its place of the rectangle
+    dropout_ids: torch.Tensor  # (T,) int32, of which poem of the step and which token, for dropout
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(t.to(device, non_blocking=True) for t in vars(self).values()))
@@ -79,8 +79,8 @@ def shape_of(passes: list[list[Example]], prefix: list[int], multiple: int = 8) 
 def tokens_of_a_pass(examples: list[Example]) -> Callable[[int], float]:
     """About how many tokens a pass of so many poems has, padding included.
 
-    Poems are dealt out by length (`loop.Task.batches`, `passes.parts`): two passes differ by at
-    most as much as the longest poem and the shortest.
+    Poems are dealt out by length (`loop.Task.batches`, `micro_batches.split_step`): two passes
+    differ by at most as much as the longest poem and the shortest.
     """
     prefix = len(shared_prefix(examples))
     own = [example.length - prefix for example in examples]
@@ -96,34 +96,36 @@ def lay_out(
     The last place of the rectangle and the last of the W belong to no poem: what is padding in one
     points there in the other, and no gradient comes from it.
     """
-    nowhere, outside = shape.tokens - 1, shape.poems * shape.longest - 1
+    pad_slot, outside = shape.tokens - 1, shape.poems * shape.longest - 1
     spare = shape.prefix - len(prefix)
-    ids, places = prefix + [0] * spare, list(range(shape.prefix))
+    ids, dropout_ids = prefix + [0] * spare, list(range(shape.prefix))
     positions = [*range(len(prefix)), *[0] * spare]
     predicting: list[int] = []
     labels: list[int] = []
-    there = [nowhere] * (outside + 1)
-    back: list[int] = []
+    grid_from_flat = [pad_slot] * (outside + 1)
+    flat_from_grid: list[int] = []
     for row, (number, example) in enumerate(zip(numbers or count(), examples, strict=False)):
         own = example.prompt[len(prefix) :] + example.completion
         start = row * shape.longest
-        there[start : start + len(own)] = range(len(back), len(back) + len(own))
-        back += range(start, start + len(own))
+        grid_from_flat[start : start + len(own)] = range(
+            len(flat_from_grid), len(flat_from_grid) + len(own)
+        )
+        flat_from_grid += range(start, start + len(own))
         ids += own
         positions += range(len(prefix), len(prefix) + len(own))
         place = (number + 1) * PLACES
-        places += range(place, place + len(own))
+        dropout_ids += range(place, place + len(own))
         # A place predicts the token after it: the last of the prompt the first of the completion,
         # and the end token nothing.
         predicting += range(len(ids) - len(example.completion) - 1, len(ids) - 1)
         labels += example.completion
-    padding, unused = shape.tokens - len(back), shape.labels - len(labels)
+    padding, unused = shape.tokens - len(flat_from_grid), shape.labels - len(labels)
     return Batch(
         torch.tensor([ids + [0] * padding]),
         torch.tensor([positions + [0] * padding]),
-        torch.tensor(predicting + [shape.prefix + nowhere] * unused),
+        torch.tensor(predicting + [shape.prefix + pad_slot] * unused),
         torch.tensor(labels + [IGNORED] * unused),
-        torch.tensor(there),
-        torch.tensor(back + [outside] * padding),
-        torch.tensor(places + [0] * padding, dtype=torch.int32),
+        torch.tensor(grid_from_flat),
+        torch.tensor(flat_from_grid + [outside] * padding),
+        torch.tensor(dropout_ids + [0] * padding, dtype=torch.int32),
     )

@@ -26,17 +26,17 @@ from verse.model import distributed
 from verse.model.dropout import Masks, masks_of
 from verse.model.encoding import Example
 from verse.model.float32 import precision
+from verse.training.flat_params import FlatParams
 from verse.training.loss import Objective, cross_entropy
-from verse.training.packing import PLACES, Batch, Shape, lay_out, shape_of
-from verse.training.passes import (
-    Passes,
+from verse.training.micro_batches import (
+    MicroBatches,
     Plan,
-    add_gradients,
-    bring_together,
-    parts,
+    accumulate_gradients,
     recompute,
+    reduce_gradients,
+    split_step,
 )
-from verse.training.trained import Trained
+from verse.training.packing import PLACES, Batch, Shape, lay_out, shape_of
 
 STEP = 1  # what dropout hashes
 SPREAD = 0.02  # standard deviation of what is added to the adapter's weights
@@ -85,7 +85,7 @@ class Plain:
 
     losses: list[float]
     gradients: list[torch.Tensor]
-    """Of the summed loss, laid out as `Trained.whole`."""
+    """Of the summed loss, laid out as `FlatParams.whole`."""
     masks: list[torch.Tensor]
     """Dropout's, (tokens, columns) of truth values; none without dropout."""
 
@@ -110,7 +110,7 @@ class Distance:
     """Of each tensor's norm; 0 where next to nothing is expected."""
 
     @classmethod
-    def between(cls, trained: Trained, found: torch.Tensor, wanted: torch.Tensor) -> "Distance":
+    def between(cls, trained: FlatParams, found: torch.Tensor, wanted: torch.Tensor) -> "Distance":
         norms = torch.stack(torch._foreach_norm(trained.views(wanted)))
         apart = torch.stack(torch._foreach_norm(trained.views(found - wanted)))
         least = 1e-3 * norms.square().mean().sqrt()
@@ -126,9 +126,9 @@ def prove(
     model: PreTrainedModel,
     plan: Plan,
     steps: list[list[Example]],
-    trained: Trained,
+    trained: FlatParams,
     objective: Objective = cross_entropy,
-) -> tuple[Passes, Proof]:
+) -> tuple[MicroBatches, Proof]:
     """The fastest passes of a plan that learn what plain PEFT would, and how far they are from it.
 
     steps: the poems of every step. Raises UserError if none is right, OutOfMemoryError in all
@@ -161,7 +161,7 @@ def prove(
         every = None
         for way in ways(way):  # noqa: B020
             for thorough in (False, True):
-                passes = together(partial(Passes, model, way, steps, trained, objective))
+                passes = together(partial(MicroBatches, model, way, steps, trained, objective))
                 rows = [fill(passes.shape, poems, len(plan.prefix))]
                 rows += sparse(passes.shape, poems, len(plan.prefix))
                 error, reason = check(passes, poems, rows, exact, rounding)
@@ -213,7 +213,7 @@ def choose(steps: list[list[Example]]) -> list[Example]:
     return [poems[0], poems[-1]] if poems[1:] else poems
 
 
-def check_adapter(model: PreTrainedModel, trained: Trained) -> None:
+def check_adapter(model: PreTrainedModel, trained: FlatParams) -> None:
     """Raise UserError if the adapter is not what its config says, or has a tensor that would be
     saved and not trained."""
     config = model.peft_config["default"]
@@ -231,7 +231,7 @@ def check_adapter(model: PreTrainedModel, trained: Trained) -> None:
         raise UserError(f"train.lora: {stray} belongs to the adapter and would not be trained")
 
 
-def say_unreached(model: PreTrainedModel, exact: Plain, trained: Trained) -> None:
+def say_unreached(model: PreTrainedModel, exact: Plain, trained: FlatParams) -> None:
     """Say which layers' adapters learn nothing, and how many drop nothing."""
     norms = sum(torch.stack(torch._foreach_norm(trained.views(g))) for g in exact.gradients)
     idle = {
@@ -281,7 +281,7 @@ def check_steps(plan: Plan, steps: list[list[Example]]) -> None:
         dealt = [
             n
             for rank in range(distributed.size())
-            for part in parts(step, plan, rank)
+            for part in split_step(step, plan, rank)
             for n, poem in part
             if poem is step[n]
         ]
@@ -290,9 +290,9 @@ def check_steps(plan: Plan, steps: list[list[Example]]) -> None:
 
 
 @contextmanager
-def other_values(trained: Trained, dtype: torch.dtype) -> Iterator[None]:
+def other_values(trained: FlatParams, dtype: torch.dtype) -> Iterator[None]:
     """Let the adapter have an effect, with values that the precision of the training can hold."""
-    weights = trained.whole.detach()
+    weights = trained.flat.detach()
     before = weights.cpu().clone()
     generator = torch.Generator(weights.device).manual_seed(0)
     weights.add_(torch.randn(weights.shape, generator=generator, device=weights.device) * SPREAD)
@@ -306,14 +306,14 @@ def other_values(trained: Trained, dtype: torch.dtype) -> Iterator[None]:
         weights.copy_(before)
         trained.refresh()
         trained.clear()
-        trained.put(trained.copy)
+        trained.bind(trained.copy)
 
 
 def plain(
     model: PreTrainedModel,
     plan: Plan,
     poems: list[Example],
-    trained: Trained,
+    trained: FlatParams,
     objective: Objective,
 ) -> Plain:
     """Each poem alone in the model's own attention and in float32.
@@ -336,7 +336,7 @@ def rounding_of(
     model: PreTrainedModel,
     plan: Plan,
     poems: list[Example],
-    trained: Trained,
+    trained: FlatParams,
     objective: Objective,
     exact: Plain,
     numbers: range,
@@ -349,7 +349,7 @@ def rounding_of(
     rounded = plain_in(plan.dtype, model, plan, poems, trained, objective, numbers)
     found = [
         Distance.between(trained, rounded.gradients[i].to(device), exact.gradients[n].to(device))
-        for device in [trained.whole.device]
+        for device in [trained.flat.device]
         for i, n in enumerate(numbers)
     ]
     return Distance(
@@ -364,17 +364,17 @@ def plain_in(
     model: PreTrainedModel,
     plan: Plan,
     poems: list[Example],
-    trained: Trained,
+    trained: FlatParams,
     objective: Objective,
     numbers: range,
 ) -> Plain:
     """numbers: of the poems that are wanted; dropout hashes them too."""
-    device = trained.whole.device
+    device = trained.flat.device
     masks = masks_of(model)
     found = Plain([], [], [])
     model.train()
-    trained.put(trained.whole.detach() if dtype == torch.float32 else trained.copy)
-    if plan.kept < 1:
+    trained.bind(trained.flat.detach() if dtype == torch.float32 else trained.copy)
+    if plan.activation_budget < 1:
         recompute(model)
     for number in numbers:
         poem = poems[number]
@@ -397,9 +397,9 @@ def plain_in(
         )
         found.losses.append(loss.item())
         found.gradients.append(torch.cat([part.flatten() for part in gradient]).float().cpu())
-    if plan.kept < 1:
+    if plan.activation_budget < 1:
         model.gradient_checkpointing_disable()
-    trained.put(trained.copy)
+    trained.bind(trained.copy)
     return found
 
 
@@ -430,22 +430,22 @@ def try_layout(
     model: PreTrainedModel,
     plan: Plan,
     poems: list[Example],
-    trained: Trained,
+    trained: FlatParams,
     objective: Objective,
     exact: Plain,
 ) -> tuple[float, str]:
     """How far the layout's gradient is from the exact one in float32, uncompiled, and why it cannot
     be used, if so. The poems share a pass that has a row to spare."""
-    small = replace(plan, dtype=torch.float32, compiled=False, recorded=False, poems=3)
+    small = replace(plan, dtype=torch.float32, compiled=False, recorded=False, micro_batch_size=3)
     known = model.config.get_text_config().to_dict().get("max_position_embeddings")
     places = len(plan.prefix) + sum(poem.length - len(plan.prefix) for poem in poems) + 32
     if plan.shared and isinstance(known, int) and places > known:
         # A table of positions that is overrun ends a GPU's work for good.
         return 0.0, "its poems side by side are more tokens than it has positions"
-    trained.put(trained.whole.detach())
+    trained.bind(trained.flat.detach())
     try:
         step = [*poems, poems[0]] * distributed.size()  # each process has a row for one more
-        passes = Passes(model, small, [step], trained, objective)
+        passes = MicroBatches(model, small, [step], trained, objective)
         none = Distance(0.0, 0.0, torch.zeros(len(trained.names)))
         return check(passes, poems, [list(range(len(poems)))], exact, none)
     except (torch.OutOfMemoryError, UserError):
@@ -456,11 +456,11 @@ def try_layout(
         return 0.0, "its attention is of a kind that cannot be given one"
     finally:
         model.gradient_checkpointing_disable()
-        trained.put(trained.copy)
+        trained.bind(trained.copy)
 
 
 def check(
-    passes: Passes,
+    passes: MicroBatches,
     poems: list[Example],
     rows: list[list[int]],
     exact: Plain,
@@ -482,9 +482,9 @@ def check(
     dropped = True
     for row in rows:
         batch = lay_out([poems[i] for i in row], prefix, passes.shape, row)
-        loss += add_gradients(passes, [batch], tokens, scaler, STEP)
+        loss += accumulate_gradients(passes, [batch], tokens, scaler, STEP)
         dropped = dropped and same_masks(passes, poems, row, exact)
-    bring_together(passes, loss, scaler, torch.optim.SGD([trained.whole]))
+    reduce_gradients(passes, loss, scaler, torch.optim.SGD([trained.flat]))
     expected, wanted = exact.weighed(times, passes.device)
     found = Distance.between(trained, trained.gradient * tokens, wanted)
     trained.clear()
@@ -492,12 +492,12 @@ def check(
     reason = judge(trained, found, off, rounding, dtype)
     if not reason and not dropped:
         reason = "dropout would depend on the pass that a poem is in"
-    if distributed.in_any(bool(reason)):
+    if distributed.any_rank(bool(reason)):
         reason = reason or "it is in another process"
     return found.whole, reason
 
 
-def same_masks(passes: Passes, poems: list[Example], row: list[int], exact: Plain) -> bool:
+def same_masks(passes: MicroBatches, poems: list[Example], row: list[int], exact: Plain) -> bool:
     """Whether each poem of the last pass has met the masks that it met alone."""
     if not passes.masks or not exact.masks:
         return True
@@ -552,7 +552,7 @@ def sparse(shape: Shape, poems: list[Example], prefix: int) -> list[list[int]]:
 
 
 def judge(
-    trained: Trained, found: Distance, off: float, rounding: Distance, dtype: torch.dtype
+    trained: FlatParams, found: Distance, off: float, rounding: Distance, dtype: torch.dtype
 ) -> str:
     """What is wrong with a gradient that is so far from the expected one, and with a loss that is
     off by such a share; nothing if it is what rounding does."""

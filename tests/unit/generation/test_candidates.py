@@ -13,11 +13,11 @@ from verse.generation import answers, candidates
 from verse.generation.answers import Answer
 from verse.generation.candidates import (
     OTHERS,
+    decoy_couplet,
+    eligible,
     finish,
-    front,
     log_probabilities,
     num_candidates,
-    other,
     passes,
     pmi,
     read,
@@ -45,20 +45,20 @@ def written(*texts):
 )
 def test_form_comes_first_then_rhyme(best, others):
     for texts in ([best, *others], [*others, best], [*others, best, best]):
-        assert {one.text for one in front(COUPLET, written(*texts))} == {best}
+        assert {one.text for one in eligible(COUPLET, written(*texts))} == {best}
 
 
 def test_without_form_all_are_left():
-    assert len(front(COUPLET, written("", LONG, "山"))) == 3
+    assert len(eligible(COUPLET, written("", LONG, "山"))) == 3
 
 
 def test_another_couplet_is_never_the_same_and_as_long_if_it_can_be():
     for length, known in OTHERS.items():
         for couplet in known:
-            assert other(couplet) in known and other(couplet) != couplet
-        assert other("山" * length + "，" + "水" * length + "。") in known
+            assert decoy_couplet(couplet) in known and decoy_couplet(couplet) != couplet
+        assert decoy_couplet("山" * length + "，" + "水" * length + "。") in known
     for odd in ("", "山水，雲。", "山水雲雨山水雲雨，山水雲雨山水雲雨。"):
-        assert any(other(odd) in known for known in OTHERS.values())
+        assert any(decoy_couplet(odd) in known for known in OTHERS.values())
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def opened():
         for poem in json.loads(Path("data/embedded/test.json").read_text("utf-8"))[:20]
     ]
     prompts = opening.encode_prompts(poems)
-    return opening, opening.load(memory.Way(), prompts), poems, prompts
+    return opening, opening.load(memory.MemoryPlan(), prompts), poems, prompts
 
 
 DRAWING = Decoding(
@@ -117,8 +117,8 @@ def test_kept_is_the_one_that_its_couplet_explains_best(opened):
     kept = finished(opened, range(20), drawn)
     likeliest = 0
     for number, poem in enumerate(poems):
-        best = front(poem["input"], [drawn[number, n] for n in range(4)])
-        [instead] = opening.encode_prompts([poem | {"input": other(poem["input"])}])
+        best = eligible(poem["input"], [drawn[number, n] for n in range(4)])
+        [instead] = opening.encode_prompts([poem | {"input": decoy_couplet(poem["input"])}])
         merits = [nats(prompts[number], one.tokens) - nats(instead, one.tokens) for one in best]
         assert merits[best.index(kept[number])] >= max(merits) - 0.5  # of bfloat16's last bits
         likeliest += kept[number] == max(best, key=lambda one: one.likelihood)

@@ -6,9 +6,9 @@ from tiny_models import byte_pairs, examples, settings, training
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from verse.model import adapters, encoding, loading
+from verse.training.flat_params import FlatParams
+from verse.training.micro_batches import Plan
 from verse.training.packing import shared_prefix
-from verse.training.passes import Plan
-from verse.training.trained import Trained
 
 HALF = torch.bfloat16
 
@@ -72,12 +72,12 @@ def poems(base):
 def adapted(base):
     """Called, it gives a fresh adapter on the base model and what trains it."""
 
-    def call(dtype=HALF, expanded=True, dropout=0.1):
+    def call(dtype=HALF, dequantized=True, dropout=0.1):
         cuda = torch.device("cuda")
         lora = training().lora.model_copy(update={"dropout": dropout})
-        model = loading.load_model(base, cuda, dtype, expanded=expanded)
+        model = loading.load_model(base, cuda, dtype, dequantized=dequantized)
         model = adapters.add_adapter(model, lora, base, seed=1)
-        return model, Trained(model, dtype)
+        return model, FlatParams(model, dtype)
 
     return call
 

@@ -29,9 +29,9 @@ GREEDY = Decoding(
 def finish(base, capsys):
     """Called, it answers so many prompts; the tokens, those of plain `generate`, the lines said."""
 
-    def call(dtype=torch.bfloat16, expanded=True, batch_size=8):
+    def call(dtype=torch.bfloat16, dequantized=True, batch_size=8):
         tokenizer = encoding.load_tokenizer(base)
-        model = loading.load_model(base, torch.device("cuda"), dtype, expanded=expanded)
+        model = loading.load_model(base, torch.device("cuda"), dtype, dequantized=dequantized)
         texts = [text * n for text in prompts(tokenizer) for n in (1, 2, 3)]
         encoded = {text: encode_prompt(tokenizer, text) for text in texts}
         found = {}
@@ -49,17 +49,17 @@ def finish(base, capsys):
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 64])
-@pytest.mark.parametrize("expanded", [True, False])
-def test_slots_write_what_the_model_does(finish, expanded, batch_size):
+@pytest.mark.parametrize("dequantized", [True, False])
+def test_slots_write_what_the_model_does(finish, dequantized, batch_size):
     """In float32 token by token."""
-    found, plain, said = finish(torch.float32, expanded, batch_size)
+    found, plain, said = finish(torch.float32, dequantized, batch_size)
     assert said == "" and found == plain
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("expanded", [True, False])
-def test_reduced_precision_is_let_through(finish, dtype, expanded):
-    found, plain, said = finish(dtype, expanded)
+@pytest.mark.parametrize("dequantized", [True, False])
+def test_reduced_precision_is_let_through(finish, dtype, dequantized):
+    found, plain, said = finish(dtype, dequantized)
     assert said == ""
     same = sum(a == b for t in found for a, b in zip(found[t], plain[t], strict=False))
     assert same > 0.5 * sum(map(len, plain.values()))

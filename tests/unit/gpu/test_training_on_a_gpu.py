@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, FalconConfig, GPT2Config, Mistral
 
 from verse.model import adapters, loading
 from verse.model.graphs import Graph
-from verse.training import loop, packing, passes, proof
+from verse.training import loop, micro_batches, packing, proof
 from verse.training.checkpoint import Checkpoints
-from verse.training.trained import Trained
+from verse.training.flat_params import FlatParams
 
 ROOT = Path(__file__).parents[3]
 HALF, FLOAT = torch.bfloat16, torch.float32
@@ -32,8 +32,8 @@ def close(result):
 def prove(adapted, plan, poems, capsys):
     """Called, it proves one step of so many poems; the plan that is left, the proof, the lines."""
 
-    def call(together=7, count=14, dtype=HALF, expanded=True, **how):
-        model, trained = adapted(dtype, expanded)
+    def call(together=7, count=14, dtype=HALF, dequantized=True, **how):
+        model, trained = adapted(dtype, dequantized)
         steps = [poems[:count]]
         found, result = proof.prove(model, plan(together, dtype, **how), steps, trained)
         return found.plan, result, capsys.readouterr().out.splitlines()
@@ -41,11 +41,13 @@ def prove(adapted, plan, poems, capsys):
     return call
 
 
-@pytest.mark.parametrize("kept", [1.0, 0.75, 0.5, 0.0])
+@pytest.mark.parametrize("activation_budget", [1.0, 0.75, 0.5, 0.0])
 @pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize("expanded", [True, False])
-def test_every_way_of_the_ladder(prove, expanded, compiled, kept):
-    plan, result, said = prove(expanded=expanded, compiled=compiled, kept=kept)
+@pytest.mark.parametrize("dequantized", [True, False])
+def test_every_way_of_the_ladder(prove, dequantized, compiled, activation_budget):
+    plan, result, said = prove(
+        dequantized=dequantized, compiled=compiled, activation_budget=activation_budget
+    )
     assert said == [] and plan.shared and plan.compiled == compiled and plan.recorded
     assert result.layout < 1e-4 and close(result)
 
@@ -68,13 +70,13 @@ def test_odd_numbers_of_poems(prove, count):
 @pytest.mark.parametrize("count", [33, 127])
 def test_the_race_of_padded_strides_is_noticed(prove, monkeypatch, count):
     """The cause that `compile_layers` takes away, put back."""
-    compile_layers = passes.compile_layers
+    compile_layers = micro_batches.compile_layers
 
     def padded(model):
         compile_layers(model)
         torch._inductor.config.comprehensive_padding = True
 
-    monkeypatch.setattr(passes, "compile_layers", padded)
+    monkeypatch.setattr(micro_batches, "compile_layers", padded)
     try:
         plan, result, said = prove(together=count, count=count)
     finally:
@@ -124,33 +126,33 @@ def positions_off_by_one(monkeypatch):
         batch.position_ids[:, shape.prefix :] += 1
         return batch
 
-    for module in (packing, passes, proof):
+    for module in (packing, micro_batches, proof):
         monkeypatch.setattr(module, "lay_out", shifted)
 
 
 def an_eighth_is_lost(monkeypatch):
-    add = Trained.add
+    add = FlatParams.add
     monkeypatch.setattr(
-        Trained,
+        FlatParams,
         "add",
         lambda self, gs: add(self, [g * 7 / 8 for g in gs] if in_graph() else gs),
     )
 
 
 def a_layer_is_not_trained(monkeypatch):
-    add = Trained.add
+    add = FlatParams.add
 
     def partly(self, gradients):
         idle = ["layers.1." in name and in_graph() for name in self.names]
         add(self, [g * (not i) for g, i in zip(gradients, idle, strict=True)])
 
-    monkeypatch.setattr(Trained, "add", partly)
+    monkeypatch.setattr(FlatParams, "add", partly)
 
 
 def a_pass_counts_twice(monkeypatch):
-    add = Trained.add
+    add = FlatParams.add
     monkeypatch.setattr(
-        Trained, "add", lambda self, gs: [add(self, gs) for _ in range(1 + in_graph())]
+        FlatParams, "add", lambda self, gs: [add(self, gs) for _ in range(1 + in_graph())]
     )
 
 
@@ -204,9 +206,9 @@ def test_4_bits_are_the_same_numbers_kept_or_expanded(config, tmp_path):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=FLOAT).save_pretrained(tmp_path)
     ids, logits = torch.arange(40, device="cuda")[None], []
-    for expanded in (True, False):
+    for dequantized in (True, False):
         model = loading.load_model(
-            settings(str(tmp_path)), torch.device("cuda"), FLOAT, expanded=expanded
+            settings(str(tmp_path)), torch.device("cuda"), FLOAT, dequantized=dequantized
         )
         with torch.no_grad():
             logits.append(model(input_ids=ids).logits)

@@ -23,8 +23,8 @@ from verse.speed import Stopwatch
 from verse.training import loop
 from verse.training.checkpoint import Checkpoints
 from verse.training.loss import behind_prefix, summed_loss
+from verse.training.micro_batches import Plan
 from verse.training.packing import lay_out, shape_of, shared_prefix
-from verse.training.passes import Plan
 
 ROOT = Path(__file__).parents[3]
 CPU, FLOAT = torch.device("cpu"), torch.float32

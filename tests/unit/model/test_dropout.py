@@ -9,10 +9,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from verse.model import adapters, encoding, loading
 from verse.model.dropout import Masks, masks_of
 from verse.model.loading import decoder_layers
+from verse.training.flat_params import FlatParams
 from verse.training.loss import behind_prefix, summed_loss
+from verse.training.micro_batches import MicroBatches, Plan, compile_layers, recompute
 from verse.training.packing import lay_out, shape_of, shared_prefix
-from verse.training.passes import Passes, Plan, compile_layers, recompute
-from verse.training.trained import Trained
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 
@@ -83,12 +83,12 @@ def weights(model):
 
 def run(model, plan, poems, key=5):
     """The loss and the gradient of a step, pass by pass."""
-    passes = Passes(model, plan, [poems], Trained(model))
+    passes = MicroBatches(model, plan, [poems], FlatParams(model))
     one = torch.ones(())
     batches = passes.lay_out(poems)
     with behind_prefix(model):
         loss = sum(passes(batch, torch.tensor(key, dtype=torch.int32), one) for batch in batches)
-    return loss.item(), passes.trained.whole.grad
+    return loss.item(), passes.trained.flat.grad
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,7 @@ def test_every_way_has_the_same_loss_and_gradient(trained):
     ways = {
         "three passes": (fresh(), Plan(prefix, FLOAT, 3)),
         "no prefix": (fresh(), Plan([], FLOAT, 7)),
-        "computed twice": (fresh(), Plan(prefix, FLOAT, 4, kept=0.0)),
+        "computed twice": (fresh(), Plan(prefix, FLOAT, 4, activation_budget=0.0)),
         "compiled": (compiled(fresh(), 1.0), Plan(prefix, FLOAT, 7)),
         "compiled, half": (compiled(fresh(), 0.5), Plan(prefix, FLOAT, 7)),
         "compiled, none": (compiled(fresh(), 0.0), Plan(prefix, FLOAT, 7)),
@@ -153,7 +153,7 @@ def test_the_gradient_is_that_of_central_differences(trained, way):
     batch = lay_out(poems, prefix, shape)
     masks = masks_of(model)
     masks.reserve(shape.prefix + shape.tokens, torch.float64, CPU)
-    masks.draw(batch.places, torch.tensor(9, dtype=torch.int32))
+    masks.draw(batch.dropout_ids, torch.tensor(9, dtype=torch.int32))
 
     def loss():
         with behind_prefix(model):

@@ -35,16 +35,16 @@ def breeze(tmp_path_factory):
 def best(model, free, dtype=torch.bfloat16, poems=16):
     sizes = memory.sizes(model, dtype, "nf4")
     ways = memory.fitting(
-        memory.ways_to_train(sizes, poems, lambda together: 133 + together * 64), free * GIB
+        memory.plans_for_training(sizes, poems, lambda together: 133 + together * 64), free * GIB
     )
-    assert all(way.needs > 0 for way in ways)
+    assert all(way.estimated_bytes > 0 for way in ways)
     return ways
 
 
 def test_memory_that_a_model_of_7_billion_needs(breeze):
     def chosen(*arguments, **options):
         way = best(breeze, *arguments, **options)[0]
-        return way.expanded, way.kept, way.poems
+        return way.dequantized, way.activation_budget, way.micro_batch_size
 
     assert chosen(139) == (True, 1, 16)
     assert chosen(139, poems=64) == (True, 1, 64)
@@ -60,7 +60,7 @@ def test_memory_that_a_model_of_7_billion_needs(breeze):
 
 def test_each_way_needs_less_than_one_before_it_of_its_kind(breeze):
     ways = best(breeze, 1000, poems=64)
-    kinds = [(way.expanded, way.kept) for way in ways]
+    kinds = [(way.dequantized, way.activation_budget) for way in ways]
     assert list(dict.fromkeys(kinds)) == [
         (True, 1),
         (False, 1),
@@ -69,17 +69,19 @@ def test_each_way_needs_less_than_one_before_it_of_its_kind(breeze):
         (False, 0),
     ]
     for kind in kinds:
-        needs = [way.needs for way in ways if (way.expanded, way.kept) == kind]
+        needs = [
+            way.estimated_bytes for way in ways if (way.dequantized, way.activation_budget) == kind
+        ]
         assert needs == sorted(needs, reverse=True)
-    assert ways[-1].poems == 1
+    assert ways[-1].micro_batch_size == 1
 
 
 def test_a_model_that_is_not_quantized_has_no_4_bit_ways(breeze):
     sizes = memory.sizes(breeze, torch.bfloat16, "none")
-    ways = memory.ways_to_train(sizes, 16, lambda together: 64 * together)
-    assert {way.expanded for way in ways} == {True}
-    assert {way.kept for way in ways} == {1, 0.75, 0.5, 0}
-    assert {way.expanded for way in memory.ways_to_generate(sizes, 16, 200)} == {True}
+    ways = memory.plans_for_training(sizes, 16, lambda together: 64 * together)
+    assert {way.dequantized for way in ways} == {True}
+    assert {way.activation_budget for way in ways} == {1, 0.75, 0.5, 0}
+    assert {way.dequantized for way in memory.plans_for_generation(sizes, 16, 200)} == {True}
 
 
 def test_the_skeleton_has_the_sizes_of_the_model(tmp_path):
@@ -100,26 +102,26 @@ def test_a_promise_of_memory_is_kept(monkeypatch):
         "torch.cuda.set_per_process_memory_fraction", lambda share, _: held.append(share)
     )
     gpu = torch.device("cuda")
-    assert memory.room(gpu, "auto") == 20 * GIB and held == []
-    assert memory.room(gpu, 16) == 16 * GIB and held == [0.2]
-    assert memory.room(gpu, 100) == 20 * GIB
+    assert memory.available_bytes(gpu, "auto") == 20 * GIB and held == []
+    assert memory.available_bytes(gpu, 16) == 16 * GIB and held == [0.2]
+    assert memory.available_bytes(gpu, 100) == 20 * GIB
 
 
 def test_the_next_way_is_tried_where_memory_runs_out(capsys):
-    ways = [memory.Way(poems=poems) for poems in (4, 2, 1)]
+    ways = [memory.MemoryPlan(micro_batch_size=poems) for poems in (4, 2, 1)]
     tried = []
 
     def work(way):
-        tried.append(way.poems)
-        if way.poems > 1:
+        tried.append(way.micro_batch_size)
+        if way.micro_batch_size > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return "done"
 
-    assert memory.descend(ways, work, "buy more") == "done"
+    assert memory.run_with_oom_fallback(ways, work, "buy more") == "done"
     assert tried == [4, 2, 1]
     assert len(capsys.readouterr().out.splitlines()) == 2
     with pytest.raises(UserError, match="out of GPU memory: buy more"):
-        memory.descend(ways[:2], work, "buy more")
+        memory.run_with_oom_fallback(ways[:2], work, "buy more")
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not on glibc")

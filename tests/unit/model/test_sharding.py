@@ -96,7 +96,9 @@ def test_a_folder_that_lacks_a_layer_is_refused(tmp_path):
     config["num_hidden_layers"] = 3
     (tmp_path / "base/config.json").write_text(json.dumps(config), "utf-8")
     with pytest.raises(UserError, match=r"cannot be spread .* since model\.layers\.2\..* 8 more"):
-        sharding.load_sharded(settings(str(tmp_path / "base")), CPU, torch.float32, expanded=True)
+        sharding.load_sharded(
+            settings(str(tmp_path / "base")), CPU, torch.float32, dequantized=True
+        )
 
 
 FORCED = """

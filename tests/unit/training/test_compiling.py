@@ -1,4 +1,4 @@
-"""`verse.training.passes`: what was compiled once is found again by the next training."""
+"""`verse.training.micro_batches`: what was compiled once is found again by the next training."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from verse.model import adapters, encoding, loading
 from verse.training import attention
 from verse.training.loss import behind_prefix
 from verse.training.packing import shared_prefix
-from verse.training.passes import Passes, Plan, compile_layers
-from verse.training.trained import Trained
+from verse.training.micro_batches import MicroBatches, Plan, compile_layers
+from verse.training.flat_params import FlatParams
 
 folder, compiled, factor = sys.argv[1:]
 if factor != "1":
@@ -33,12 +33,12 @@ poems = examples(encoding.load_tokenizer(settings))
 if compiled == "compiled":
     compile_layers(model)
 plan = Plan(shared_prefix(poems), torch.float32, len(poems))
-passes = Passes(model, plan, [poems], Trained(model))
+passes = MicroBatches(model, plan, [poems], FlatParams(model))
 (batch,) = passes.lay_out(poems)
 with behind_prefix(model):
     passes(batch, torch.zeros((), dtype=torch.int32), torch.ones(()))
 hits = torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"]
-print(json.dumps([hits, passes.trained.whole.grad.norm().item()]))
+print(json.dumps([hits, passes.trained.flat.grad.norm().item()]))
 """
 
 

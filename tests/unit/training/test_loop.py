@@ -11,16 +11,16 @@ from torch.nn import functional
 
 from verse.errors import UserError
 from verse.model import adapters, encoding, loading
-from verse.model.memory import Way, descend
+from verse.model.memory import MemoryPlan, run_with_oom_fallback
 from verse.params import Lora
 from verse.speed import Stopwatch
 from verse.training import evaluation, loop
 from verse.training.checkpoint import Checkpoints
 from verse.training.evaluation import Evaluation
+from verse.training.flat_params import FlatParams
 from verse.training.loss import behind_prefix, cross_entropy, summed_loss
+from verse.training.micro_batches import MicroBatches, Plan, choose_plan, recompute
 from verse.training.packing import IGNORED, lay_out, shape_of, shared_prefix, tokens_of_a_pass
-from verse.training.passes import Passes, Plan, choose_plan, recompute
-from verse.training.trained import Trained
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 
@@ -65,7 +65,7 @@ def losses(points):
 def test_little_memory_and_much_give_the_same_curves(settings, poems, tmp_path):
     wanted = training()
     fast, _ = run(settings, poems, wanted, tmp_path / "fast")
-    sparing = plan(poems, 1, kept=0.0)
+    sparing = plan(poems, 1, activation_budget=0.0)
     low, _ = run(settings, poems, wanted, tmp_path / "low", how=sparing)
     assert len(losses(fast.train)) == 8  # 7 poems, 4 a step, 4 epochs
     assert losses(low.train) == pytest.approx(losses(fast.train), abs=2e-4)
@@ -137,9 +137,9 @@ def test_gradients_after_an_evaluation_are_those_of_a_plain_model(settings, poem
         for weight in model.parameters():
             if weight.requires_grad and not weight.any():  # B starts at 0, and hides A
                 nn.init.constant_(weight, 0.01)
-        passes = Passes(model, how, [poems[:4]], Trained(model, how.dtype))
-        loop.add_gradients(passes, passes.lay_out(poems[:4]), 100, scaler, 7)
-        return passes.trained.whole.grad
+        passes = MicroBatches(model, how, [poems[:4]], FlatParams(model, how.dtype))
+        loop.accumulate_gradients(passes, passes.lay_out(poems[:4]), 100, scaler, 7)
+        return passes.trained.flat.grad
 
     evaluated = adapted(settings, lora, torch.bfloat16)
     Evaluation(evaluated, how, poems)()
@@ -191,19 +191,21 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
     wanted = training(lora=Lora(r=4, alpha=8, dropout=0.2, target_modules=["q_proj", "up_proj"]))
     expected = run(settings, poems, wanted, tmp_path / "whole", dtype=dtype)
 
-    add_gradients, calls = loop.add_gradients, []
+    accumulate_gradients, calls = loop.accumulate_gradients, []
 
     def killed(*arguments):
         calls.append(arguments)
         if len(calls) > last_step:
             raise Killed
-        return add_gradients(*arguments)
+        return accumulate_gradients(*arguments)
 
-    monkeypatch.setattr(loop, "add_gradients", killed)
+    monkeypatch.setattr(loop, "accumulate_gradients", killed)
     with pytest.raises(Killed):
         run(settings, poems, wanted, tmp_path / "parts", dtype=dtype)
     calls.clear()
-    monkeypatch.setattr(loop, "add_gradients", lambda *a: calls.append(a) or add_gradients(*a))
+    monkeypatch.setattr(
+        loop, "accumulate_gradients", lambda *a: calls.append(a) or accumulate_gradients(*a)
+    )
     assert run(settings, poems, wanted, tmp_path / "parts", dtype=dtype) == expected
     assert len(calls) == 8 - last_step // 2 * 2
 
@@ -225,15 +227,15 @@ def test_a_training_goes_on_in_the_next_way_where_memory_runs_out(
     wanted = training(batch_size=7, epochs=5)
     lora = wanted.lora
     expected, _ = run(settings, poems, wanted, tmp_path / "one", how=plan(poems, 1))
-    add_gradients, steps = loop.add_gradients, []
+    accumulate_gradients, steps = loop.accumulate_gradients, []
 
     def scarce(passes, *rest):
-        if len(steps) == 3 and passes.plan.poems > 3:
+        if len(steps) == 3 and passes.plan.micro_batch_size > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        steps.append(passes.plan.poems)
-        return add_gradients(passes, *rest)
+        steps.append(passes.plan.micro_batch_size)
+        return accumulate_gradients(passes, *rest)
 
-    monkeypatch.setattr(loop, "add_gradients", scarce)
+    monkeypatch.setattr(loop, "accumulate_gradients", scarce)
     task, kept = loop.Task(poems, poems[:3], wanted, 1), Checkpoints(tmp_path, "key", every=50)
 
     def work(way):
@@ -242,7 +244,15 @@ def test_a_training_goes_on_in_the_next_way_where_memory_runs_out(
         how = choose_plan(way, model, FLOAT, poems, seen=35)
         return loop.train(model, task, how, kept, Stopwatch())[0]
 
-    found = descend([Way(poems=7), Way(poems=3), Way(poems=1)], work, "")
+    found = run_with_oom_fallback(
+        [
+            MemoryPlan(micro_batch_size=7),
+            MemoryPlan(micro_batch_size=3),
+            MemoryPlan(micro_batch_size=1),
+        ],
+        work,
+        "",
+    )
     assert steps == [7, 7, 7, 3, 3]
     assert losses(found.train) == pytest.approx(losses(expected.train), abs=2e-4)
     assert [point["step"] for point in found.validation] == [0, 3, 5]
@@ -258,12 +268,18 @@ def test_a_poem_too_large_for_the_memory():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(UserError, match="out of GPU memory: lower train"):
-        descend([Way(poems=2), Way(poems=1)], none_left, "lower train.lora.r")
+        run_with_oom_fallback(
+            [MemoryPlan(micro_batch_size=2), MemoryPlan(micro_batch_size=1)],
+            none_left,
+            "lower train.lora.r",
+        )
 
 
 def test_a_loss_that_is_no_number(settings, poems, tmp_path, monkeypatch):
-    add_gradients = loop.add_gradients
-    monkeypatch.setattr(loop, "add_gradients", lambda *a: add_gradients(*a) * torch.nan)
+    accumulate_gradients = loop.accumulate_gradients
+    monkeypatch.setattr(
+        loop, "accumulate_gradients", lambda *a: accumulate_gradients(*a) * torch.nan
+    )
     with pytest.raises(UserError, match=r"the loss is nan at step 1: lower train\.learning_rate"):
         run(settings, poems, training(), tmp_path)
 

@@ -70,7 +70,7 @@ def test_a_pass_holds_every_poem_once_and_apart(poems, cut, multiple, spare):
     assert batch.labels.shape == batch.predicting.shape == (shape.labels,)
 
     own = batch.input_ids[0, shape.prefix :]
-    rows = own[batch.there].view(shape.poems, shape.longest).tolist()
+    rows = own[batch.grid_from_flat].view(shape.poems, shape.longest).tolist()
     positions = batch.position_ids[0]
     assert positions[: shape.shared].tolist() == list(range(shape.shared))
     predicted = {}
@@ -80,18 +80,20 @@ def test_a_pass_holds_every_poem_once_and_apart(poems, cut, multiple, spare):
     for row, (number, example) in enumerate(zip(numbers, examples, strict=True)):
         ids = (example.prompt + example.completion)[len(prefix) :]
         assert rows[row][: len(ids)] == ids
-        flat = batch.back[batch.there[row * shape.longest :][: len(ids)]].tolist()
+        flat = batch.flat_from_grid[
+            batch.grid_from_flat[row * shape.longest :][: len(ids)]
+        ].tolist()
         assert flat == list(range(row * shape.longest, row * shape.longest + len(ids)))
-        places = batch.there[row * shape.longest :][: len(ids)] + shape.prefix
+        places = batch.grid_from_flat[row * shape.longest :][: len(ids)] + shape.prefix
         assert positions[places].tolist() == list(range(len(prefix), len(prefix) + len(ids)))
         begin = len(example.prompt) - len(prefix) - 1
         reported = [predicted.get(place, IGNORED) for place in places.tolist()]
         assert reported == [IGNORED] * begin + example.completion + [IGNORED]
         first = (number + 1) * PLACES
-        assert batch.places[places].tolist() == list(range(first, first + len(ids)))
+        assert batch.dropout_ids[places].tolist() == list(range(first, first + len(ids)))
 
     # What is padding in one arrangement is so in the other: no gradient comes from it.
     used = sum(e.length - len(prefix) for e in examples)
-    padding = batch.back[used:]
+    padding = batch.flat_from_grid[used:]
     assert len(padding) and set(padding.tolist()) == {shape.poems * shape.longest - 1}
-    assert batch.there[padding[0]] == shape.tokens - 1
+    assert batch.grid_from_flat[padding[0]] == shape.tokens - 1

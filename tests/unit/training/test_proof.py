@@ -6,10 +6,10 @@ from tiny_models import build, examples, training
 
 from verse.errors import UserError
 from verse.model import adapters, dropout, encoding, loading
-from verse.training import attention, packing, passes, proof
+from verse.training import attention, micro_batches, packing, proof
+from verse.training.flat_params import FlatParams
+from verse.training.micro_batches import MicroBatches, Plan
 from verse.training.packing import shared_prefix
-from verse.training.passes import Passes, Plan
-from verse.training.trained import Trained
 
 CPU, FLOAT, HALF = torch.device("cpu"), torch.float32, torch.bfloat16
 
@@ -29,21 +29,21 @@ def prove(settings, capsys):
         lora = training().lora.model_copy(update={"dropout": 0.1})
         model = loading.load_model(settings, CPU, dtype)
         model = adapters.add_adapter(model, lora, settings, seed=1)
-        trained = Trained(model, dtype)
-        before = trained.whole.detach().clone()
+        trained = FlatParams(model, dtype)
+        before = trained.flat.detach().clone()
         plan = Plan(shared_prefix(poems), dtype, **{"poems": 3} | how)
         found, result = proof.prove(model, plan, [poems[:5], poems[5:]], trained)
-        assert torch.equal(trained.whole, before) and not trained.gradient.any()
+        assert torch.equal(trained.flat, before) and not trained.gradient.any()
         return found.plan, result, capsys.readouterr().out.splitlines()
 
     return call
 
 
-@pytest.mark.parametrize("kept", [1.0, 0.0])
+@pytest.mark.parametrize("budget", [1.0, 0.0])
 @pytest.mark.parametrize("poems", [1, 2, 5])
 @pytest.mark.parametrize("dtype", [FLOAT, HALF, torch.float16])
-def test_what_is_right_is_let_through(prove, dtype, poems, kept):
-    plan, result, said = prove(dtype, poems=poems, kept=kept)
+def test_what_is_right_is_let_through(prove, dtype, poems, budget):
+    plan, result, said = prove(dtype, poems=poems, activation_budget=budget)
     assert plan.shared and said == []
     assert result.layout < 1e-5
     bounds = {FLOAT: 1e-5, torch.float16: 5e-3, HALF: 4e-2}
@@ -65,10 +65,12 @@ def sees_a_neighbour(monkeypatch):
     def leaking(poems, prefix, shape, numbers=()):
         batch = lay_out(poems, prefix, shape, numbers)
         for row in range(1, len(poems)):
-            batch.there[row * shape.longest] = batch.there[row * shape.longest] - 1
+            batch.grid_from_flat[row * shape.longest] = (
+                batch.grid_from_flat[row * shape.longest] - 1
+            )
         return batch
 
-    for module in (packing, passes, proof):
+    for module in (packing, micro_batches, proof):
         monkeypatch.setattr(module, "lay_out", leaking)
 
 
@@ -80,38 +82,38 @@ def positions_off_by_one(monkeypatch):
         batch.position_ids[:, shape.prefix :] += 1
         return batch
 
-    for module in (packing, passes, proof):
+    for module in (packing, micro_batches, proof):
         monkeypatch.setattr(module, "lay_out", shifted)
 
 
 def a_layer_is_not_trained(monkeypatch):
-    add = Trained.add
+    add = FlatParams.add
 
     def partly(self, gradients):
         idle = [("layers.1." in name) for name in self.names]
         add(self, [g * (not i) for g, i in zip(gradients, idle, strict=True)])
 
-    monkeypatch.setattr(Trained, "add", partly)
+    monkeypatch.setattr(FlatParams, "add", partly)
 
 
 def an_eighth_is_lost(monkeypatch):
-    add = Trained.add
-    monkeypatch.setattr(Trained, "add", lambda self, gs: add(self, [g * 7 / 8 for g in gs]))
+    add = FlatParams.add
+    monkeypatch.setattr(FlatParams, "add", lambda self, gs: add(self, [g * 7 / 8 for g in gs]))
 
 
 def an_eighth_of_each_is_lost(monkeypatch):
-    add = Trained.add
+    add = FlatParams.add
 
     def partly(self, gradients):
         for gradient in gradients:
             gradient.view(-1)[: gradient.numel() // 8] = 0
         add(self, gradients)
 
-    monkeypatch.setattr(Trained, "add", partly)
+    monkeypatch.setattr(FlatParams, "add", partly)
 
 
 def a_poem_counts_twice(monkeypatch):
-    call = Passes.__call__
+    call = MicroBatches.__call__
 
     def twice(self, batch, step, factor):
         labels = batch.labels.clone()
@@ -121,7 +123,7 @@ def a_poem_counts_twice(monkeypatch):
         only = packing.Batch(**vars(batch) | {"labels": labels.where(first, packing.IGNORED)})
         return loss + call(self, only, step, factor)
 
-    monkeypatch.setattr(Passes, "__call__", twice)
+    monkeypatch.setattr(MicroBatches, "__call__", twice)
 
 
 def masks_differ_between_passes(monkeypatch):
@@ -191,14 +193,14 @@ def dropout_of_one_step(monkeypatch):
 
 
 def a_poem_is_dealt_twice(monkeypatch):
-    deal = passes.parts
+    deal = micro_batches.split_step
 
     def twice(step, plan, rank=None):
         for part in deal(step, plan, rank):
             yield part + part[:1]
 
-    for module in (passes, proof):
-        monkeypatch.setattr(module, "parts", twice)
+    for module in (micro_batches, proof):
+        monkeypatch.setattr(module, "split_step", twice)
 
 
 def stale_weights(monkeypatch):
@@ -206,7 +208,7 @@ def stale_weights(monkeypatch):
         if self.copy.dtype != self.whole.dtype:
             self.copy[100:].copy_(self.whole.detach()[100:])
 
-    monkeypatch.setattr(Trained, "refresh", refresh)
+    monkeypatch.setattr(FlatParams, "refresh", refresh)
 
 
 @pytest.mark.parametrize(
@@ -232,26 +234,26 @@ def test_what_both_sides_share_is_held_against_what_it_should_be(prove, monkeypa
 @pytest.mark.parametrize("fault", [a_layer_is_not_trained, an_eighth_is_lost, a_poem_counts_twice])
 def test_a_fault_of_the_way_that_runs_alone_is_noticed(prove, monkeypatch, fault):
     """As a compiled or recorded pass may have it, in a reduced precision."""
-    compute = Passes.compute
+    compute = MicroBatches.compute
     patched = pytest.MonkeyPatch()
     fault(patched)
-    add, call = Trained.add, Passes.__call__
+    add, call = FlatParams.add, MicroBatches.__call__
     patched.undo()
-    right_add, right_call = Trained.add, Passes.__call__
+    right_add, right_call = FlatParams.add, MicroBatches.__call__
 
     def wrong_where_it_runs(self, inputs):
-        Trained.add = add if self.plan.dtype == HALF and self.plan.shared else right_add
+        FlatParams.add = add if self.plan.dtype == HALF and self.plan.shared else right_add
         try:
             return compute(self, inputs)
         finally:
-            Trained.add = right_add
+            FlatParams.add = right_add
 
     def wrong_call(self, *rest):
         return (call if self.plan.dtype == HALF and self.plan.shared else right_call)(self, *rest)
 
-    monkeypatch.setattr(Passes, "compute", wrong_where_it_runs)
+    monkeypatch.setattr(MicroBatches, "compute", wrong_where_it_runs)
     if call is not right_call:
-        monkeypatch.setattr(Passes, "__call__", wrong_call)
+        monkeypatch.setattr(MicroBatches, "__call__", wrong_call)
     plan, result, said = prove()
     assert not plan.shared and result.gradient < 0.04 and len(said) == 1
 
@@ -263,7 +265,7 @@ def test_a_tensor_that_is_saved_and_not_trained_is_noticed(settings):
     name, weight = next((n, w) for n, w in model.named_parameters() if "lora_A" in n)
     weight.requires_grad = False
     with pytest.raises(UserError, match=r"would not be trained") as error:
-        proof.prove(model, Plan(shared_prefix(poems), FLOAT, 3), [poems], Trained(model))
+        proof.prove(model, Plan(shared_prefix(poems), FLOAT, 3), [poems], FlatParams(model))
     assert name in str(error.value)
 
 
@@ -274,7 +276,7 @@ def test_other_layers_take_no_other_attention(prove, monkeypatch):
         raise ValueError("too many values to unpack")
 
     monkeypatch.setattr(attention, "attend", refuse)
-    monkeypatch.setattr(proof.Passes, "compute", compute_as(refuse))
+    monkeypatch.setattr(proof.MicroBatches, "compute", compute_as(refuse))
     plan, _, said = prove()
     assert not plan.shared
     assert said == [
@@ -284,7 +286,7 @@ def test_other_layers_take_no_other_attention(prove, monkeypatch):
 
 
 def compute_as(refuse):
-    compute = Passes.compute
+    compute = MicroBatches.compute
 
     def call(self, inputs):
         return refuse() if self.plan.shared else compute(self, inputs)

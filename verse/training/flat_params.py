@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 
-class Trained:
+class FlatParams:
     """The adapter's weights of a model, in float32.
 
-    `whole` holds them all, and `whole.grad` their gradients. What is done to every weight after a
+    `flat` holds them all, and `flat.grad` their gradients. What is done to every weight after a
     pass (clipping, AdamW, adding up over processes) is a few kernels then and not a few for each of
     hundreds, which Python launches slower than they run. Where the model computes in another
     precision it has a copy of them, made anew by `refresh`: autocast would cast each of them in
@@ -20,34 +20,34 @@ class Trained:
         named = {name: w for name, w in model.named_parameters() if w.requires_grad}
         self.parameters, self.names = list(named.values()), list(named)
         self.shapes = [weight.shape for weight in self.parameters]
-        self.whole = nn.Parameter(torch.cat([w.detach().flatten() for w in self.parameters]))
-        self.whole.grad = torch.zeros_like(self.whole)
-        self.copy = self.whole.detach().to(dtype)  # itself in float32
-        self.put(self.copy)
+        self.flat = nn.Parameter(torch.cat([w.detach().flatten() for w in self.parameters]))
+        self.flat.grad = torch.zeros_like(self.flat)
+        self.copy = self.flat.detach().to(dtype)  # itself in float32
+        self.bind(self.copy)
 
-    def views(self, whole: torch.Tensor) -> list[torch.Tensor]:
-        """Each weight's part of what is laid out like `whole`."""
-        parts = whole.split([shape.numel() for shape in self.shapes])
+    def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        """Each weight's part of what is laid out like `flat`."""
+        parts = flat.split([shape.numel() for shape in self.shapes])
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def named(self) -> dict[str, torch.Tensor]:
         """The weights by their names in the model."""
-        return dict(zip(self.names, self.views(self.whole.detach()), strict=True))
+        return dict(zip(self.names, self.views(self.flat.detach()), strict=True))
 
-    def put(self, whole: torch.Tensor) -> None:
+    def bind(self, flat: torch.Tensor) -> None:
         """Let the model compute with these values."""
-        for weight, value in zip(self.parameters, self.views(whole), strict=True):
+        for weight, value in zip(self.parameters, self.views(flat), strict=True):
             weight.data = value
 
     def refresh(self) -> None:
         """Let the model compute with what the weights are now."""
-        if self.copy.dtype != self.whole.dtype:
-            self.copy.copy_(self.whole.detach())
+        if self.copy.dtype != self.flat.dtype:
+            self.copy.copy_(self.flat.detach())
 
     @property
     def gradient(self) -> torch.Tensor:
-        assert self.whole.grad is not None
-        return self.whole.grad
+        assert self.flat.grad is not None
+        return self.flat.grad
 
     def clear(self) -> None:
         """Let the gradients be zero."""
@@ -58,6 +58,6 @@ class Trained:
         gradient = self.gradient
         gradient += torch.cat([gradient.flatten() for gradient in gradients])
 
-    def give_back(self) -> None:
+    def restore_weights(self) -> None:
         """Let the model have its weights in float32, as they are now."""
-        self.put(self.whole.detach())
+        self.bind(self.flat.detach())

@@ -26,10 +26,10 @@ from verse.model.encoding import Example
 from verse.model.float32 import in_recomputation
 from verse.model.graphs import Graph, warm_up, warn_fallback
 from verse.model.loading import decoder_layers
-from verse.model.memory import Way
+from verse.model.memory import MemoryPlan
+from verse.training.flat_params import FlatParams
 from verse.training.loss import Objective, as_rows, behind_prefix, cross_entropy, summed_loss
 from verse.training.packing import Batch, lay_out, shape_of, shared_prefix
-from verse.training.trained import Trained
 
 WORTH_COMPILING = 5e14  # weights times tokens of a training that repays the time to compile
 
@@ -41,9 +41,9 @@ class Plan:
     prefix: list[int]
     """Token ids that all prompts begin with, computed once a pass."""
     dtype: torch.dtype
-    poems: int
-    """In one pass of a process, at most."""
-    kept: float = 1.0
+    micro_batch_size: int
+    """Poems in one pass of a process, at most."""
+    activation_budget: float = 1.0
     """Share of the activations that is kept for the backward pass."""
     compiled: bool = False
     recorded: bool = False
@@ -55,7 +55,7 @@ class Plan:
 
 
 def choose_plan(
-    way: Way, model: PreTrainedModel, dtype: torch.dtype, examples: list[Example], seen: int
+    way: MemoryPlan, model: PreTrainedModel, dtype: torch.dtype, examples: list[Example], seen: int
 ) -> Plan:
     """The plan for a way to fit memory.
 
@@ -70,15 +70,21 @@ def choose_plan(
     compiled = on_gpu and weights * seen * own > WORTH_COMPILING
     recorded = on_gpu and not way.sharded  # weights that come and go cannot be recorded
     return Plan(
-        prefix, dtype, way.poems, way.kept, compiled, recorded=recorded, sharded=way.sharded
+        prefix,
+        dtype,
+        way.micro_batch_size,
+        way.activation_budget,
+        compiled,
+        recorded=recorded,
+        sharded=way.sharded,
     )
 
 
-def parts(
+def split_step(
     step: Sequence[Example], plan: Plan, rank: int | None = None
 ) -> Iterator[list[tuple[int, Example]]]:
-    """The passes of a process, this one by itself, over its share of a step: at most `plan.poems`
-    poems each, by their numbers in the step.
+    """The passes of a process, this one by itself, over its share of a step: at most
+    `plan.micro_batch_size` poems each, by their numbers in the step.
 
     The poems come sorted by length; dealt out in turn, they make shares and passes of about one
     length. A model that is spread over the processes wants equally many passes of each: where a
@@ -87,12 +93,12 @@ def parts(
     rank = distributed.rank() if rank is None else rank
     share = list(enumerate(step))[rank :: distributed.size()]
     largest = -(-len(step) // distributed.size())
-    count = -(-(largest if plan.sharded else len(share)) // plan.poems)
+    count = -(-(largest if plan.sharded else len(share)) // plan.micro_batch_size)
     for number in range(count):
         yield share[number::count]
 
 
-class Passes:
+class MicroBatches:
     """All passes of a training, of one shape."""
 
     def __init__(
@@ -100,7 +106,7 @@ class Passes:
         model: PreTrainedModel,
         plan: Plan,
         steps: list[list[Example]],
-        trained: Trained,
+        trained: FlatParams,
         objective: Objective = cross_entropy,
     ):
         """steps: the poems of every step. trained: the model's weights, which get the
@@ -112,7 +118,7 @@ class Passes:
             [e for _, e in part]
             for step in steps
             for rank in range(distributed.size())
-            for part in parts(step, plan, rank)
+            for part in split_step(step, plan, rank)
         ]
         self.shape = shape_of([part for part in every if part], plan.prefix)
         self.masks = masks_of(model)
@@ -121,7 +127,7 @@ class Passes:
             self.masks.reserve(self.tokens, plan.dtype, self.device)
         if plan.compiled or plan.recorded:
             self.record(steps[0])
-        elif plan.kept < 1:
+        elif plan.activation_budget < 1:
             recompute(model)
 
     def close(self) -> None:
@@ -141,7 +147,7 @@ class Passes:
         """The passes of a step, on the CPU."""
         return [
             lay_out([e for _, e in part], self.plan.prefix, self.shape, [n for n, _ in part])
-            for part in parts(step, self.plan)
+            for part in split_step(step, self.plan)
         ]
 
     def __call__(self, batch: Batch, step: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -160,7 +166,7 @@ class Passes:
         *tensors, step, factor = inputs
         batch = Batch(*tensors)
         if self.masks:
-            places = batch.places
+            places = batch.dropout_ids
             if not self.plan.shared:
                 places = as_rows(places, batch, self.shape).flatten()
             self.masks.draw(places, step)
@@ -197,7 +203,7 @@ class Passes:
         if self.plan.compiled:
             # Where the next training finds the compiled code.
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
-            torch._functorch.config.activation_memory_budget = self.plan.kept
+            torch._functorch.config.activation_memory_budget = self.plan.activation_budget
             compile_layers(self.model)
             try:
                 warm_up(self.compute, inputs)
@@ -208,14 +214,14 @@ class Passes:
                 warn_fallback("layers are not compiled, which would be faster", error)
                 uncompile(self.model)
                 self.trained.clear()
-        if self.plan.kept < 1:
+        if self.plan.activation_budget < 1:
             recompute(self.model)
         if self.plan.recorded:
             warm_up(self.compute, inputs)
 
 
-def add_gradients(
-    passes: Passes, laid_out: list[Batch], tokens: int, scaler: torch.amp.GradScaler, key: int
+def accumulate_gradients(
+    passes: MicroBatches, laid_out: list[Batch], tokens: int, scaler: torch.amp.GradScaler, key: int
 ) -> torch.Tensor:
     """Add the gradients of this process's share of a step, pass by pass.
 
@@ -232,14 +238,14 @@ def add_gradients(
     return total
 
 
-def bring_together(
-    passes: Passes,
+def reduce_gradients(
+    passes: MicroBatches,
     loss: torch.Tensor,
     scaler: torch.amp.GradScaler,
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """Add up what the processes have, so that the optimizer finds the gradient of the mean loss."""
-    distributed.add_up([passes.trained.gradient, loss])
+    distributed.all_reduce_sum([passes.trained.gradient, loss])
     scaler.unscale_(optimizer)
 
 
