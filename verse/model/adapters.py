@@ -5,20 +5,32 @@ and imports bitsandbytes.
 """
 
 import json
+import math
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from verse.errors import UserError, is_out_of_memory
 from verse.files import write_text
+from verse.model import distributed
 from verse.model.dropout import Masks
-from verse.model.loading import check_finite, import_bitsandbytes, linear_layers
+from verse.model.loading import (
+    check_finite,
+    decoder_layers,
+    expert_weights,
+    import_bitsandbytes,
+    linear_layers,
+)
 from verse.params import Lora, Model
 
+MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+"""Models whose out_proj PEFT refuses, since their kernels read its weight past an adapter."""
 MERGED = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """How far scores of the merged model may be from the unmerged one's, as a share of their spread:
 rounding of the merged weights moves them."""
@@ -32,15 +44,17 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -
     """
     import_bitsandbytes()
     from peft import LoraConfig, get_peft_model
-    from peft.tuners.lora import Embedding, LoraLayer
+    from peft.tuners.lora import Embedding, LoraLayer, ParamWrapper
 
     check_targets(model, lora.target_modules)
+    experts = targeted_experts(model, lora.target_modules)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
+        lora_dropout=0.0 if experts else lora.dropout,  # which PEFT refuses for them
+        target_modules=targeted_layers(model, lora.target_modules),
+        target_parameters=experts or None,
         base_model_name_or_path=base.name,
         revision=base.revision,
     )
@@ -48,11 +62,11 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        if "lora_dropout" in str(error):  # of experts that are one tensor
-            raise UserError(
-                "train.lora.dropout: PEFT has none for this model's experts: set it to 0"
-            ) from None
         raise UserError(f"train.lora.target_modules: {str(error).splitlines()[0]}") from None
+    if experts and lora.dropout and distributed.rank() == 0:
+        print("train.lora.dropout: not on the experts, whose weights are one tensor", flush=True)
+    if lora.target_modules == "all-linear" and distributed.rank() == 0:
+        say_share(adapted)
     call_whole(adapted)
     masks = Masks(lora.dropout)
     for module in adapted.modules():
@@ -60,9 +74,56 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -
             # The adapter computes in the precision of autocast; casting its input to float32
             # first would only move memory.
             module.cast_input_dtype_enabled = False
-            if lora.dropout > 0 and not isinstance(module, Embedding):
+            if lora.dropout > 0 and not isinstance(module, Embedding | ParamWrapper):
                 module.lora_dropout["default"] = masks.layer(module.in_features)
     return adapted
+
+
+def say_share(adapted: PreTrainedModel) -> None:
+    """Say how much of a model's layers has an adapter, if it is not nearly all."""
+    from peft.tuners.lora import LoraLayer, ParamWrapper
+
+    def size(weight: torch.Tensor) -> int:
+        state = getattr(weight, "quant_state", None)  # of 4 bits
+        return math.prod(state.shape) if state else weight.numel()
+
+    with_one = {
+        id(m.get_param() if isinstance(m, ParamWrapper) else m.get_base_layer().weight)
+        for m in adapted.modules()
+        if isinstance(m, LoraLayer)
+    }
+    every = {
+        id(w): size(w) for n, w in decoder_layers(adapted).named_parameters() if "lora_" not in n
+    }
+    share = sum(size for weight, size in every.items() if weight in with_one) / sum(every.values())
+    if share < 0.9:
+        print(
+            f"train.lora.target_modules: all-linear adapts {share:.0%} of its layers' weights: the "
+            "others are of a kind that PEFT does not adapt",
+            flush=True,
+        )
+
+
+def targeted_experts(model: PreTrainedModel, targets: str | list[str]) -> list[str]:
+    """The experts' weights among the targets, by the ends of their names: all for all-linear."""
+    ends = sorted({".".join(name.split(".")[-2:]) for name in expert_weights(model)})
+    return ends if isinstance(targets, str) else [end for end in ends if end in targets]
+
+
+def targeted_layers(model: PreTrainedModel, targets: str | list[str]) -> str | list[str]:
+    """The layers among the targets. PEFT's all-linear takes routers too, which return something
+    else than a linear layer, and layers that read images: then they are named one by one."""
+    if not isinstance(targets, str):
+        return [target for target in targets if target not in targeted_experts(model, targets)]
+    output, layers = model.get_output_embeddings(), linear_layers(model)
+    if model.config.model_type in MAMBA:
+        layers = {n: m for n, m in layers.items() if not n.endswith(".out_proj")}
+    if model.config.get_text_config() is not model.config:
+        owner = next(n for n, m in model.named_modules() if m is decoder_layers(model))
+        layers = {n: m for n, m in layers.items() if n.startswith(owner.rpartition(".")[0])}
+    every = {n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    every -= {n for n, m in model.named_modules() if m is output}
+    return targets if every == set(layers) else sorted(layers)
 
 
 def check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
@@ -74,11 +135,12 @@ def check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
     modules = dict(model.named_modules())
     linear = sorted({name.rpartition(".")[2] for name in linear_layers(model)})
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    experts = targeted_experts(model, targets)
     tied = None not in ends and ends[0].weight is ends[1].weight
     for target in targets:
         # As PEFT looks for them.
         found = [m for name, m in modules.items() if name == target or name.endswith(f".{target}")]
-        if not found:
+        if not found and target not in experts:
             near = get_close_matches(target, linear, 1)
             hint = f"do you mean {near[0]}?" if near else f"there are {', '.join(linear)}"
             raise UserError(f"{where}: the model has no module {target}: {hint}")

@@ -130,7 +130,9 @@ def load_model(
     if settings.quantization == "nf4":
         for layer in linear_layers(model).values():
             if not in_four_bits(layer):  # Transformers leaves out the last one of some models
-                round_to_nf4(layer)
+                round_to_nf4(outputs_first(layer))
+        for weight in expert_weights(model).values():
+            round_to_nf4(weight)
     return model
 
 
@@ -346,9 +348,12 @@ def check_tokens(
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The list of a model's layers: the longest one there is."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len)
+    """The list of a model's layers: the largest one there is in what reads text."""
+    find: Any = getattr(model, "get_decoder", lambda: None)
+    for part in (find() or model, model):
+        if lists := [module for module in part.modules() if isinstance(module, nn.ModuleList)]:
+            return max(lists, key=lambda each: sum(w.numel() for w in each.parameters()))
+    raise ValueError("a model without layers")
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -365,6 +370,17 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
             type(module) is nn.Linear or isinstance(module, Conv1D) or hasattr(module, "source_cls")
         )
         and module is not output
+    }
+
+
+def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of a mixture's experts that are one tensor, (experts, ., .), and no layer."""
+    return {
+        f"{name}.{own}": weight
+        for name, module in model.named_modules()
+        if "expert" in f"{name} {type(module).__name__}".lower()
+        for own, weight in module.named_parameters(recurse=False)
+        if weight.dim() == 3
     }
 
 
@@ -395,9 +411,8 @@ def import_bitsandbytes() -> None:
 
 
 @torch.no_grad()
-def round_to_nf4(layer: nn.Module) -> None:
-    """Replace a layer's weight by its NF4 value, in place, keeping the layer plain."""
-    weight = outputs_first(layer)
+def round_to_nf4(weight: torch.Tensor) -> None:
+    """Replace a weight by its NF4 value, in place, as plain numbers."""
     packed, state = to_nf4(weight)
     from bitsandbytes.functional import dequantize_4bit
 

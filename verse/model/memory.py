@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from verse.errors import UserError
 from verse.model import distributed
-from verse.model.loading import decoder_layers, linear_layers, outputs_first
+from verse.model.loading import decoder_layers, expert_weights, linear_layers
 
 GIB = 2**30
 PASS_TOKENS = 1024  # of a pass that uses a GPU well; a way that has no room for them comes last
@@ -99,36 +99,56 @@ def sizes(
     """The sizes of a model, which may be on the meta device."""
     layers = [layer for layer in linear_layers(model).values() if isinstance(layer, nn.Linear)]
     linear = [layer.weight.numel() for layer in layers]
+    experts = [weight.numel() for weight in expert_weights(model).values()]
     everything = sum(weight.numel() for weight in model.parameters())
-    largest = max(linear, default=0)
+    largest = max(linear + experts, default=0)
     plain = everything * dtype.itemsize + 4 * largest  # and one layer being rounded
     four_bit = (everything - sum(linear) + 3 * largest) * dtype.itemsize + sum(linear) * NF4_BYTES
+    blocks, depth = decoder_layers(model), layers_run(model)
     config = model.config.get_text_config()
-    depth = config.num_hidden_layers
-    blocks = sum(weight.numel() for weight in decoder_layers(model).parameters())
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    vocabulary, narrowest = model.get_input_embeddings().weight.shape
+    width = getattr(config, "hidden_size", None) or narrowest
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    held = sum(weight.numel() for weight in blocks.parameters())
     return Sizes(
         plain=plain,
         four_bit=four_bit if quantization == "nf4" else plain,
-        block=blocks / depth * dtype.itemsize,
-        ends=(everything - blocks) * dtype.itemsize,
+        block=held / len(blocks) * dtype.itemsize,
+        ends=(everything - held) * dtype.itemsize,
         layers=depth,
-        width=config.hidden_size,
+        width=width,
         inner=max(inner) if isinstance(inner, list) else inner,
-        vocabulary=config.vocab_size,
-        cached=2 * 2 * config.num_hidden_layers * heads * head,
+        vocabulary=vocabulary,
+        cached=2 * cached_numbers(model),
     )
+
+
+def layers_run(model: PreTrainedModel) -> int:
+    """How many layers a token goes through: some models run theirs several times."""
+    config = model.config.get_text_config()
+    return max(len(decoder_layers(model)), getattr(config, "num_hidden_layers", 0))
+
+
+def cached_numbers(model: PreTrainedModel) -> int:
+    """How many one token's keys and values have in all layers."""
+    layers = decoder_layers(model)
+    named = ((name.rpartition(".")[2], module) for name, module in layers.named_modules())
+    found = [m.out_features for n, m in named if n in ("k_proj", "v_proj") and hasattr(m, "weight")]
+    if found:
+        return sum(found) * layers_run(model) // len(layers)
+    config = model.config.get_text_config()  # of a model that has them in a layer with others
+    heads = getattr(config, "num_attention_heads", 0)  # none: a state takes their place
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    head = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    return 2 * layers_run(model) * keys * head
 
 
 def share_in_four_bits(model: PreTrainedModel) -> float:
     """Of the weights of a model's layers, those that rounding takes."""
-    layers = decoder_layers(model)
-    every = sum(weight.numel() for weight in layers.parameters())
-    inside = {id(module) for module in layers.modules()}
-    rounded = [layer for layer in linear_layers(model).values() if id(layer) in inside]
-    return sum(outputs_first(layer).numel() for layer in rounded) / every
+    every = {id(weight): weight.numel() for weight in decoder_layers(model).parameters()}
+    rounded = {id(layer.weight) for layer in linear_layers(model).values()}
+    rounded |= set(map(id, expert_weights(model).values()))
+    return sum(size for weight, size in every.items() if weight in rounded) / sum(every.values())
 
 
 def plans_for_training(

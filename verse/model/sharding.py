@@ -31,9 +31,11 @@ from verse.model.loading import (
     check_causal,
     check_numbers,
     decoder_layers,
+    expert_weights,
     found,
     keep_ends,
     linear_layers,
+    outputs_first,
     read_config,
     round_to_nf4,
     to_nf4,
@@ -77,10 +79,12 @@ def load_sharded(
         for name in [name for name, _ in part.named_modules() if f"{place}.{name}" in rounded]:
             layer = part.get_submodule(name)
             if dequantized or not isinstance(layer, nn.Linear):
-                round_to_nf4(layer)
+                round_to_nf4(outputs_first(layer))
             else:
                 owner, _, leaf = name.rpartition(".")
                 setattr(part.get_submodule(owner), leaf, Nf4Linear(layer))
+        for weight in expert_weights(part).values() if rounded else ():
+            round_to_nf4(weight)
         fully_shard(part, mesh=mesh)
     stored.fill(model, "", device, dtype)
     if not own_head:

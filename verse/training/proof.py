@@ -85,7 +85,7 @@ class Plain:
 
     losses: list[float]
     gradients: list[torch.Tensor]
-    """Of the summed loss, laid out as `FlatParams.whole`."""
+    """Of the summed loss, laid out as `FlatParams.flat`."""
     masks: list[torch.Tensor]
     """Dropout's, (tokens, columns) of truth values; none without dropout."""
 
@@ -224,7 +224,8 @@ def check_adapter(model: PreTrainedModel, trained: FlatParams) -> None:
         if scale is not None and not own and not math.isclose(scale, config.lora_alpha / config.r):
             raise UserError(f"train.lora.alpha: {name} has the scale {scale}, not alpha / r")
     if masks := masks_of(model):
-        check_dropout(masks, config.lora_dropout)
+        # PEFT is told 0 where it adapts experts, for which it has none.
+        check_dropout(masks, config.lora_dropout or masks.rate)
     adapter = {name for name, _ in model.named_parameters() if "lora_" in name}
     if adapter != set(trained.names):
         stray = min(adapter ^ set(trained.names))

@@ -88,16 +88,16 @@ KILLED = """
 import os, signal, sys
 from verse.training import loop
 
-add_gradients, calls = loop.add_gradients, []
+accumulate_gradients, calls = loop.accumulate_gradients, []
 
 def killed(*arguments):
     calls.append(arguments)
     if len(calls) > 5 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
-    return add_gradients(*arguments)
+    return accumulate_gradients(*arguments)
 
 if "RANK" in os.environ:
-    loop.add_gradients = killed
+    loop.accumulate_gradients = killed
 from verse.errors import run
 from stages.train import main
 run(main, "train")

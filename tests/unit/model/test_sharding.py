@@ -31,12 +31,12 @@ def held(model):
 @torch.no_grad()
 def work():
     found = {}
-    for quantization, expanded in (("none", True), ("nf4", True), ("nf4", False)):
+    for quantization, dequantized in (("none", True), ("nf4", True), ("nf4", False)):
         model = settings("base", quantization=quantization)
         plain = loading.load_model(model, CPU, torch.float32)
-        spread = sharding.load_sharded(model, CPU, torch.float32, expanded=expanded)
+        spread = sharding.load_sharded(model, CPU, torch.float32, dequantized=dequantized)
         expected, logits = plain(input_ids=ids).logits, spread(input_ids=ids).logits
-        found[f"{quantization} {expanded}"] = {
+        found[f"{quantization} {dequantized}"] = {
             "apart": ((logits - expected).abs().max() / expected.std()).item(),
             "share": held(spread) / sum(w.numel() * 4 for w in plain.parameters()),
             "generation": spread.generation_config.to_diff_dict(),
@@ -81,7 +81,7 @@ def test_a_layer_in_4_bits_compiles_as_a_whole():
     """A layer that the compiler cuts keeps activations that the plan says are computed twice."""
     plain = torch.nn.Linear(128, 256).requires_grad_(False)
     packed = sharding.Nf4Linear(plain)
-    loading.round_to_nf4(plain)
+    loading.round_to_nf4(plain.weight)
     compiled = torch.compile(packed.forward, fullgraph=True, backend="eager")
     inputs = torch.randn(3, 128, requires_grad=True)
     found, expected = compiled(inputs), plain(inputs)
@@ -105,7 +105,7 @@ FORCED = """
 import sys
 from verse.model import memory
 
-for name in ("ways_to_train", "ways_to_generate"):
+for name in ("plans_for_training", "plans_for_generation"):
     def spread(*sizes, ways=getattr(memory, name)):
         return [way for way in ways(*sizes) if way.sharded] or ways(*sizes)
     setattr(memory, name, spread)

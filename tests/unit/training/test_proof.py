@@ -31,7 +31,7 @@ def prove(settings, capsys):
         model = adapters.add_adapter(model, lora, settings, seed=1)
         trained = FlatParams(model, dtype)
         before = trained.flat.detach().clone()
-        plan = Plan(shared_prefix(poems), dtype, **{"poems": 3} | how)
+        plan = Plan(shared_prefix(poems), dtype, **{"micro_batch_size": 3} | how)
         found, result = proof.prove(model, plan, [poems[:5], poems[5:]], trained)
         assert torch.equal(trained.flat, before) and not trained.gradient.any()
         return found.plan, result, capsys.readouterr().out.splitlines()
@@ -43,7 +43,7 @@ def prove(settings, capsys):
 @pytest.mark.parametrize("poems", [1, 2, 5])
 @pytest.mark.parametrize("dtype", [FLOAT, HALF, torch.float16])
 def test_what_is_right_is_let_through(prove, dtype, poems, budget):
-    plan, result, said = prove(dtype, poems=poems, activation_budget=budget)
+    plan, result, said = prove(dtype, micro_batch_size=poems, activation_budget=budget)
     assert plan.shared and said == []
     assert result.layout < 1e-5
     bounds = {FLOAT: 1e-5, torch.float16: 5e-3, HALF: 4e-2}
@@ -205,8 +205,8 @@ def a_poem_is_dealt_twice(monkeypatch):
 
 def stale_weights(monkeypatch):
     def refresh(self):
-        if self.copy.dtype != self.whole.dtype:
-            self.copy[100:].copy_(self.whole.detach()[100:])
+        if self.copy.dtype != self.flat.dtype:
+            self.copy[100:].copy_(self.flat.detach()[100:])
 
     monkeypatch.setattr(FlatParams, "refresh", refresh)
 
