@@ -8,7 +8,7 @@ there are (`gpu_engine`). Beams, and models whose attention is of another kind, 
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -29,7 +29,7 @@ from verse.generation.cpu_engine import CPUEngine
 from verse.generation.engine import Engine, watched_rows
 from verse.generation.gpu_engine import GPUEngine
 from verse.generation.norms import fuse_norms
-from verse.generation.sampling import SamplingProcessor, uniforms_for
+from verse.generation.sampling import SHOWN, SamplingProcessor, uniforms_for
 from verse.model.encoding import decode, special_tokens
 from verse.model.float32 import Float32
 from verse.model.graphs import to_device_async, warn_fallback
@@ -303,13 +303,43 @@ def generate_with_transformers(task: Task[Key]) -> Iterator[tuple[Key, list[int]
     """
     ends = set(end_tokens(task.model, task.tokenizer))
     alone = task.decoding.num_beams > 1 and task.decoding.do_sample
-    for batch in equal_lengths(task.prompts, 1 if alone else task.batch_size):
-        for key, ids, logprobs in zip(batch, *generate(task, batch), strict=True):
+    at_once, use_cache = (1, True) if alone else transformers_way(task)
+    for batch in equal_lengths(task.prompts, at_once):
+        ids_of, logprobs_of, _ = generate(task, batch, use_cache)
+        for key, ids, logprobs in zip(batch, ids_of, logprobs_of, strict=True):
             end = next((place for place, token in enumerate(ids) if token in ends), len(ids) - 1)
             ids = ids[: end + 1]
             for token in ids:
                 task.on_token(key, token)
             yield key, ids, sum(logprobs[: end + 1]) / len(ids)
+
+
+@torch.no_grad()
+def transformers_way(task: Task[Key]) -> tuple[int, bool]:
+    """How many prompts at a time, and whether with a cache, Transformers' generation may answer:
+    not all models' own caches hold what several texts, or one, have been."""
+    ways = [(task.batch_size, True), (1, True)]
+    if task.decoding.num_beams > 1:  # whose scores belong to no one text
+        return ways[0]
+    for at_once, use_cache in ways:
+        batch = max(equal_lengths(task.prompts, at_once), key=len)
+        few = min(SHOWN, task.decoding.max_new_tokens)
+        decoding = task.decoding.model_copy(update={"max_new_tokens": few})
+        short = replace(task, decoding=decoding, constraint=None)
+        ids_of, _, scores = generate(short, batch[:2], use_cache)
+        tried = [
+            ([*task.prompts[key], *ids[:step]], shown[row])
+            for row, (key, ids) in enumerate(zip(batch[:2], ids_of, strict=True))
+            for step, shown in enumerate(scores)
+            if step in (0, few - 1)
+        ]
+        try:
+            check_scores_of(task.model, tried)
+            return at_once, use_cache
+        except UnsupportedModel as reason:
+            what = "one prompt at a time" if at_once > 1 else "without a cache"
+            warn_fallback(f"{what}, which is slower", reason)
+    return 1, False
 
 
 def equal_lengths(prompts: dict[Key, list[int]], batch_size: int) -> Iterator[list[Key]]:
@@ -324,9 +354,11 @@ def equal_lengths(prompts: dict[Key, list[int]], batch_size: int) -> Iterator[li
 
 
 @torch.no_grad()
-def generate(task: Task[Key], batch: list[Key]) -> tuple[list[list[int]], list[list[float]]]:
-    """New token ids for prompts of equal length, as Transformers decodes them, and their
-    log-probabilities (none for beams)."""
+def generate(
+    task: Task[Key], batch: list[Key], use_cache: bool
+) -> tuple[list[list[int]], list[list[float]], list[torch.Tensor]]:
+    """New token ids for prompts of equal length, as Transformers decodes them, their
+    log-probabilities, and by step the model's scores, (R, vocabulary) (neither for beams)."""
     model, decoding = task.model, task.decoding
     device = model.device
     prompt_length = len(task.prompts[batch[0]])
@@ -358,9 +390,10 @@ def generate(task: Task[Key], batch: list[Key]) -> tuple[list[list[int]], list[l
         attention_mask=torch.ones_like(ids),
         generation_config=config,
         logits_processor=LogitsProcessorList([own] if own else []),
+        use_cache=use_cache,
     )
     logprobs = torch.stack(streams.logprobs, 1) if streams else torch.zeros(len(batch), 0)
-    return output[:, ids.shape[1] :].tolist(), logprobs.tolist()
+    return output[:, ids.shape[1] :].tolist(), logprobs.tolist(), streams.shown if streams else []
 
 
 def constraint_of(

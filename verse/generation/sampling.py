@@ -21,6 +21,7 @@ from transformers import (
 from verse.errors import UserError
 from verse.params import Decoding
 
+SHOWN = 4  # steps of Transformers' generation whose scores are kept to be looked at
 Drawn = tuple[torch.Tensor, torch.Tensor]
 """Tokens, and the log-probabilities that the model gives them (at temperature 1); both (R,)."""
 
@@ -168,10 +169,14 @@ class SamplingProcessor(LogitsProcessor):
         self.prompt_length = prompt_length
         self.logprobs: list[torch.Tensor] = []
         """Of the tokens drawn so far, each (R,)."""
+        self.shown: list[torch.Tensor] = []
+        """The scores of the first steps, each (R, vocabulary)."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         ids, step = input_ids.cpu(), input_ids.shape[1] - self.prompt_length
         lengths = torch.full_like(ids[:, 0], ids.shape[1])
+        if step < SHOWN:
+            self.shown.append(scores)
         allowed = self.allowed(ids).cpu() if self.allowed else None
         uniforms = self.uniforms[:, step]
         drawn, logprobs = sample(scores.cpu(), ids, lengths, uniforms, self.decoding, allowed)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from verse.errors import UserError, is_out_of_memory
 from verse.files import write_text
@@ -116,14 +116,33 @@ def targeted_layers(model: PreTrainedModel, targets: str | list[str]) -> str | l
     if not isinstance(targets, str):
         return [target for target in targets if target not in targeted_experts(model, targets)]
     output, layers = model.get_output_embeddings(), linear_layers(model)
+    others = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not output and name not in layers
+    }
+    chosen = [*layers, *(name for name, module in others.items() if is_linear(module))]
     if model.config.model_type in MAMBA:
-        layers = {n: m for n, m in layers.items() if not n.endswith(".out_proj")}
+        chosen = [name for name in chosen if not name.endswith(".out_proj")]
     if model.config.get_text_config() is not model.config:
         owner = next(n for n, m in model.named_modules() if m is decoder_layers(model))
-        layers = {n: m for n, m in layers.items() if n.startswith(owner.rpartition(".")[0])}
-    every = {n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-    every -= {n for n, m in model.named_modules() if m is output}
-    return targets if every == set(layers) else sorted(layers)
+        chosen = [name for name in chosen if name.startswith(owner.rpartition(".")[0])]
+    return targets if len(chosen) == len(layers) + len(others) else sorted(chosen)
+
+
+@torch.no_grad()
+def is_linear(module: nn.Linear) -> bool:
+    """Whether a class that is made from nn.Linear still does what that does."""
+    if "forward" not in vars(type(module)):
+        return True
+    inputs = torch.ones(1, 2, module.in_features, device=module.weight.device)
+    inputs = inputs.to(module.weight.dtype)
+    expected = functional.linear(inputs, module.weight, module.bias)
+    try:
+        found = module(inputs)
+    except Exception:  # of another form
+        return False
+    return torch.is_tensor(found) and found.shape == expected.shape and found.allclose(expected)
 
 
 def check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:

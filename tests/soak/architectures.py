@@ -1,0 +1,212 @@
+"""Every causal architecture that Transformers registers, tiny, trained and asked.
+
+    python -m pytest -s tests/soak/architectures.py
+    python tests/soak/architectures.py bfloat16 mixtral gpt_oss    # some, a row each
+
+Each in a process of its own. The gradient of the passes that the proof has let through is held
+against plain Transformers with PEFT, each poem alone, and greedy answers against the model itself, without a cache. The
+table goes into docs/models.md.
+"""
+
+import io
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny_architectures import NAMES, tiny_config
+from tiny_models import byte_pairs, examples, settings, training
+
+from verse.errors import UserError, explain
+from verse.generation.answers import answer
+from verse.model import adapters, loading
+from verse.params import Decoding
+from verse.training import proof
+from verse.training.flat_params import FlatParams
+from verse.training.micro_batches import Plan, accumulate_gradients
+from verse.training.packing import shared_prefix
+
+SECONDS = 120
+CLOSE = {torch.float32: 2e-3, torch.bfloat16: 0.1}
+"""How far a gradient may be from plain PEFT's, of its length."""
+GREEDY = Decoding(
+    do_sample=False,
+    temperature=1.0,
+    top_p=1.0,
+    top_k=0,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    max_new_tokens=8,
+    num_beams=1,
+    no_repeat_ngram_size=0,
+    candidates=1,
+    constrain=[],
+)
+
+
+def model_of(name: str, folder: str, words: int) -> None:
+    """Write a tiny model of random weights. Raises what the class raises."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(name, words), dtype=torch.float32)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(2.0)
+    model.eval()(input_ids=torch.arange(12)[None], use_cache=False)
+    model.save_pretrained(folder)
+
+
+def plain_gradient(model, poems) -> torch.Tensor:
+    """By Transformers and PEFT alone, each poem by itself."""
+    found = None
+    for poem in poems:
+        ids = torch.tensor([poem.prompt + poem.completion])
+        logits = model(input_ids=ids, use_cache=False).logits[0, len(poem.prompt) - 1 : -1]
+        labels = torch.tensor(poem.completion)
+        loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
+        weights = [w for w in model.parameters() if w.requires_grad]
+        some = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+        flat = torch.cat([g.flatten().float() for g in some])
+        found = flat if found is None else found + flat
+    return found
+
+
+def row(name: str, dtype: torch.dtype) -> str:
+    """What comes of one architecture: a row of the table, without its name."""
+    loading.deterministic(1, 1)
+    tokenizer = byte_pairs()
+    poems = examples(tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            model_of(name, folder, len(tokenizer))
+        except Exception as error:
+            return f"no tiny model | {type(error).__name__} |"
+        tokenizer.save_pretrained(folder)
+        base = settings(folder, quantization="none")
+        try:
+            return trained_and_asked(base, dtype, tokenizer, poems)
+        except UserError as refused:
+            return f"refused | {str(refused).partition(folder)[2] or refused} |"
+
+
+def trained_and_asked(base, dtype, tokenizer, poems) -> str:
+    said = io.StringIO()
+    with redirect_stdout(said):
+        for dropout in (0.05, 0.0):  # the default, then what plain PEFT can be compared at
+            model = loading.load_model(base, torch.device("cpu"), dtype)
+            loading.still(model)
+            lora = training().lora.model_copy(update={"dropout": dropout})
+            adapted = adapters.add_adapter(model, lora, base, seed=1)
+            flat = FlatParams(adapted, dtype)
+            passes, _ = proof.prove(adapted, Plan(shared_prefix(poems), dtype, 4), [poems], flat)
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            flat.flat.add_(torch.randn(flat.flat.shape, generator=generator) * 0.02)
+        flat.refresh()
+        tokens = sum(len(poem.completion) for poem in poems)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        accumulate_gradients(passes, passes.lay_out(poems), tokens, scaler, 7)
+        ours, weights = flat.gradient.clone() * tokens, dict(flat.named())
+        passes.close()
+    plain = AutoModelForCausalLM.from_pretrained(base.name, dtype=torch.float32)
+    loading.still(plain)
+    config = adapted.peft_config["default"]
+    kept = ("target_modules", "target_parameters", "rank_pattern", "alpha_pattern")
+    settings_of = {key: getattr(config, key) for key in kept}
+    plain = get_peft_model(
+        plain, LoraConfig(task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, **settings_of)
+    ).train()
+    with torch.no_grad():
+        for name, weight in plain.named_parameters():
+            if weight.requires_grad:
+                weight.copy_(weights[name])
+    expected = plain_gradient(plain, poems)
+    apart = ((ours - expected).norm() / expected.norm()).item()
+    trains = "as PEFT" if apart < CLOSE[dtype] else f"WRONG by {apart:.2g}"
+    way = "one prefix" if passes.plan.shared else "own prefix"
+    lines = said.getvalue().splitlines()
+    asked = asks(base, dtype, tokenizer, poems, lines)
+    notes = "; ".join(dict.fromkeys(lines))
+    return f"{trains}, {way} | {asked} | {notes}"
+
+
+def asks(base, dtype, tokenizer, poems, lines) -> str:
+    prompts = {number: poem.prompt for number, poem in enumerate(poems)}
+    model = loading.load_model(base, torch.device("cpu"), dtype)
+    expected = {}
+    with torch.no_grad():
+        for key, ids in prompts.items():
+            text = list(ids)
+            while len(text) < len(ids) + GREEDY.max_new_tokens and text[-1] != 1:
+                logits = model(input_ids=torch.tensor([text]), use_cache=False).logits
+                text.append(logits[0, -1].argmax().item())
+            expected[key] = text[len(ids) :]
+    said, found = io.StringIO(), {}
+    with redirect_stdout(said), redirect_stderr(io.StringIO()):
+        answer(model, tokenizer, prompts, GREEDY, seed=1, batch_size=4, answers=found)
+    lines += said.getvalue().splitlines()
+    same = sum(found[key].tokens == expected[key] for key in prompts)
+    together = "apart" if said.getvalue() else "together"
+    if same == len(prompts) or dtype != torch.float32:
+        return f"as the model, {together}" if same == len(prompts) else f"{same} of 7, {together}"
+    return f"WRONG: {same} of {len(prompts)} answers, {together}"
+
+
+def in_a_process(name: str, dtype: torch.dtype) -> str:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        signal.alarm(SECONDS)
+        transformers.logging.set_verbosity_error()
+        warnings.simplefilter("ignore")
+        try:
+            text = row(name, dtype)
+        except BaseException as error:
+            where = [
+                f for f in traceback.extract_tb(error.__traceback__) if "/verse/" in f.filename
+            ]
+            place = f"{where[-1].name}:{where[-1].lineno}" if where else ""
+            text = str(explain(error) or "") or f"TRACEBACK {type(error).__name__} {error} {place}"
+        os.write(writing, " ".join(str(text).split())[:2000].encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, encoding="utf-8") as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return text or f"KILLED by {signal.Signals(status & 127).name}"
+
+
+def table(names: list[str], dtype: torch.dtype) -> list[str]:
+    torch.set_num_threads(1)
+    rows = []
+    for name in names:
+        start = time.monotonic()
+        rows.append(f"| {name} | {in_a_process(name, dtype)} |")
+        print(f"{time.monotonic() - start:5.1f} s {rows[-1]}", flush=True)
+    return rows
+
+
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+def test_every_architecture(dtype):
+    rows = table(NAMES, dtype)
+    wrong = [r for r in rows if any(word in r for word in ("WRONG", "TRACEBACK", "KILLED"))]
+    assert not wrong
+    assert sum("as PEFT" in r for r in rows) >= 150
+
+
+if __name__ == "__main__":
+    table(sys.argv[2:] or NAMES, getattr(torch, sys.argv[1]))
