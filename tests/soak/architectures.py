@@ -4,8 +4,8 @@
     python tests/soak/architectures.py bfloat16 mixtral gpt_oss    # some, a row each
 
 Each in a process of its own. The gradient of the passes that the proof has let through is held
-against plain Transformers with PEFT, each poem alone, and greedy answers against the model itself, without a cache. The
-table goes into docs/models.md.
+against plain Transformers with PEFT, each poem alone, and greedy answers against the model itself,
+without a cache. The table goes into docs/models.md.
 """
 
 import io

@@ -266,14 +266,16 @@ def new_engine(
 
 
 @contextmanager
-def first_try() -> Iterator[None]:
-    """Raise UnsupportedModel for anything that a model may raise which knows nothing of rows."""
+def first_try(
+    reason: str = "its attention is of a kind that cannot be given rows",
+) -> Iterator[None]:
+    """Raise UnsupportedModel for anything that a model may raise which knows nothing of this."""
     try:
         yield
     except (torch.OutOfMemoryError, UserError, UnsupportedModel):
         raise
     except Exception:
-        raise UnsupportedModel("its attention is of a kind that cannot be given rows") from None
+        raise UnsupportedModel(reason) from None
 
 
 def check_scores_of(model: PreTrainedModel, tried: list[tuple[list[int], torch.Tensor]]) -> None:
@@ -326,15 +328,16 @@ def transformers_way(task: Task[Key]) -> tuple[int, bool]:
         few = min(SHOWN, task.decoding.max_new_tokens)
         decoding = task.decoding.model_copy(update={"max_new_tokens": few})
         short = replace(task, decoding=decoding, constraint=None)
-        ids_of, _, scores = generate(short, batch[:2], use_cache)
-        tried = [
-            ([*task.prompts[key], *ids[:step]], shown[row])
-            for row, (key, ids) in enumerate(zip(batch[:2], ids_of, strict=True))
-            for step, shown in enumerate(scores)
-            if step in (0, few - 1)
-        ]
         try:
-            check_scores_of(task.model, tried)
+            with first_try("its cache is of a kind that fails"):
+                ids_of, _, scores = generate(short, batch[:2], use_cache)
+                tried = [
+                    ([*task.prompts[key], *ids[:step]], shown[row])
+                    for row, (key, ids) in enumerate(zip(batch[:2], ids_of, strict=True))
+                    for step, shown in enumerate(scores)
+                    if step in (0, few - 1)
+                ]
+                check_scores_of(task.model, tried)
             return at_once, use_cache
         except UnsupportedModel as reason:
             what = "one prompt at a time" if at_once > 1 else "without a cache"
