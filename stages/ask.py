@@ -54,6 +54,8 @@ def write(folder: Path, answers: list[dict[str, Any]]) -> None:
     line = f"{finished} poems finished by {folder.name}, {trimmed} of the answers trimmed"
     if lost:
         line += f"; {', '.join(lost)}: dvc repro -s -f ask asks these again"
+    if any(row["unanswered"] == "cut_off" for row in answers):
+        line += "; more tokens for those cut off: max_completion_tokens among its options"
     print(line)
 
 

@@ -368,7 +368,7 @@ def test_the_ready_made_entries_fit():
     text = re.sub(r"^judge: null.*\n# judge", "judge", text, flags=re.MULTILINE)
     p = parse(yaml.safe_load(text))
     assert [one.name for one in p.contestants] == ["chatgpt", "kimi"]
-    assert p.judge.poems == 50 and p.judge.model == "gpt-3.5-turbo"
+    assert p.judge.poems == 50 and p.judge.model == "gpt-6-luna"
 
 
 # The file

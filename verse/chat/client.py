@@ -183,12 +183,15 @@ class Chat:
     async def check(self, response: "httpx2.Response") -> None:
         """Give what only seems to be an answer its status, so that the client tries again after
         what may pass."""
-        import httpx2
-
+        if response.is_success:
+            response.status_code = await self.status(response)
         if self.probing and response.status_code in (500, 501):
             response.headers["x-should-retry"] = "false"
-        if not response.is_success:
-            return
+
+    async def status(self, response: "httpx2.Response") -> int:
+        """The status of a body that came with one of success."""
+        import httpx2
+
         try:
             async with asyncio.timeout(self.timeout):  # a drip has no end of its own
                 await response.aread()
@@ -197,7 +200,7 @@ class Chat:
             raise httpx2.ReadTimeout("an answer without an end", request=response.request) from None
         except (ValueError, RecursionError):
             raise httpx2.DecodingError("no JSON", request=response.request) from None
-        response.status_code = status_within(body) or response.status_code
+        return status_within(body) or response.status_code
 
     async def reply(self, messages: Messages, **options: Any) -> Reply:
         """What the model answers.
@@ -260,15 +263,18 @@ class Chat:
 
     def read(self, response: "httpx2.Response") -> Reply:
         body = json.loads(response.content)
-        choices = body.get("choices") if isinstance(body, dict) else None
+        body = body if isinstance(body, dict) else {}
+        choices = body.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         message = choice.get("message") if isinstance(choice, dict) else None
         if not isinstance(choice, dict) or not isinstance(message, dict):
             said = self.hide(words(response.text))
-            kind = "malformed" if choices else "empty" if "choices" in body else "malformed"
+            empty = "choices" in body and not choices
+            kind = "empty" if empty else "malformed"
             if FILTERED.search(response.text):
                 kind = "filtered"
-            raise self.lacks(kind, f"no chat completion{': ' * bool(said)}{said[:SHOWN]}", said)
+            what = f"no chat completion{': ' * bool(said)}{said[:SHOWN]}"
+            raise self.lacks(kind, what, said, "see whether base_url is right")
         calls = message.get("tool_calls")
         first = calls[0] if isinstance(calls, list) and calls else None
         function = first.get("function") if isinstance(first, dict) else None
