@@ -43,8 +43,11 @@ CONVERT = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 source, name, folder = sys.argv[1:]
-for kind in (AutoTokenizer, AutoModelForCausalLM):
-    kind.from_pretrained(source, gguf_file=name).save_pretrained(folder)
+AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name)
+model.hf_quantizer = None  # its weights are plain numbers by now
+del model.config.quantization_config
+model.save_pretrained(folder)
 """
 
 
@@ -79,9 +82,9 @@ def server(request, gguf, tmp_path_factory):
     serve = "from transformers.cli.transformers import main; main()"
     command = [sys.executable, "-c", serve, "serve", "--port", "8917"]
     with running(command, stderr=subprocess.DEVNULL):
-        address = "http://127.0.0.1:8917/v1"
-        wait_for(f"{address}/models")
-        yield {"base_url": address, "model": str(folder)}
+        address = "http://127.0.0.1:8917"
+        wait_for(f"{address}/health")
+        yield {"base_url": f"{address}/v1", "model": str(folder)}
 
 
 def wait_for(address):

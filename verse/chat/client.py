@@ -277,8 +277,8 @@ class Chat:
             raise self.lacks(kind, what, said, "see whether base_url is right")
         calls = message.get("tool_calls")
         first = calls[0] if isinstance(calls, list) and calls else None
-        function = first.get("function") if isinstance(first, dict) else None
-        arguments = (function or message.get("function_call") or {}).get("arguments")
+        call = first.get("function") if isinstance(first, dict) else message.get("function_call")
+        arguments = call.get("arguments") if isinstance(call, dict) else None
         if isinstance(arguments, Mapping):
             arguments = json.dumps(arguments, ensure_ascii=False)
         usage = body.get("usage")

@@ -262,6 +262,7 @@ def test_strange_answers(store, text):
     [
         {"tool_calls": 1},
         {"tool_calls": [{}]},
+        {"tool_calls": [{"function": "x"}], "function_call": "y"},
         {"tool_calls": [{"function": {"arguments": {"a": 1}}}]},
         {"tool_calls": [None], "content": None},
         {"refusal": "no"},
