@@ -27,6 +27,9 @@ test-gpu: .venv/development
 soak: .venv/development
 	pytest -s tests/soak/bad_inputs.py tests/soak/models.py tests/soak/faults.py tests/soak/kills.py
 
+soak-servers: .venv/servers
+	pytest -s tests/soak/servers.py
+
 merge: .venv/runtime
 	verse merge
 
@@ -82,4 +85,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 	$(INSTALL) --no-deps --require-hashes -r requirements/development.txt
 	@touch $@
 
-.PHONY: repro test check test-gpu soak merge show grid page readme lint audit lock
+.venv/servers: requirements/servers.txt .venv/development
+	$(INSTALL) --no-deps --require-hashes -r requirements/servers.txt
+	@touch $@
+
+.PHONY: repro test check test-gpu soak soak-servers merge show grid page readme lint audit lock

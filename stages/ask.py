@@ -3,16 +3,20 @@
     python -m stages.ask
 
 Reads data/prepared/test.jsonl. Writes data/answers/contestants.json, who was asked, and a folder
-each: answers.jsonl, rows of {"input", "answer", "raw", "trimmed", "finish_reason"}, and the
-homework's hand-in as results.txt and results.json. What was answered once is in the user's cache
-and is never asked again.
+each: answers.jsonl, rows of {"input", "answer", "raw", "trimmed", "finish_reason", "unanswered"},
+and the homework's hand-in as results.txt and results.json. What was answered once is in the user's
+cache and is never asked again.
 """
+
+from pathlib import Path
+from typing import Any
 
 from verse import params
 from verse.chat.answers import finish
-from verse.chat.client import key_for
+from verse.chat.client import check_secrets
+from verse.chat.rounds import counted
 from verse.chat.store import Store
-from verse.errors import run
+from verse.errors import UserError, run
 from verse.files import cache_dir, read_rows, replacing, write_json, write_jsonl, write_text
 
 
@@ -21,20 +25,38 @@ def main() -> None:
     poems = read_rows("data/prepared/test.jsonl", "instruction", "input")
 
     for one in p.contestants:  # before the first question
-        key_for(one, one.name)
+        check_secrets(one, one.name)
     with replacing("data/answers") as folder:
         asked = [{"name": one.name, "model": one.model} for one in p.contestants]
         write_json(folder / "contestants.json", asked)
+        faults = []
         for one in p.contestants:
-            answers = finish(one, poems, Store(cache_dir() / "answers.sqlite"), p.machine)
-            write_jsonl(folder / one.name / "answers.jsonl", answers)
-            poem = [(row["input"], row["answer"]) for row in answers]
-            lines = [f"{n}. {couplet}{rest}\n" for n, (couplet, rest) in enumerate(poem, 1)]
-            write_text(folder / one.name / "results.txt", "".join(lines))
-            predicted = [{"input": couplet, "predict": rest} for couplet, rest in poem]
-            write_json(folder / one.name / "results.json", predicted)
-            trimmed = sum(bool(row["trimmed"]) for row in answers)
-            print(f"{len(answers)} poems finished by {one.name}, {trimmed} of the answers trimmed")
+            try:
+                store = Store(cache_dir() / "answers.sqlite")
+                write(folder / one.name, finish(one, poems, store, p.machine))
+            except UserError as fault:  # the others are asked still
+                faults.append(str(fault))
+        if faults:
+            raise UserError("; ".join(faults))
+
+
+def write(folder: Path, answers: list[dict[str, Any]]) -> None:
+    """The files of one contestant, and a line about it."""
+    write_jsonl(folder / "answers.jsonl", answers)
+    poem = [(row["input"], row["answer"]) for row in answers]
+    lines = [f"{n}. {couplet}{rest}\n" for n, (couplet, rest) in enumerate(poem, 1)]
+    write_text(folder / "results.txt", "".join(lines))
+    predicted = [{"input": couplet, "predict": rest} for couplet, rest in poem]
+    write_json(folder / "results.json", predicted)
+    trimmed = sum(bool(row["trimmed"]) for row in answers)
+    lost = counted(row["unanswered"] for row in answers)
+    finished = sum(not row["unanswered"] for row in answers)
+    line = f"{finished} poems finished by {folder.name}, {trimmed} of the answers trimmed"
+    if lost:
+        line += f"; {', '.join(lost)}: dvc repro -s -f ask asks these again"
+    if any(row["unanswered"] == "cut_off" for row in answers):
+        line += "; more tokens for those cut off: max_completion_tokens among its options"
+    print(line)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def main() -> None:
     others = rivals([line for line, _ in split_lines(couplet)] for couplet, _ in training)
     marked = marks.table(iter_jsonl(MARKS))
 
-    tables, metrics, shown, plots = {}, {}, {}, {}
+    tables, metrics, shown, plots, lost = {}, {}, {}, {}, {}
     draws = {"seed": p.seed, "resamples": p.score.bootstrap}
     for name, one in everyone.items():
         finished = zip(couplets, answers[name], truths, strict=True)
@@ -69,8 +69,13 @@ def main() -> None:
         metrics[name] = summarise(scored, tables[name], truths, **draws)
         if one.chat and one.answers:
             raws = [row["raw"] for row in iter_rows(one.answers, "raw", mended=True)]
-            scored = [replace(a, raw=raw) for a, raw in zip(scored, raws, strict=True)]
+            kinds = [row.get("unanswered") or "" for row in iter_jsonl(one.answers)]
+            told = zip(scored, raws, kinds, strict=True)
+            scored = [replace(a, raw=raw, unanswered=kind) for a, raw, kind in told]
+            lost[name] = Counter(filter(None, kinds))
+            shares = {"unanswered": lost[name].total()} | lost[name]
             metrics[name] |= trimming(scored)
+            metrics[name] |= {kind: round(n / len(kinds), 4) for kind, n in shares.items()}
         if not one.baseline:
             plots[name] = lines_plot(scored)
             shown[name] = scored[:REPORTED]
@@ -95,7 +100,7 @@ def main() -> None:
         write_text("metrics/plots/quality.csv", quality_plot(metrics, HEADLINES))
         for name, plot in plots.items():
             write_text(f"metrics/plots/lines/{name}.csv", plot)
-        write_text("metrics/report.html", render(rows, metrics, everyone, len(test)))
+        write_text("metrics/report.html", render(rows, metrics, everyone, len(test), lost))
 
     print(metrics_table(metrics))
     print("\n" + gains_table(gains, GAIN_OVER))

@@ -12,6 +12,7 @@ LOCKS = (
     "requirements/torch.txt",
     "requirements/development.txt",
     "requirements/s3.txt",
+    "requirements/servers.txt",
 )
 
 

@@ -4,6 +4,7 @@ A field's annotation is its check. `read` checks the whole file and reports ever
 Imports nothing heavy.
 """
 
+import re
 import reprlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +22,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -158,6 +160,42 @@ def _address(base_url: str) -> str:
     return base_url
 
 
+def _plain(values: object) -> object:
+    """Texts for the numbers and dates that YAML reads, such as an api-version."""
+    if isinstance(values, dict):
+        return {k: v if isinstance(v, str | bool) else str(v) for k, v in values.items()}
+    return values
+
+
+SECRET = re.compile(r"api.?key|auth|secret|passw|cookie|(^|[-_])(key|token)$|subscription", re.I)
+"""Names of what nobody writes into a file."""
+
+
+def _public(values: dict[str, Any]) -> dict[str, Any]:
+    """Values that may be written down: what is called like a key comes from the environment."""
+    for name, value in values.items():
+        if SECRET.search(name) and not re.fullmatch(r"\$[A-Z][A-Z0-9_]*", str(value)):
+            raise ValueError("a secret by its name")
+    return values
+
+
+def _sendable(options: dict[str, Any]) -> dict[str, Any]:
+    if {"model", "messages", "stream"} & options.keys():
+        raise ValueError("not ours to send")
+    return _public({k: v for k, v in options.items() if k != "prompt_cache_key"}) and options
+
+
+Values = Annotated[
+    dict[str, str],
+    BeforeValidator(_plain),
+    AfterValidator(_public),
+    Field(
+        description="a mapping of names to texts, keys and tokens as $NAME, the environment "
+        "variable that holds them"
+    ),
+]
+
+
 class Server(Section):
     """A server with the OpenAI chat API; where a value is null, the server's own default counts."""
 
@@ -183,6 +221,16 @@ class Server(Section):
     ] = None
     max_tokens: Annotated[Count | None, Field(description="a whole number above 0, or null")] = None
     system: TextOrNull = None
+    options: Annotated[
+        dict[str, JsonValue],
+        AfterValidator(_sendable),
+        Field(
+            description="a mapping of what goes into the request as it stands, without model, "
+            "messages, stream and keys"
+        ),
+    ] = {}
+    headers: Values = {}
+    query: Values = {}
 
 
 class Contestant(Server):

@@ -282,6 +282,15 @@ OPTIONS: dict[str, tuple] = {
     "top_p": ([1, 0.1, None], [0, 1.1, "x", True]),
     "max_tokens": ([*COUNT[0], None], [v for v in COUNT[1] if v is not None]),
     "system": TEXT_OR_NULL,
+    "options": (
+        [{}, {"max_completion_tokens": 9}, {"thinking": {"type": "disabled"}, "stop": ["a"]}],
+        [None, [], 1, {"model": "m"}, {"stream": True}, {"api_key": SECRET}, {"a": {1, 2}}],
+    ),
+    "headers": (
+        [{}, {"X-Title": "verse"}, {"api-key": "$AZURE_KEY"}],
+        [None, [], {"api-key": SECRET}, {"Authorization": f"Bearer {SECRET}"}, {"a": True}],
+    ),
+    "query": ([{}, {"api-version": "2025-04-01"}, {"key": "$KEY"}], [None, 1, {"key": SECRET}]),
 }
 NAMES = (
     *(["kimi", "gpt-4.1", "月之暗面", "a" * 40],),
@@ -335,6 +344,10 @@ def test_other_faults_of_servers():
         "unknown key contestants[0].top_q (did you mean contestants[0].top_p?)"
     ]
     assert parse(changed(judge=SERVER)).judge.poems == 50
+    dated = yaml.safe_load("{api-version: 2024-10-21}")
+    assert (
+        parse(changed(judge=SERVER | {"query": dated})).judge.query["api-version"] == "2024-10-21"
+    )
     assert parse(changed(judge=SERVER)).judge.temperature == 1
 
 
@@ -357,7 +370,7 @@ def test_the_ready_made_entries_fit():
     text = re.sub(r"^judge: null.*\n# judge", "judge", text, flags=re.MULTILINE)
     p = parse(yaml.safe_load(text))
     assert [one.name for one in p.contestants] == ["chatgpt", "kimi"]
-    assert p.judge.poems == 50 and p.judge.model == "gpt-3.5-turbo"
+    assert p.judge.poems == 50 and p.judge.model == "gpt-6-luna"
 
 
 # The file

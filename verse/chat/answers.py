@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from verse.chat import rounds
-from verse.chat.cleaning import clean
-from verse.chat.client import Chat, Messages
+from verse.chat.cleaning import clean, without_thought
+from verse.chat.client import CUT_END, Chat, Messages, Reply
 from verse.chat.store import Store, key_of
 from verse.params import Contestant, Machine, Server
+from verse.poems.lines import in_form
 
 EXPECTED = 100  # tokens of an answer, for the estimate alone
 
@@ -31,21 +32,31 @@ def finish(
     rows = []
     for poem, key in zip(poems, keys, strict=True):
         reply = found[key]
+        kind = reply.get("unanswered")
         cleaned = clean(poem["input"], reply["text"])
         rows.append(
             {
                 "input": poem["input"],
-                "answer": cleaned.poem,
+                "answer": "" if kind else cleaned.poem,
                 "raw": reply["text"],
-                "trimmed": list(cleaned.trimmed),
+                "trimmed": [] if kind else list(cleaned.trimmed),
                 "finish_reason": reply["finish"],
+                "unanswered": kind,
             }
         )
     return rows
 
 
-async def put(chat: Chat, messages: Messages) -> dict[str, Any]:
-    return await chat.reply(messages)
+async def put(chat: Chat, messages: Messages) -> Reply:
+    """A reply that has an answer in it: more than thoughts, and not cut off within the poem."""
+    reply = await chat.reply(messages)
+    couplet = messages[-1]["content"].rpartition("\n")[2]
+    cleaned = clean(couplet, reply["text"])
+    if CUT_END.search(reply["finish"]) and cleaned.last and not in_form(couplet, cleaned.poem):
+        raise chat.lacks("cut_off", "no token was left for the poem", reply=reply)
+    if not without_thought(reply["text"]).strip():
+        raise chat.lacks("empty", "nothing but thoughts", reply=reply)
+    return reply
 
 
 def question(poem: Poem, server: Server) -> Messages:
@@ -61,10 +72,12 @@ def opened(text: str, server: Server) -> Messages:
 
 def decides(server: Server) -> list[Any]:
     """What decides a server's answers besides the question."""
+    more = [server.options, server.headers, server.query]
     return [
         server.base_url.rstrip("/"),
         server.model,
         server.temperature,
         server.top_p,
         server.max_tokens,
+        *(more if any(more) else []),
     ]

@@ -1,29 +1,71 @@
 """A chat server: one question, one answer, whatever happens on the way.
 
 The openai client tries again by itself what is busy, broken, late or unreachable: after a pause
-that doubles, or as long as the server says (Retry-After). An answer that is no chat completion
-counts as broken. What comes in is freed of the key, should a server repeat it.
+that doubles, or as long as the server says (Retry-After). A body that is no JSON counts as broken.
+What goes wrong is one question's (`NoAnswer`) or all questions' (`Fault`). What comes in is freed
+of the key, should a server repeat it.
 """
 
 import asyncio
 import json
 import os
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from verse.errors import UserError
 from verse.params import Server, is_local
 
 if TYPE_CHECKING:
     import httpx2
-    from openai.types.chat import ChatCompletion
 
 RETRIES = 7
 LONGEST_PAUSE = 120.0  # seconds; the client does not wait longer for a server that asks it to
 NO_KEY = "none"  # the client must have one
 SECRET = 8  # characters that a key has at least; shorter ones are made up for a local server
-FILTERED = ("content_filter", "content_policy_violation")
+SHOWN = 300  # characters of a server's own words
+
+KINDS = ("filtered", "cut_off", "empty", "malformed", "refused", "failed")
+"""Why a question has no answer: the server filters it; tokens ran out, on thoughts or within the
+poem; nothing came; what came is no chat completion, or no mark; the server will not have it; the
+server broke at each attempt."""
+
+# What servers say, in words of their own, since their statuses and codes differ.
+FILTERED = re.compile(
+    r"content.{0,3}(filter|polic|management|audit|exists.risk)|inspection|moderation|flagged|"
+    r"high.risk|(?<!case.)sensitive|inappropriate|prohibited|censor|guardrail|usage.(polic|guideline)|"
+    r"safety.(check|system|filter|setting)|responsible.?ai|block_?reason|unsafe|敏感|不安全|[违違][规規]|審核|审核",
+    re.I,
+)
+QUOTA = re.compile(
+    r"insufficient.{0,9}(balance|quota|credit|fund)|credit balance|arrear|余额|欠费", re.I
+)
+KEY = re.compile(
+    r"(api|secret).?key|access.?token|authenticat|unauthori[sz]ed|credential|令牌|密钥|鉴权", re.I
+)
+MODEL = re.compile(
+    r"model.{0,80}(not (exist|found)|decommission|no longer)|model[ _]not|"
+    r"(unknown|invalid|no such|not a valid) model|模型.{0,20}不存在",
+    re.I,
+)
+UNSUPPORTED = re.compile(
+    r"support|unknown|unrecogni[sz]ed|unexpected|extra|permitted|allowed|deprecated|instead|支持",
+    re.I,
+)
+# Why an answer ended, among them the reasons of Gemini, Claude, Mistral, Cohere, DeepSeek, Zhipu.
+FILTERED_END = re.compile(
+    "filter|sensitive|safety|prohibit|recitation|refus|block|spii|guardrail|moderat|toxic|risk",
+    re.I,
+)
+CUT_END = re.compile(
+    "length|max.?(output.?)?token|limit|exceed|resource|abort|error|incomplete|truncat", re.I
+)
+MESSAGE = re.compile("mess|msg|detail")
+RENAMED = {
+    "max_tokens": "max_completion_tokens",
+    "max_completion_tokens": "max_tokens",
+}
+"""Two names of one limit: of a server that refuses the one, the other is asked for."""
 
 Messages = list[dict[str, str]]
 Reply = dict[str, Any]
@@ -31,19 +73,56 @@ Reply = dict[str, Any]
 `tokens`, [read, written], as far as the server says."""
 
 
-def key_for(server: Server, where: str) -> str:
-    """The key of a server, from the environment.
+class Fault(UserError):
+    """No question will have an answer: the key, the address, the model or the quota is wrong."""
 
-    where: the part of params.yaml that names the server. Raises UserError naming the variable.
+    def __init__(self, line: str, status: int = 0):
+        super().__init__(line)
+        self.refusal = status not in (0, 401, 402, 429)
+        """Whether it may be but the way of asking that the server will not have."""
+
+
+class NoAnswer(UserError):
+    """One question has no answer: its kind, and what came all the same."""
+
+    def __init__(self, kind: str, line: str, said: str = "", reply: Reply | None = None):
+        super().__init__(line)
+        self.kind = kind
+        self.said = said
+        self.reply = reply
+        self.doubtful = kind in ("malformed", "failed") or (kind == "refused" and not reply)
+        """Whether it may be all questions' fate."""
+
+
+def check_secrets(server: Server, where: str) -> None:
+    """Raise UserError naming the variable, where the environment lacks one that a server needs.
+
+    where: the part of params.yaml that names the server.
     """
-    if not server.key_env:
-        return NO_KEY
-    key = os.environ.get(server.key_env, "").strip()
+    key_for(server, where)
+    from_environment(server.headers | server.query, where)
+
+
+def key_for(server: Server, where: str) -> str:
+    return secret(server.key_env, where) if server.key_env else NO_KEY
+
+
+def secret(variable: str, where: str) -> str:
+    """A key, from the environment."""
+    key = os.environ.get(variable, "").strip()
     if not key:
-        raise UserError(f"{where}: put the key into the environment variable {server.key_env}")
+        raise UserError(f"{where}: put the key into the environment variable {variable}")
     if not (key.isascii() and key.isprintable() and " " not in key):
-        raise UserError(f"{where}: what {server.key_env} holds is no key")
+        raise UserError(f"{where}: what {variable} holds is no key")
     return key
+
+
+def from_environment(values: Mapping[str, str], where: str) -> dict[str, str]:
+    """Headers or a query, each $NAME replaced by what the variable NAME holds."""
+    return {
+        name: secret(value[1:], where) if value.startswith("$") else value
+        for name, value in values.items()
+    }
 
 
 class Chat:
@@ -56,20 +135,43 @@ class Chat:
         self.server = server
         self.where = where
         self.timeout = timeout
-        self.key = key_for(server, where)
+        self.probing = False
+        """Whether the server is asked in a way that it may not know: an error of its own counts
+        as a refusal then."""
+        self.changed: dict[str, str] = {}
+        """Parameters that the server does not take, and what is sent in their place."""
+        key = key_for(server, where)
+        headers = from_environment(server.headers, where)
+        query = from_environment(server.query, where)
+        given = {*server.headers.values(), *server.query.values()}
+        self.secrets = [key, *(v for v in (*headers.values(), *query.values()) if v not in given)]
         self.options = server.model_dump(
             include={"model", "temperature", "top_p", "max_tokens"}, exclude_none=True
         )
-        self.client = openai.AsyncOpenAI(
-            api_key=self.key,
-            base_url=server.base_url,
-            max_retries=RETRIES,
-            http_client=httpx2.AsyncClient(
+        try:
+            connection = httpx2.AsyncClient(
                 timeout=timeout,
                 follow_redirects=False,  # where it leads may be without TLS
                 trust_env=not is_local(server.base_url),  # no proxy on the way to this machine
                 event_hooks={"response": [self.check]},
-            ),
+            )
+        except ImportError:
+            raise UserError(
+                f"{where}: a SOCKS proxy (ALL_PROXY, HTTPS_PROXY) needs a package more: "
+                "pip install 'httpx2[socks]', or name an http proxy"
+            ) from None
+        except (OSError, ValueError):  # whose words may hold a proxy's password
+            raise UserError(
+                f"{where}: no connection can be set up: SSL_CERT_FILE or SSL_CERT_DIR names no "
+                "certificates, or HTTPS_PROXY or ALL_PROXY no proxy: correct or unset it"
+            ) from None
+        self.client = openai.AsyncOpenAI(
+            api_key=key,
+            base_url=server.base_url,
+            default_headers=headers,
+            default_query=query,
+            max_retries=RETRIES,
+            http_client=connection,
         )
 
     async def __aenter__(self) -> "Chat":
@@ -79,105 +181,238 @@ class Chat:
         await self.client.close()
 
     async def check(self, response: "httpx2.Response") -> None:
-        """Make what only seems to be an answer an error that the client tries again after."""
+        """Give what only seems to be an answer its status, so that the client tries again after
+        what may pass."""
+        if response.is_success:
+            response.status_code = await self.status(response)
+        if self.probing and response.status_code in (500, 501):
+            response.headers["x-should-retry"] = "false"
+
+    async def status(self, response: "httpx2.Response") -> int:
+        """The status of a body that came with one of success."""
         import httpx2
 
-        if not response.is_success:
-            return
         try:
             async with asyncio.timeout(self.timeout):  # a drip has no end of its own
                 await response.aread()
-            message = json.loads(response.content)["choices"][0]["message"]
-            fits = isinstance(message.get("content") or "", str)
+            body = json.loads(response.content)
         except TimeoutError:
             raise httpx2.ReadTimeout("an answer without an end", request=response.request) from None
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            fits = False
-        if not fits:
-            raise httpx2.DecodingError("no chat completion", request=response.request)
+        except (ValueError, RecursionError):
+            raise httpx2.DecodingError("no JSON", request=response.request) from None
+        return status_within(body) or response.status_code
 
     async def reply(self, messages: Messages, **options: Any) -> Reply:
-        """What the model answers. One that its server filters is empty.
+        """What the model answers.
 
-        options: more of what the API takes. Raises Refused if the server will not have such a
-        question, another UserError if it gives no answer.
+        options: more of what the API takes. Raises NoAnswer if this question has none, Fault if
+        none will have one.
         """
+        asked = False
+        while True:
+            body = self.options | options | self.server.options | {"messages": messages}
+            for name in [name for name in self.changed if name in body]:
+                value = body.pop(name)
+                if other := self.changed[name]:
+                    body[other] = value
+            try:
+                return self.read(await self.post(body))
+            except NoAnswer as no:
+                if no.kind == "refused" and self.adapt(no.said, body):
+                    continue
+                # A body in which there is nothing: nothing was paid for it.
+                if no.reply or no.kind not in ("empty", "malformed") or asked:
+                    raise
+                asked = True
+
+    async def post(self, body: dict[str, Any]) -> "httpx2.Response":
+        import httpx2
         import openai
 
         most = (RETRIES + 1) * (self.timeout + LONGEST_PAUSE)
         try:
             async with asyncio.timeout(most):
-                completion = await self.client.chat.completions.create(
-                    messages=cast(Any, messages), **self.options | options
+                return await self.client.post(
+                    "/chat/completions", cast_to=httpx2.Response, body=body
                 )
         except openai.APIStatusError as error:
-            if error.code in FILTERED or error.type in FILTERED:
-                return {"text": "", "arguments": None, "finish": "content_filter", "tokens": [0, 0]}
-            raise self.refusal(error) from None
+            raise self.failure(error.status_code, error.response.text) from None
         except (openai.APIConnectionError, TimeoutError) as error:
-            raise self.fault(self.trouble(error)) from None
-        except (openai.OpenAIError, ValueError, TypeError) as error:
-            raise self.fault(f"no chat completion ({type(error).__name__})") from None
-        return self.read(completion)
+            raise self.trouble(error) from None
 
-    def read(self, completion: "ChatCompletion") -> Reply:
-        choice, usage = completion.choices[0], completion.usage
-        # The client builds what it gets without a check: any part may be of another type.
-        calls = choice.message.tool_calls
+    def adapt(self, said: str, body: Mapping[str, Any]) -> bool:
+        """Whether the question can be put again without a parameter that the server refuses.
+
+        Another name for the same limit changes no result, nor does leaving out a temperature that
+        nobody set; what the user set is never left out.
+        """
+        names = {word for word in re.findall(r"\w+", said) if word in body}
+        for name in names & RENAMED.keys():
+            if RENAMED[name] not in self.changed and UNSUPPORTED.search(said):
+                return self.change(name, RENAMED[name])
+        if "temperature" in names - self.server.model_fields_set - self.server.options.keys():
+            return self.change("temperature", "")
+        return False
+
+    def change(self, name: str, other: str) -> bool:
+        if name not in self.changed:
+            self.changed[name] = other
+            what = f"{other} is sent" if other else "it is left out"
+            print(f"{self.where}: the server does not take {name}: {what}", flush=True)
+        return True
+
+    def read(self, response: "httpx2.Response") -> Reply:
+        body = json.loads(response.content)
+        body = body if isinstance(body, dict) else {}
+        choices = body.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if not isinstance(choice, dict) or not isinstance(message, dict):
+            said = self.hide(words(response.text))
+            empty = "choices" in body and not choices
+            kind = "empty" if empty else "malformed"
+            if FILTERED.search(response.text):
+                kind = "filtered"
+            what = f"no chat completion{': ' * bool(said)}{said[:SHOWN]}"
+            raise self.lacks(kind, what, said, "see whether base_url is right")
+        calls = message.get("tool_calls")
         first = calls[0] if isinstance(calls, list) and calls else None
-        arguments = getattr(getattr(first, "function", None), "arguments", None)
+        call = first.get("function") if isinstance(first, dict) else message.get("function_call")
+        arguments = call.get("arguments") if isinstance(call, dict) else None
         if isinstance(arguments, Mapping):
             arguments = json.dumps(arguments, ensure_ascii=False)
-        counts = [getattr(usage, f"{kind}_tokens", 0) for kind in ("prompt", "completion")]
-        return {
-            "text": self.hide(choice.message.content or ""),
+        usage = body.get("usage")
+        counts = [
+            usage.get(f"{kind}_tokens") if isinstance(usage, dict) else 0
+            for kind in ("prompt", "completion")
+        ]
+        text, finish = "".join(spoken(message.get("content"))), str(choice.get("finish_reason"))
+        reply: Reply = {
+            "text": self.hide(text),
             "arguments": self.hide(arguments) if isinstance(arguments, str) else None,
-            "finish": self.hide(str(choice.finish_reason)),
+            "finish": self.hide(finish),
             "tokens": [count if isinstance(count, int) else 0 for count in counts],
         }
+        if FILTERED_END.search(reply["finish"]):
+            raise self.lacks("filtered", "the answer is filtered", reply=reply)
+        if not reply["text"].strip() and reply["arguments"] is None:
+            if message.get("refusal"):
+                raise self.lacks("refused", "the model refuses to answer", reply=reply)
+            if CUT_END.search(reply["finish"]):
+                raise self.lacks("cut_off", "no token was left for an answer", reply=reply)
+            raise self.lacks("empty", "the answer is empty", reply=reply)
+        return reply
 
     def hide(self, text: str) -> str:
-        """The text without the key; half surrogate pairs, which no file can hold, become �."""
+        """The text without keys; half surrogate pairs, which no file can hold, become �."""
         text = re.sub("[\ud800-\udfff]", "\ufffd", text)
-        return text.replace(self.key, "…") if len(self.key) >= SECRET else text
+        for one in self.secrets:
+            text = text.replace(one, "…") if len(one) >= SECRET else text
+        return text
 
-    def refusal(self, error: Any) -> UserError:
-        """What a status of 400 or more means; openai.APIStatusError is not imported yet here."""
-        status, tried = error.status_code, f"({RETRIES + 1} attempts)"
-        if status in (401, 403):
+    def failure(self, status: int, text: str) -> UserError:
+        """What a status means that is none of success, by the server's words too."""
+        said, tried = self.hide(words(text)), f"({RETRIES + 1} attempts)"
+        if status == 402 or (status in (400, 403) and QUOTA.search(said)):
+            return self.fault(f"no quota left ({status})", "pay for more", said, 402)
+        if status == 451 or (status not in (401, 404, 429) and FILTERED.search(said)):
+            return self.lacks("filtered", f"the server filters it: {said[:SHOWN]}", said)
+        if status in (401, 403) or (status == 400 and KEY.search(said)):
             holds = f"what {self.server.key_env} holds" if self.server.key_env else "without a key"
-            return self.fault(f"refuses {holds} ({status})", "check the key")
-        if status == 404:
-            return self.fault(
-                f"knows no model {self.server.model!r} or is another address (404)",
-                "fix base_url or model",
-            )
+            return self.fault(f"refuses {holds} ({status})", "check the key", said, status)
+        if status in (404, 405, 410) or (status < 500 and MODEL.search(said)):
+            what = f"knows no model {self.server.model!r} or is another address ({status})"
+            return self.fault(what, "fix base_url or model", said, status)
         if status == 429:
-            return self.fault(f"too many questions, or no quota left {tried}")
-        if status >= 500:
-            return self.fault(f"the server answers {status} {tried}")
-        said = " ".join(self.hide(error.message).split())[:200]
-        return Refused(f"{self.told} the server refuses the question: {said}")
+            what = f"too many questions, or no quota left {tried}"
+            return self.fault(what, said=said, status=status)
+        if status >= 500 or status in (408, 409):
+            return self.lacks("failed", f"the server answers {status} {tried}", said)
+        line = f"the server refuses the question: {said[:SHOWN] or status}"
+        return self.lacks("refused", line, said, "see its entry in params.yaml")
 
-    def trouble(self, error: BaseException) -> str:
+    def trouble(self, error: BaseException) -> UserError:
         import httpx2
 
         cause, tried = error.__cause__, f"({RETRIES + 1} attempts)"
         if isinstance(cause, httpx2.DecodingError):
-            return f"what the server sends is no chat completion {tried}"
+            return self.lacks("failed", f"what the server sends is no chat completion {tried}")
         if isinstance(error, TimeoutError) or isinstance(cause, httpx2.TimeoutException):
-            return f"no answer within {self.timeout:g} s {tried}"
-        if isinstance(cause, httpx2.ConnectError):
-            return f"the server cannot be reached {tried}"
-        return f"the connection breaks {tried}"
+            return self.lacks("failed", f"no answer within {self.timeout:g} s {tried}")
+        if isinstance(cause, httpx2.ConnectError | httpx2.ProxyError):
+            return self.fault(f"the server cannot be reached {tried}")
+        return self.lacks("failed", f"the connection breaks {tried}")
 
-    @property
-    def told(self) -> str:
-        return f"{self.where} ({self.server.base_url}):"
+    def fault(
+        self,
+        what: str,
+        remedy: str = "run the same command again later",
+        said: str = "",
+        status: int = 0,
+    ) -> Fault:
+        return Fault(self.line(what, remedy, said), status)
 
-    def fault(self, what: str, remedy: str = "run the same command again later") -> UserError:
-        return UserError(f"{self.told} {what}: {remedy}; what was answered is kept")
+    def lacks(
+        self,
+        kind: str,
+        what: str,
+        said: str = "",
+        remedy: str = "run the same command again later",
+        reply: Reply | None = None,
+    ) -> NoAnswer:
+        return NoAnswer(kind, self.line(what, remedy), said, reply)
+
+    def line(self, what: str, remedy: str, said: str = "") -> str:
+        told = f" (the server: {said[:SHOWN]})" if said else ""
+        return (
+            f"{self.where} ({self.server.base_url}): {what}: {remedy}; what was answered is kept"
+            f"{told}"
+        )
 
 
-class Refused(UserError):
-    """The server will not have a question like this one."""
+def spoken(content: Any) -> Iterator[str]:
+    """The texts of a message's content, a text or a list of parts; thoughts are left out."""
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict) and not part.get("thought"):
+            kind, text = str(part.get("type", "text")), part.get("text")
+            if isinstance(text, str) and not re.search("think|thought|reason|summary", kind):
+                yield text
+
+
+def status_within(body: Any) -> int:
+    """The status of a fault that a body with the status 200 tells of; 0 without one."""
+    body = body[0] if isinstance(body, list) and len(body) == 1 else body
+    if not isinstance(body, dict):
+        return 0
+    choices = body.get("choices")
+    inner = choices[0] if isinstance(choices, list) and choices else body
+    named = {"error", "error_code", "error_msg", "detail", "message", "msg", "base_resp"}
+    told = {"error"} if inner is not body else named
+    found = {k: v for k, v in inner.items() if k in told and v} if isinstance(inner, dict) else {}
+    if not found:
+        return 0
+    codes = (int(v) for k, v in leaves(inner) if "code" in k or "status" in k if v.isdecimal())
+    return next((code for code in codes if 400 <= code < 600), 400)
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """The texts and whole numbers in a JSON value, each with its name."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from leaves(inner, name)
+    elif isinstance(value, str | int) and not isinstance(value, bool):
+        yield name, str(value)
+
+
+def words(text: str) -> str:
+    """What a server says, in a line: the texts of its JSON, messages first, or of its page."""
+    try:
+        found = sorted(leaves(json.loads(text)), key=lambda leaf: not MESSAGE.search(leaf[0]))
+    except (ValueError, RecursionError):
+        found = [("", re.sub("<[^>]*>", " ", text))]
+    return " ".join(" ".join(dict.fromkeys(leaf for _, leaf in found)).split())

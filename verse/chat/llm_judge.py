@@ -5,21 +5,23 @@ verse, and how fluent its sense is, 0 to 10 each, by a tool call that it must ma
 each. The questions and the tool are those of the homework's gradingAI.py. The judge is told nothing
 but the poem, and poems come in an order that their hashes make.
 
-A server that knows no tools is asked for an answer by a JSON schema, or for plain JSON.
+A server that does not take tools, in whatever way it says so, is asked by a JSON schema, in JSON
+mode, and in plain words, in this order; the first way that brings a mark is kept.
 """
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from verse.chat import rounds
 from verse.chat.answers import decides, opened
-from verse.chat.cleaning import without_thought
-from verse.chat.client import Chat, Messages, Refused
+from verse.chat.cleaning import first_turn, without_thought
+from verse.chat.client import SHOWN, Chat, Fault, Messages, NoAnswer
 from verse.chat.rounds import Answer
 from verse.chat.store import Store, key_of
-from verse.errors import UserError
 from verse.params import Judge, Machine
 
 QUESTIONS = {
@@ -48,6 +50,37 @@ TOOL = {
 IN_JSON = '\n\n只回答一個 JSON 物件：{"score": 分數, "reason": "簡短的理由"}'
 
 
+SCORES = ("score", "分數", "分数", "評分", "评分", "得分", "rating", "points")
+REASONS = ("reason", "理由", "原因", "說明", "说明")
+JSON = re.compile(r"\{[^{}]*\}")
+LONGEST = 1000  # characters of a reason
+SHORT = 12  # characters that are no reason beside a mark
+NUMERALS = dict(
+    zip("零〇一二兩两三四五六七八九十", "0 0 1 2 2 2 3 4 5 6 7 8 9 10".split(), strict=True)
+)
+NUMERALS |= {
+    word: str(number)
+    for number, word in enumerate(
+        "zero one two three four five six seven eight nine ten".split(),
+    )
+}
+NUMERAL = re.compile(
+    "[零〇一二兩两三四五六七八九十]|\\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten)\\b",
+    re.IGNORECASE,
+)
+RANGE = re.compile(
+    r"0\s*[到至~〜–—-]\s*10\s*分?|0 to 10|[滿满]分[是為为]?\s*10\s*分?|10\s*分[滿满制]分?"
+)
+NUMBER = r"(?<![-\d.])(\d{1,4}(?:\.\d{1,9})?)(?![\d.]*\d)"
+ALONE = re.compile(rf"\A\s*{NUMBER}\s*(?:分|/\s*10|points?|out of 10)?\s*[。.!]?\s*\Z")
+LABELLED = re.compile(
+    rf"(?:[分評评]數|[分评]数|[評评得總总打]分|score|rating|grade|[給给打])[^\w-]{{0,4}}(?:結果|结果)?(?:[是為为給给]|is|of)?[^\w-]{{0,4}}{NUMBER}",
+    re.IGNORECASE,
+)
+POINTS = re.compile(rf"{NUMBER}\s*(?:分(?!之)|/\s*10\b|out of 10)", re.IGNORECASE)
+"""A mark in words: nothing else, called so, or so many points."""
+
+
 class AnswerFormat(NamedTuple):
     """A way to have a mark: what the question ends on, and what the API is told."""
 
@@ -72,6 +105,7 @@ FORMATS = (
             }
         },
     ),
+    AnswerFormat(IN_JSON, {"response_format": {"type": "json_object"}}),
     AnswerFormat(IN_JSON, {}),
 )
 """From the surest to the one that every server knows."""
@@ -81,55 +115,88 @@ class MarkReader:
     """Asks for marks in the first way in which the server gives one."""
 
     def __init__(self) -> None:
-        self.way = 0
-        self.proven = False
+        self.way: AnswerFormat | None = None
 
     async def mark(self, chat: Chat, messages: Messages) -> Answer:
-        """A mark: `score`, `reason`, `tokens`. The score is None if TRIES bring none.
+        """A mark: `score`, `reason`, `tokens`.
 
-        Raises UserError if the server gives no mark in any way.
+        Raises NoAnswer if TRIES bring none, or if the server gives none in any way, Fault if it
+        answers nothing at all.
         """
         tokens, said = [0, 0], ""
-        while True:
-            number, sure = self.way, self.proven
-            way = FORMATS[number]
+        ways = FORMATS if self.way is None else (self.way,)
+        for way in ways:
             *before, last = messages
             worded = [*before, last | {"content": last["content"] + way.ending}]
-            for _ in range(TRIES if sure else FIRST_TRIES):
+            chat.probing = probing = way is not ways[-1]
+            for _ in range(TRIES if self.way else FIRST_TRIES):
                 try:
                     reply = await chat.reply(worded, **way.options)
-                except Refused as refused:
-                    said = str(refused)
+                except (Fault, NoAnswer) as none:
+                    if not probing or not might_be_the_way(none):
+                        raise
                     break
                 tokens = [a + b for a, b in zip(tokens, reply["tokens"], strict=True)]
                 said = reply["arguments"] or reply["text"]
                 if mark := read(said):
-                    self.way, self.proven = number, True
+                    self.way = way
                     return {"score": mark[0], "reason": mark[1], "tokens": tokens}
-            if sure:
-                return {"score": None, "reason": "", "tokens": tokens}
-            if self.proven or self.way > number:  # others have found out more meanwhile
-                continue
-            if number + 1 == len(FORMATS):
-                said = " ".join(said.split())[:100]
-                raise UserError(
-                    f"no mark can be read from the judge's answers, such as {said!r}: "
-                    "take another model"
-                )
-            self.way = number + 1
+        shown = " ".join(said.split())[:SHOWN]
+        raise chat.lacks(
+            "malformed",
+            f"no mark can be read from the judge's answers, such as {shown!r}",
+            remedy="take another model",
+            reply=reply | {"tokens": tokens},
+        )
+
+
+def might_be_the_way(none: Fault | NoAnswer) -> bool:
+    """Whether another way of asking may bring what this one did not."""
+    return none.refusal if isinstance(none, Fault) else none.kind not in ("filtered", "cut_off")
 
 
 def read(text: str) -> tuple[float, str] | None:
-    """The score and the reason in a judge's answer; None unless it is strict JSON, 0 to 10."""
-    bare = re.sub(r"\A```(?:json)?|```\Z", "", without_thought(text).strip()).strip()
-    try:
-        mark = json.loads(bare)
-        score = float(mark["score"])
-    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
+    """The score and the reason in a judge's answer; None unless it is one number, 0 to 10.
+
+    It may be JSON, alone or among words, or words: 8分, ８／１０, 八分半, Score: 8 out of 10.
+    """
+    bare = unicodedata.normalize("NFKC", without_thought(first_turn(text))).strip()
+    for found in reversed(JSON.findall(bare)):
+        with suppress(ValueError, RecursionError):
+            if mark := from_json(json.loads(found)):
+                return mark
+    score = None if bare.startswith(("{", "[")) else score_in(bare)
+    return None if score is None else (score, "" if len(bare) < SHORT else bare[:LONGEST])
+
+
+def from_json(mark: dict[str, Any]) -> tuple[float, str] | None:
+    named = {name.strip().lower(): value for name, value in mark.items()}
+    score = next((named[name] for name in SCORES if name in named), None)
+    if isinstance(score, bool) or not isinstance(score, int | float | str):
         return None
-    if isinstance(mark["score"], bool) or not 0 <= score <= 10:
-        return None
-    return score, str(mark.get("reason", ""))[:1000]
+    found = score_in(str(score))
+    reason = next((named[name] for name in REASONS if name in named), "")
+    return None if found is None else (found, str(reason)[:LONGEST])
+
+
+def score_in(text: str) -> float | None:
+    """The number that words call the mark, the one that they call so many points, or all there is.
+
+    None where there are several, or where it is not 0 to 10.
+    """
+    text = re.sub("十分(?=[\u4e00-\u9fff])", "", text)  # "very"
+    text = re.sub(NUMERAL, lambda word: NUMERALS[word[0].lower()], text)
+    text = re.sub(r"(?<=\d)[點点](?=\d)", ".", text)
+    text = re.sub(r"(\d)(\s*分?)半", r"\1.5\2", text)
+    text = RANGE.sub("", text)
+    for pattern in (ALONE, LABELLED, POINTS):
+        if scores := {float(number) for number in pattern.findall(text)}:
+            score = scores.pop()
+            return score if not scores and score <= 10 else None
+    return None
+
+
+UNMARKED = {"score": None, "reason": ""}
 
 
 def mark_poems(
@@ -137,7 +204,8 @@ def mark_poems(
 ) -> dict[str, dict[str, list[Answer]]]:
     """The TIMES marks of each distinct poem for each of QUESTIONS.
 
-    poems: whole poems. Raises UserError if the server gives no marks.
+    poems: whole poems. A mark that the server does not give is None. Raises UserError if it gives
+    none at all.
     """
     keys: dict[tuple[str, str], list[str]] = {}
     asked: dict[str, Messages] = {}
@@ -151,5 +219,5 @@ def mark_poems(
     marks = rounds.ask(judge, "the judge", shuffled, MarkReader().mark, EXPECTED, store, machine)
     found: dict[str, dict[str, list[Answer]]] = {}
     for (poem, name), of_one in keys.items():
-        found.setdefault(poem, {})[name] = [marks[key] for key in of_one]
+        found.setdefault(poem, {})[name] = [UNMARKED | marks[key] for key in of_one]
     return found

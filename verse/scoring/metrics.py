@@ -101,6 +101,13 @@ METRICS = (
 EXTRA = (
     Metric("raw", "原樣", "answers in form as they were written, before anything was trimmed"),
     Metric("trimmed", "刪贅", "answers from which something was trimmed that is no verse"),
+    Metric("unanswered", "未答", "questions that brought no poem, scored as empty; of these:"),
+    Metric("filtered", "攔下", "the server filters them"),
+    Metric("cut_off", "截斷", "tokens ran out, on thoughts or within the poem"),
+    Metric("empty", "空答", "nothing came"),
+    Metric("malformed", "亂答", "what came is no chat completion"),
+    Metric("refused", "拒答", "the server or the model refuses them"),
+    Metric("failed", "失答", "the server broke at each attempt"),
     Metric("judge_prosody", "評律", "the judge's mark for prosody, 0 to 10", interval=True),
     Metric("judge_prosody_best", "評律上", "the best of its three, as the homework has it", True),
     Metric("judge_fluency", "評意", "the judge's mark for sense, 0 to 10", interval=True),

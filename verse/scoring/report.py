@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -53,6 +54,8 @@ FAULTS = {
     "copied": "襲句 copies a line",
 }
 
+NAMED = {metric.name: f"{metric.label} {metric.name.replace('_', ' ')}" for metric in EXTRA}
+
 Row = Mapping[str, ScoredAnswer]
 """One test poem: how each contestant's answer was scored, the true poem's last."""
 
@@ -62,11 +65,12 @@ def render(
     metrics: Mapping[str, Mapping[str, Any]],
     contestants: Mapping[str, Contestant] = CONTESTANTS,
     tested: int | None = None,
+    unanswered: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
 ) -> str:
     """The page for `rows`, in their order, and the metrics of each contestant.
 
     tested: how many test poems the metrics are of, where the rows are the first of them; the page
-    says so.
+    says so. unanswered: how many questions a contestant did not answer, by their kinds.
 
     The same input gives the same text, and any text can be written as UTF-8.
     """
@@ -88,6 +92,13 @@ def render(
         shown=len(rows),
         tested=tested or len(rows),
         long=LONG,
+        unanswered={
+            contestants[name].english: "、".join(
+                f"{count} {NAMED[kind]}" for kind, count in kinds.items()
+            )
+            for name, kinds in unanswered.items()
+            if kinds
+        },
     )
 
 
@@ -205,6 +216,8 @@ def answer(scored: ScoredAnswer) -> dict[str, Any]:
 
 def findings(scored: ScoredAnswer) -> Iterator[str]:
     """What was found of an answer, in a few words each."""
+    if scored.unanswered:
+        yield NAMED[scored.unanswered]
     if not scored.form:
         yield "失格"
         if not scored.clean:

@@ -88,6 +88,8 @@ class ScoredAnswer:
     """Prosody of the couplet and the verse; None out of form."""
     raw: str | None = None
     """All that a chat model wrote, where the answer is only what counts of it."""
+    unanswered: str = ""
+    """Why a chat model gave no answer, by the name of a metric, where it gave none."""
 
 
 def score_answer(

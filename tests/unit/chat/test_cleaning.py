@@ -83,6 +83,128 @@ def test_bad_verse_stays_bad(text, poem):
     assert found == poem and not in_form(COUPLET, found)
 
 
+DRAFT = "明月照高樓，長江流不盡。"
+# As models and servers are reported to write: Qwen, Kimi, DeepSeek, Mistral, Cohere, Seed, GLM,
+# gpt-oss, Gemma, OpenThinker, Open WebUI, and the tokens that end a turn of each.
+FORMS = [
+    # thoughts between marks
+    f"<think>\n試寫：\n{DRAFT}\n不好。\n</think>\n\n{REST}",
+    f"<thinking>\n{DRAFT}\n</thinking>\n{REST}",
+    f"<thought>{DRAFT}</thought>{REST}",
+    f"<reasoning>\n{DRAFT}\n</reasoning>\n\n{REST}",
+    f"<analysis>{DRAFT}</analysis>\n{REST}",
+    f"<scratchpad>{DRAFT}</scratchpad>\n{REST}",
+    f"<ant_thinking>{DRAFT}</ant_thinking>{REST}",
+    f"<seed:think>{DRAFT}</seed:think>{REST}",
+    f"[THINK]{DRAFT}[/THINK]{REST}",
+    f"◁think▷{DRAFT}◁/think▷{REST}",
+    f"<|begin_of_thought|>\n{DRAFT}\n<|end_of_thought|>\n<|begin_of_solution|>\n{REST}\n<|end_of_solution|>",
+    f"<|START_THINKING|>{DRAFT}<|END_THINKING|><|START_RESPONSE|>{REST}<|END_RESPONSE|>",
+    f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant<|channel|>final<|message|>{REST}<|return|>",
+    f"<|channel>thought\n{DRAFT}<channel|>{REST}",
+    f"<unused94>thought\n{DRAFT}<unused95>{REST}",
+    f"<think>{DRAFT}</think><answer>{REST}</answer>",
+    f"<think>{DRAFT}</think>\n<answer>\n{REST}\n</answer>\n希望您喜歡！",
+    f"<inner_voice>{DRAFT}</inner_voice>\n{REST}",
+    f"<foo>{DRAFT}</foo><bar>{REST}</bar>",
+    f"{DRAFT}\n</think>\n\n{REST}",
+    f"{DRAFT}</reasoning>{REST}",
+    f'<details type="reasoning">\n<summary>Thought</summary>\n> {DRAFT}\n</details>\n{REST}',
+    f"【思考】{DRAFT}【答案】{REST}",
+    f"＜思考＞{DRAFT}＜/思考＞{REST}",
+    f"**思考過程：**\n{DRAFT}\n\n**續詩：**\n{REST}",
+    f"### 思考\n{DRAFT}\n\n### 最終答案\n{REST}",
+    f"思考：先寫\n{DRAFT}\n\n答案：\n{REST}",
+    f"草稿：{DRAFT}\n定稿：{REST}",
+    f"<output><thinking>{DRAFT}</thinking>\n<poem>{REST}</poem></output>",
+    # end tokens
+    *(
+        f"{REST}{end}"
+        for end in (
+            "<|im_end|>",
+            "<|endoftext|>",
+            "<|eot_id|>",
+            "</s>",
+            "<eos>",
+            "<end_of_turn>",
+            "<|end|>",
+            "<|return|>",
+            "<｜end▁of▁sentence｜>",
+            "<|end_of_text|>",
+            " [end of text]",
+            "<|eom_id|>",
+            "[EOS]",
+        )
+    ),
+    f"{REST}<|im_end|>\n<|im_start|>user\n再來一首\n<|im_end|>\n<|im_start|>assistant\n{DRAFT}",
+    f"{REST}<|user|>\n再來一首<|assistant|>{DRAFT}",
+    f"<s>[INST] 續 [/INST] {REST}</s>",
+    f"<|im_start|>assistant\n{REST}<|im_end|>",
+    # wraps
+    f"<answer>{REST}</answer>",
+    f"<poem>\n{REST}\n</poem>",
+    f"<answer>\n{REST}",
+    f"{REST}\n</answer>",
+    f"<|begin_of_box|>{REST}<|end_of_box|>",
+    f"<final_answer>{REST}</final_answer>",
+    f"<續詩>{REST}</續詩>",
+    f"【續詩】{REST}",
+    f"【續詩】\n{REST}\n【賞析】\n登高望遠，氣象雄渾。",
+    f"<title>登鸛雀樓</title>\n<poem>{REST}</poem>\n<explanation>登高望遠。</explanation>",
+    "<p>欲窮千里目，</p><p>更上一層樓。</p>",
+    "欲窮千里目，<br>更上一層樓。",
+    f"<b>{REST}</b>",
+    "<ruby>欲<rt>yù</rt></ruby>窮千里目，更上一層樓。",
+    f"```\n{REST}\n```",
+    f"```text\n{REST}\n```",
+    f"```poem\n{REST}\n```\n",
+    f"『{REST}』",
+    f"\u200b{REST}\ufeff",
+    # pinyin/translations
+    "欲窮千里目，\nYù qióng qiān lǐ mù,\n更上一層樓。\nGèng shàng yī céng lóu.",
+    "欲窮千里目（yù qióng qiān lǐ mù），更上一層樓（gèng shàng yī céng lóu）。",
+    "欲窮千里目，(yu qiong qian li mu)\n更上一層樓。(geng shang yi ceng lou)",
+    "欲窮千里目，\nTo see a thousand miles,\n更上一層樓。\nclimb one more storey.",
+    f"{REST}\n\nTranslation:\nTo see a thousand miles, climb one more storey.",
+    f"{REST}\n\n譯文：\n想要看盡千里風光，\n請再登上一層高樓。",
+    f"{REST}\n（Yù qióng qiān lǐ mù, gèng shàng yī céng lóu.）",
+    "上句：欲窮千里目，\n下句：更上一層樓。",
+    "第一句：欲窮千里目，\n第二句：更上一層樓。",
+    "### 登鸛雀樓\n" + REST,
+    "《登鸛雀樓》\n\n" + REST,
+    "標題：登鸛雀樓\n\n" + REST,
+    f"好的，以下是續寫的詩句：\n\n**{REST}**\n\n---\n**解析**：\n- 「欲窮千里目」寫登高。",
+    f"Okay, the user wants a poem. Let me think.\n</think>\n{REST}",
+]
+NOTHING_BUT_THOUGHTS = [
+    f"<think>{DRAFT}",
+    f"<think>{DRAFT}</think>",
+    f"<thinking>{DRAFT}</thinking>\n",
+    f"[THINK]{DRAFT}",
+    f"<|channel|>analysis<|message|>{DRAFT}",
+    f"◁think▷{DRAFT}",
+    f"<|START_THINKING|>{DRAFT}",
+    f"【思考】{DRAFT}",
+    f"<reasoning>\n{DRAFT}\n</reasoning>",
+]
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_the_poem_is_what_follows_thoughts_and_marks(text):
+    assert clean(COUPLET, text).poem == REST
+
+
+@pytest.mark.parametrize("text", NOTHING_BUT_THOUGHTS)
+def test_a_draft_never_counts(text):
+    assert clean(COUPLET, text).poem == ""
+
+
+def test_whether_anything_follows_the_poem():
+    """What is cut off within the poem is cut off; what is cut off in talk behind it is not."""
+    assert clean(COUPLET, f"好的：\n{REST[:8]}").last
+    assert not clean(COUPLET, f"{REST}\n\n這首詩描寫了登樓所見的景").last
+
+
 def test_of_two_poems_the_first_counts():
     for between in ("另一種續法：", "或者是這個很好的版本也可以。", "---", "Or:"):
         assert clean(COUPLET, f"{REST}\n\n{between}\n\n{OCTAVE}").poem == REST
@@ -125,7 +247,25 @@ def test_any_answer_has_a_poem_of_its_own_characters(text, couplet):
 
 
 @pytest.mark.parametrize(
-    "piece", ["<think>", "\n", "白，\n", "**", "「", "白" * 9 + "，", "：\n", "1. ", "\u3000", ","]
+    "piece",
+    [
+        "<think>",
+        "</think>",
+        "<a>",
+        "[THINK]",
+        "思考：",
+        "</s>",
+        "（a）",
+        "\n",
+        "白，\n",
+        "**",
+        "「",
+        "白" * 9 + "，",
+        "：\n",
+        "1. ",
+        "\u3000",
+        ",",
+    ],
 )
 def test_a_long_answer_takes_no_long_time(piece):
     """Linear: a million characters of what a rule looks for."""

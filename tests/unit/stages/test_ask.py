@@ -172,6 +172,48 @@ def test_marks_for_all(project, capsys):
     assert "the judge: 24 questions to m; roughly " in told
 
 
+def test_one_contestant_of_two_filters_and_thinks_too_long(project, capsys):
+    """1 question in 20 each: both finish, and the second run asks what has no answer alone."""
+    couplets = [f"白日{a}{b}盡，黃河入海流。" for a in "甲乙丙丁" for b in "子丑寅卯辰巳午未申酉"]
+    rows = [{"instruction": "續詩。", "input": c, "output": TEST[0][1]} for c in couplets]
+    write_jsonl("data/prepared/test.jsonl", rows)
+
+    def answer(body):
+        text = body["messages"][-1]["content"]
+        if "子" in text and ("甲" in text or "乙" in text):
+            return 400, {"error": {"message": "Content Exists Risk"}}
+        if "丑" in text and ("甲" in text or "乙" in text):
+            cut = completion("")
+            cut["choices"][0]["finish_reason"] = "length"
+            return 200, cut
+        return answers(body)
+
+    with Server(answer) as server, Server(answers) as other:
+        choose(contestants=[contestant(server), contestant(other, "chatgpt")])
+        ask.main()
+        told = capsys.readouterr().out
+        assert "kimi: 36 answered, 2 filtered, 2 cut off, " in told
+        assert (
+            "36 poems finished by kimi, 36 of the answers trimmed; 2 filtered, 2 cut off: " in told
+        )
+        assert "40 poems finished by chatgpt" in told
+        ask.main()
+        assert (len(server.asked), len(other.asked)) == (44, 40)
+    kinds = [row["unanswered"] for row in read_jsonl("data/answers/kimi/answers.jsonl")]
+    assert (kinds.count("filtered"), kinds.count("cut_off"), kinds.count(None)) == (2, 2, 36)
+
+
+def test_the_others_are_asked_where_one_fails(project):
+    with Server(lambda body: (401, {"error": {"message": "no"}})) as bad, Server(answers) as good:
+        choose(contestants=[contestant(bad, "a"), contestant(good, "b"), contestant(bad, "c")])
+        done = run("ask")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert done.stderr.startswith("ask: a (") and "; c (" in done.stderr
+        assert len(good.asked) == 2
+        choose(contestants=[contestant(good, "b")])
+        assert run("ask").returncode == 0 and len(good.asked) == 2
+
+
 def test_one_line_when_a_server_always_fails(project):
     with Server(answers, lambda number: "busy" if number else None) as server:
         choose(contestants=[contestant(server)])

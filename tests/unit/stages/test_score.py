@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from stages import score
+from verse.chat.client import KINDS
 from verse.errors import UserError
-from verse.files import write_json, write_jsonl
+from verse.files import read_jsonl, write_json, write_jsonl
 from verse.poems.contestants import CONTESTANTS
-from verse.scoring.metrics import HEADLINES, INTERVALS
+from verse.scoring.metrics import EXTRA, HEADLINES, INTERVALS
 
 ROOT = Path(__file__).parents[3]
 
@@ -137,6 +138,20 @@ def test_a_chat_model_stands_beside_the_others(project, capsys):
     printed = capsys.readouterr().out
     (trimmed,) = re.findall(r"^trimmed .*$", printed, re.MULTILINE)
     assert trimmed.split() == ["trimmed", "-", "-", "0.500", *"----"] and "kimi" in printed
+
+
+def test_questions_without_an_answer_are_told_by_their_kind(project):
+    write_chat("kimi", ["", ""])
+    rows = list(read_jsonl("data/answers/kimi/answers.jsonl"))
+    rows[0]["unanswered"], rows[1]["unanswered"] = "cut_off", None
+    write_jsonl("data/answers/kimi/answers.jsonl", rows)
+    score.main()
+    kimi = json.loads(Path("metrics/score.json").read_text("utf-8"))["kimi"]
+    assert (kimi["unanswered"], kimi["cut_off"], kimi["form"]) == (0.5, 0.5, 0)
+    assert "filtered" not in kimi
+    assert {*KINDS} <= {metric.name for metric in EXTRA}
+    page = Path("metrics/report.html").read_text("utf-8")
+    assert "kimi：1 截斷 cut off" in page and "截斷 cut off · 失格" in page
 
 
 def test_a_judges_marks_stand_beside_the_metrics(project, capsys):
