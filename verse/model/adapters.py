@@ -179,13 +179,14 @@ def call_whole(adapted: PreTrainedModel) -> None:
 def save_adapter(model: PreTrainedModel, folder: Path, card: str) -> None:
     """Write adapter_model.safetensors, adapter_config.json and README.md, the model card.
 
-    PEFT lists the target modules in the order of a set; here they are sorted.
+    PEFT lists the targets in the order of a set; here they are sorted.
     """
     model.save_pretrained(folder)
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    if isinstance(config["target_modules"], list):
-        config["target_modules"].sort()
+    for targets in (config["target_modules"], config["target_parameters"]):
+        if isinstance(targets, list):
+            targets.sort()
     write_text(file, json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
     write_text(folder / "README.md", card)
 

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from bitsandbytes.functional import dequantize_4bit
 from huggingface_hub import ModelCard
 from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file, save_file
+from tiny_architectures import tiny_config
 from tiny_models import CHAT, build, byte_pairs, training
+from tiny_models import settings as tiny_settings
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -57,6 +60,51 @@ def test_saved_loaded_and_merged(tmp_path):
         assert not torch.allclose(logits(base), logits(model), atol=1e-2)
         loaded = adapters.load_adapter(base, tmp_path / "one", merge=merge)
         torch.testing.assert_close(logits(loaded), logits(model), atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(params=["mixtral", "granitemoe", "phimoe"])
+def mixture(request, tmp_path):
+    """The settings of a tiny mixture of experts: one that PEFT knows, one that it does not, one
+    whose router is a linear layer in name only."""
+    tokenizer = byte_pairs()
+    torch.manual_seed(0)
+    config = tiny_config(request.param, len(tokenizer))
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return tiny_settings(str(tmp_path / "base"))
+
+
+@torch.no_grad()
+def test_experts_are_adapted_saved_and_merged(mixture, tmp_path, capsys):
+    base = loading.load_model(mixture, CPU, torch.float32)
+    lora = training().lora.model_copy(update={"dropout": 0.1})
+    model = adapters.add_adapter(base, lora, mixture, seed=1).eval()
+    said = capsys.readouterr().out
+    assert said == "train.lora.dropout: not on the experts, whose weights are one tensor\n"
+    adapted = {name for name, w in model.named_parameters() if w.requires_grad}
+    assert sum("experts" in name for name in adapted) == 2 * 2 * 2  # layers, tensors, A and B
+    assert not any("router" in name for name in adapted)
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.3, generator=generator)
+    adapters.save_adapter(model, tmp_path / "adapter", "the card")
+    for merge in (False, True):
+        base = loading.load_model(mixture, CPU, torch.float32)
+        assert not torch.allclose(logits(base), logits(model), atol=1e-2)
+        loaded = adapters.load_adapter(base, tmp_path / "adapter", merge=merge)
+        torch.testing.assert_close(logits(loaded), logits(model), atol=1e-4, rtol=1e-4)
+
+
+def test_experts_are_rounded_as_linear_layers_are(mixture):
+    exact = mixture.model_copy(update={"quantization": "none"})
+    found = loading.expert_weights(loading.load_model(mixture, CPU, torch.float32))
+    assert len(found) == 2 * 2
+    for name, weight in loading.expert_weights(
+        loading.load_model(exact, CPU, torch.float32)
+    ).items():
+        expected = dequantize_4bit(*loading.to_nf4(weight.detach()))
+        assert torch.equal(found[name], expected) and not torch.equal(found[name], weight)
 
 
 def test_the_adapter_starts_from_the_seed_alone(tmp_path):
