@@ -7,7 +7,7 @@ is a hash of the seed, the step and the poem: a training that resumes needs no g
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -74,11 +74,16 @@ class Curves:
 
 
 def train(
-    model: PreTrainedModel, task: Task, plan: Plan, checkpoints: Checkpoints, watch: Stopwatch
+    model: PreTrainedModel,
+    task: Task,
+    plan: Plan,
+    checkpoints: Checkpoints,
+    watch: Stopwatch,
+    live: Callable[[Curves], None] = lambda curves: None,
 ) -> tuple[Curves, Proof]:
     """Train the adapter in place; its curves, and what was proven before the first step.
 
-    Resumes from `checkpoints`.
+    Resumes from `checkpoints`. live: is given the curves whenever they have grown, in process 0.
 
     Under `verse.model.distributed` every process calls this with the same arguments and returns
     with the same adapter and curves. Raises UserError if the loss leaves the finite numbers,
@@ -87,13 +92,18 @@ def train(
     since the others wait for its part.
     """
     try:
-        return run(model, task, plan, checkpoints, watch)
+        return run(model, task, plan, checkpoints, watch, live)
     finally:
         checkpoints.wait()
 
 
 def run(
-    model: PreTrainedModel, task: Task, plan: Plan, checkpoints: Checkpoints, watch: Stopwatch
+    model: PreTrainedModel,
+    task: Task,
+    plan: Plan,
+    checkpoints: Checkpoints,
+    watch: Stopwatch,
+    live: Callable[[Curves], None],
 ) -> tuple[Curves, Proof]:
     settings, device = task.settings, next(model.parameters()).device
     chief = distributed.rank() == 0
@@ -143,6 +153,8 @@ def run(
             curves.train.append({"step": step, "loss": round(loss, 4)})
             progress.set_postfix(loss=f"{loss:.3f}")
             progress.update()
+        if chief:
+            live(curves)
 
     for step, batch in islice(enumerate(task.batches()), start, None):
         for group in optimizer.param_groups:
