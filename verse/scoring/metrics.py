@@ -15,7 +15,7 @@ class Metric:
     interval: bool = False
     """Told with the half-width of its 95% confidence interval."""
     headline: bool = False
-    """Told first, and plotted."""
+    """Told first and shown by DVC, and plotted if every contestant has it."""
     axis: Literal["", "x", "y"] = ""
     """Of the picture that compares experiments: diversity on x, a panel for each quality on y."""
 
@@ -101,9 +101,9 @@ METRICS = (
 EXTRA = (
     Metric("raw", "原樣", "answers in form as they were written, before anything was trimmed"),
     Metric("trimmed", "刪贅", "answers from which something was trimmed that is no verse"),
-    Metric("judge_prosody", "評律", "the judge's mark for prosody, 0 to 10", interval=True),
+    Metric("judge_prosody", "評律", "the judge's mark for prosody, 0 to 10", True, True),
     Metric("judge_prosody_best", "評律上", "the best of its three, as the homework has it", True),
-    Metric("judge_fluency", "評意", "the judge's mark for sense, 0 to 10", interval=True),
+    Metric("judge_fluency", "評意", "the judge's mark for sense, 0 to 10", True, True),
     Metric("judge_fluency_best", "評意上", "the best of its three, as the homework has it", True),
 )
 """What only some contestants have: chat models, and those that a chat model has marked."""
