@@ -253,7 +253,7 @@ def test_experiments_at_a_glance(first):
     assert "machine" not in table and ".jsonl" not in table and "…" not in table
     assert max(map(len, table.splitlines())) <= 120
     # As it comes, what one decides by stands in front of all else that DVC knows.
-    plain = copy.dvc("exp", "show", "--only-changed", "--no-pager", env={"COLUMNS": "400"})
+    plain = copy.dvc("exp", "show", "--only-changed")
     assert all(word in line[:120] for word in words[2:] for line in [plain.splitlines()[1]])
 
     copy.verse("compare", "seven", "freer", "--to", "figures")

@@ -162,7 +162,7 @@ def within(path: str, folders: set[str]) -> bool:
 
 
 def test_every_stage_says_what_it_does():
-    assert all(0 < len(stage["desc"]) <= 90 for stage in STAGES.values())
+    assert all(0 < len(stage["desc"]) <= 75 for stage in STAGES.values())
 
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "check"])

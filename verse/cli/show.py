@@ -9,7 +9,7 @@ import sys
 
 DROPPED = r".*/|machine\.|dependency-groups\."
 """What no experiment is about: hashes of dependencies, versions, the machine."""
-OPTIONS = ["--only-changed", "--hide-workspace", "--no-pager", "--drop", DROPPED]
+OPTIONS = ["--only-changed", "--hide-workspace", "--drop", DROPPED]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
