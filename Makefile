@@ -25,7 +25,7 @@ test-gpu: .venv/development
 	pytest -n 4 -m gpu tests/unit/gpu
 
 soak: .venv/development
-	pytest -s tests/soak/bad_inputs.py tests/soak/models.py tests/soak/faults.py tests/soak/kills.py
+	pytest -s tests/soak/bad_inputs.py tests/soak/models.py tests/soak/faults.py tests/soak/kills.py tests/soak/verbs.py
 
 soak-servers: .venv/servers
 	pytest -s tests/soak/servers.py
@@ -69,6 +69,7 @@ lock: .venv/development
 	$(PINNED) -o requirements/s3.txt requirements/s3.in
 
 .venv/bin/python:
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "this folder is no git repository, which DVC needs (a ZIP from GitHub is none): git clone it" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) cannot make .venv: on Debian, Ubuntu and Colab, apt-get install python3-venv first" >&2; exit 1; }
 

@@ -47,6 +47,8 @@ def main() -> None:
                 write_jsonl(folder / f"{part}.jsonl", dataset.rows_of(poems))
         write_json("metrics/data.json", metrics)
     show(metrics, parts)
+    if len(test) != len(split.test):
+        print(f"prepare.test_poems: {len(split.test)}, where the source has {len(test)}")
 
 
 def show(metrics: dict[str, Any], parts: Iterable[str]) -> None:

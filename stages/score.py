@@ -2,13 +2,14 @@
 
     python -m stages.score
 
-Writes metrics/score.json and, apart from it, metrics/intervals.json with the half-widths of the
-scores' intervals; metrics/gains.json with what each contestant gains over the baseline;
-metrics/judge.json with what the marks say of who gave them; metrics/poems.csv with a row per poem
-and contestant, the data of two plots below metrics/plots and metrics/report.html; prints the
-metrics and three poems.
+Writes metrics/score.json and, in metrics/headlines.json, the few figures that DVC shows;
+metrics/intervals.json with the half-widths of the scores' intervals; metrics/gains.json with what
+each contestant gains over the baseline; metrics/judge.json with what the marks say of who gave
+them; metrics/poems.csv with a row per poem and contestant, the data of two plots below
+metrics/plots and metrics/report.html; prints the metrics and three poems.
 """
 
+import json
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from verse import params
 from verse.errors import UserError, run
-from verse.files import atomic_group, iter_jsonl, iter_rows, write_json, write_text
+from verse.files import atomic_group, iter_jsonl, iter_rows, read_text, write_json, write_text
 
 if TYPE_CHECKING:
+    from verse.poems.contestants import Contestant
     from verse.scoring.scoring import ScoredAnswer
 
 TRAIN = "data/prepared/train.jsonl"
 MARKS = "data/marks/marks.jsonl"
+LOSSES = "metrics/train.json"
 MANY_LINES = 9  # a plot's last bar counts the answers with as many lines or more
 SHOWN = 3
 REPORTED = 1000  # poems on the page, at most; metrics/poems.csv has all
@@ -93,6 +96,7 @@ def main() -> None:
     scores, intervals = apart(metrics)
     with atomic_group():
         write_json("metrics/score.json", scores)
+        write_json("metrics/headlines.json", headlines(scores, everyone))
         write_json("metrics/intervals.json", intervals)
         write_json("metrics/gains.json", [{"contestant": n, **one} for n, one in gains.items()])
         write_json("metrics/judge.json", marks.measure(marked, poems))
@@ -107,6 +111,23 @@ def main() -> None:
     for row in rows[:SHOWN]:
         texts = {everyone[name].english: one.answer for name, one in row.items()}
         print("\n" + side_by_side({"prompt": row["reference"].couplet, **texts}))
+
+
+def headlines(
+    scores: dict[str, dict[str, Any]], everyone: dict[str, "Contestant"]
+) -> dict[str, Any]:
+    """What one decides by: the tuned model's first scores and its loss, the chat models' scores."""
+    from verse.poems.contestants import WATCHED
+    from verse.scoring.metrics import EXTRA, METRICS
+
+    first = [metric.name for metric in (*METRICS, *EXTRA) if metric.headline]
+    shown = {
+        name: {key: scores[name][key] for key in first if key in scores[name]}
+        for name, one in everyone.items()
+        if name == WATCHED or one.chat
+    }
+    own = shown.pop(WATCHED) | {"loss": json.loads(read_text(LOSSES))["after"]["loss"]}
+    return own | ({"chat": shown} if shown else {})
 
 
 def poems_in(path: str) -> list[tuple[str, str]]:

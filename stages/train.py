@@ -3,12 +3,13 @@
     python -m stages.train
 
 Reads data/prepared/{train,validation}.jsonl and the base model. Writes models/adapter (PEFT's
-own format and the losses), metrics/train.json and the loss curves under metrics/plots. A killed
-training goes on from its last checkpoint, which lives in the user's cache. Where there are
+own format), metrics/train.json and the loss curves under metrics/plots, which grow meanwhile. A
+killed training goes on from its last checkpoint, which lives in the user's cache. Where there are
 several GPUs, the stage runs once on each of them.
 """
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verse import params, speed
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from verse.training.proof import Proof
 
 KEYS = ("instruction", "input", "output")
+PLOTS = Path("metrics/plots")
 TRAIN, VALIDATION = "data/prepared/train.jsonl", "data/prepared/validation.jsonl"
 
 
@@ -47,7 +49,7 @@ def main() -> None:
 def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]) -> None:
     from verse.model import adapters, distributed, loading, memory
     from verse.model.opening import open_model
-    from verse.training import checkpoint, loop, packing
+    from verse.training import checkpoint, curves, loop, packing
     from verse.training.micro_batches import choose_plan
 
     is_main_process = distributed.rank() == 0
@@ -66,6 +68,7 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
         print(f"memory: {ways[0]}", flush=True)
         checkpoints.remove_old()
     watch = speed.Stopwatch()
+    live = curves.Growing(PLOTS)
 
     def work(way: memory.MemoryPlan) -> tuple["Curves", "Proof", "PreTrainedModel"]:
         base = opening.load(way, (e.prompt + e.completion for e in examples + validation))
@@ -75,16 +78,16 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
         model = adapters.add_adapter(base, p.train.lora, p.model, seed=p.seed)
         seen = len(examples) * p.train.epochs // distributed.size()
         plan = choose_plan(way, model, opening.dtype, examples + validation, seen)
-        return *loop.train(model, task, plan, checkpoints, watch), model
+        return *loop.train(model, task, plan, checkpoints, watch, live), model
 
-    curves, proof, model = memory.run_with_oom_fallback(
+    losses, proof, model = memory.run_with_oom_fallback(
         ways, work, "lower train.lora.r, or take a smaller model"
     )
     if not is_main_process:
         return
     numbers = watch.numbers(len(poems) * p.train.epochs)
 
-    metrics = summary(curves, proof, model)
+    metrics = summary(losses, proof, model)
     facts = {
         "Training": p.train.model_dump(),
         "Data": {"poems": len(poems), "sha256": digest(TRAIN)},
@@ -94,12 +97,8 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
         with replacing("models/adapter") as folder:
             card = adapters.model_card(p.model.name, p.model.revision, facts)
             adapters.save_adapter(model, folder, card)
-            # The same bytes as metrics/train.json, which git keeps: so DVC pushes them and `dvc gc`
-            # spares them, and its run cache can restore both.
-            write_json(folder / "train_results.json", metrics)
-        for name, points in (("train", curves.train), ("validation", curves.validation)):
-            rows = [f"{point['step']},{point['loss']}" for point in points]
-            write_text(f"metrics/plots/{name}_loss.csv", "\n".join(["step,loss", *rows]) + "\n")
+        for name, points in (("train", losses.train), ("validation", losses.validation)):
+            write_text(curves.file_of(PLOTS, name), curves.HEAD + curves.rows(points))
         write_json("metrics/train.json", metrics)
         speed.store("metrics/speed.json", "train", numbers)
     checkpoints.clear()

@@ -99,12 +99,14 @@ def clone(to: Path, **env: str) -> Clone:
         text = json.dumps(poems, ensure_ascii=False)
         (path / "poems" / f"{name}.json").write_text(text, "utf-8")
     change(path / "params.yaml", SMALL)
+    (path / "data/source").symlink_to("../poems")
     (path / "dvc.lock").unlink(missing_ok=True)
 
     copy = Clone(path, environment(to, **env))
     copy.run("git", "init", "--quiet", "--initial-branch=main")
     copy.run("git", "config", "user.name", "Li Bai")
     copy.run("git", "config", "user.email", "li.bai@example.org")
+    copy.run("git", "add", "--force", "data/source")  # ignored, so that DVC does not add it
     copy.commit()
     return copy
 

@@ -1,5 +1,6 @@
 """What tests of several folders share."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -43,6 +44,19 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if is_slow(item.path):
             item.add_marker("slow")
+
+
+@pytest.fixture
+def of_the_run():
+    """A function that reads a JSON file of metrics/ of the last run, if one is here."""
+
+    def read(name):
+        file = Path(__file__).parents[1] / "metrics" / name
+        if not file.is_file():
+            pytest.skip(f"{file.name} is of a run: dvc repro or dvc pull brings it")
+        return json.loads(file.read_text("utf-8"))
+
+    return read
 
 
 FLAGS = (

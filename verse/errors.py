@@ -128,7 +128,8 @@ def kept() -> str:
         lock = Path("dvc.lock").read_text("utf-8")
     except (OSError, ValueError):
         return ""
-    return KEPT if f"\n  {os.environ.get('DVC_STAGE')}:\n" in lock else ""
+    stage = os.environ.get("DVC_STAGE")  # of which check has nothing to lose
+    return KEPT if stage != "check" and f"\n  {stage}:\n" in lock else ""
 
 
 def speak_utf8() -> None:

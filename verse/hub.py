@@ -56,28 +56,41 @@ def find_folder(name: str) -> Path | None:
     return None
 
 
+def check_reach(settings: Model, cache_dir: str | None) -> None:
+    """Raise UserError unless the model's folder is there, or its config can be had from the hub."""
+    if find_folder(settings.name):
+        return
+    from huggingface_hub import hf_hub_download
+
+    with reading("its config", settings):
+        hf_hub_download(
+            settings.name, "config.json", revision=settings.revision, cache_dir=cache_dir
+        )
+
+
 def explain(error: Exception, revision: str | None, part: str) -> str:
     """What is wrong with a model, and what to do, from what the libraries raised."""
     from huggingface_hub import errors
 
-    match error.__cause__:
-        case errors.GatedRepoError():
-            return (
-                "gated: accept its licence on its page on huggingface.co, "
-                "and set HF_TOKEN to an access token"
-            )
-        case errors.RepositoryNotFoundError() | errors.HFValidationError():
-            return (
-                "neither a folder nor a public model on huggingface.co: fix the name, "
-                "or set HF_TOKEN to an access token if it is private"
-            )
-        case errors.RevisionNotFoundError():
-            return f"has no revision {revision!r}: fix model.revision, or set it to null"
-        case errors.LocalEntryNotFoundError():
-            return (
-                "no such folder, not downloaded yet, and huggingface.co cannot be reached: "
-                "check the network, or give the folder of a model"
-            )
+    for raised in (error, error.__cause__):  # the hub's own, or what Transformers made of it
+        match raised:
+            case errors.GatedRepoError():
+                return (
+                    "gated: accept its licence on its page on huggingface.co, "
+                    "and set HF_TOKEN to an access token"
+                )
+            case errors.RepositoryNotFoundError() | errors.HFValidationError():
+                return (
+                    "neither a folder nor a public model on huggingface.co: fix the name, "
+                    "or set HF_TOKEN to an access token if it is private"
+                )
+            case errors.RevisionNotFoundError():
+                return f"has no revision {revision!r}: fix model.revision, or set it to null"
+            case errors.LocalEntryNotFoundError():
+                return (
+                    "no such folder, not downloaded yet, and huggingface.co cannot be reached: "
+                    "check the network, or give the folder of a model"
+                )
     said = str(error).strip().splitlines() or [type(error).__name__]
     if "trust_remote_code" in str(error):
         return "brings Python code of its own: set model.trust_remote_code to true to run it"

@@ -69,7 +69,7 @@ class Data(Section):
 
 
 class Prepare(Section):
-    test_poems: CountOr0
+    test_poems: Count
     validation_poems: Count
     max_train: Annotated[Count | None, Field(description="a whole number above 0, or null")]
 

@@ -1,5 +1,6 @@
 """recipes/machines: what the files for SLURM and SkyPilot start, without either."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -38,6 +39,26 @@ def test_under_slurm_a_stage_is_started_on_all_nodes(started, tmp_path):
     command = shlex.split(launch)
     assert command[:2] == ["srun", "torchrun"] and command[command.index("--nnodes") + 1] == "2"
     assert command[-1].endswith(":29500") and command[command.index("--rdzv-id") + 1] == "7"
+
+
+def test_the_notebook_calls_what_the_page_says_and_nothing_else():
+    """recipes/machines/colab.ipynb and the cells of docs/gpu.md."""
+    notebook = json.loads((MACHINES / "colab.ipynb").read_text("utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    page = (ROOT / "docs/gpu.md").read_text("utf-8")
+    assert "".join(f"{cell}\n" for cell in cells) == page.split("```bash\n")[1].split("```")[0]
+    assert all(not cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
+    assert notebook["nbformat"] == 4
+
+
+def test_the_container_is_set_up_by_the_makefile():
+    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text("utf-8"))
+    make, target = container["postCreateCommand"].split()
+    assert make == "make" and f"\n{target}: " in (ROOT / "Makefile").read_text("utf-8")
+    version = container["image"].rpartition(":")[2]
+    pyproject = (ROOT / "pyproject.toml").read_text("utf-8")
+    assert f'requires-python = ">={version}"' in pyproject
+    assert "/.venv/bin:" in container["remoteEnv"]["PATH"]
 
 
 def test_on_a_cloud_the_work_is_what_the_variable_says(started):

@@ -19,8 +19,9 @@ from clones import (
 )
 
 from verse.errors import KEPT
+from verse.scoring.metrics import HEADLINES
 
-STAGES = ["fetch", "prepare", "train", "baseline", "generate", "ask", "judge", "score"]
+STAGES = ["check", "fetch", "prepare", "train", "baseline", "generate", "ask", "judge", "score"]
 
 # Python reads this in every process: what a stage opens for reading goes to a file of its name.
 TRACE = """
@@ -69,7 +70,11 @@ def test_one_command_runs_everything(first):
     answers = [json.loads(line) for line in written["data/generated/tuned.jsonl"].splitlines()]
     prompts = [json.loads(line) for line in written["data/prepared/test.jsonl"].splitlines()]
     assert [row["input"] for row in answers] == [row["input"] for row in prompts]
-    assert json.loads(written["metrics/score.json"])["tuned"]["poems"] == 6
+    scores = json.loads(written["metrics/score.json"])
+    assert scores["tuned"]["poems"] == 6
+    headlines = json.loads(written["metrics/headlines.json"])
+    loss = json.loads(written["metrics/train.json"])["after"]["loss"]
+    assert headlines == {key: scores["tuned"][key] for key in HEADLINES} | {"loss": loss}
     assert json.loads(written["metrics/train.json"])["steps"] == 4
     hand_in = written["data/generated/results.txt"].decode().splitlines()
     assert [line[:3] for line in hand_in] == [f"{number}. " for number in range(1, 7)]
@@ -101,6 +106,7 @@ def test_a_stage_reads_what_it_depends_on(first, stage):
     deps = set(stages[stage]["deps"])
     if stage == "fetch":
         deps.add("poems")  # through the link data/source
+        deps.remove("data/checked")  # that it is there is enough
     assert [path for path in sorted(read) if not within(path, deps)] == []
     assert [dep for dep in sorted(deps) if not any(within(path, [dep]) for path in read)] == []
 
@@ -119,7 +125,7 @@ def test_another_seed_reruns_all_but_fetch(first):
     output = copy.dvc("repro", "--dry")
     # That other poems are asked of chat models, and marked, shows once they are there.
     later = ["ask", "judge"]
-    assert stages_run(output) == [stage for stage in STAGES[1:] if stage not in later]
+    assert stages_run(output) == [stage for stage in STAGES if stage not in ["fetch", *later]]
     assert stages_skipped(output) == ["fetch", *later]
     copy.run("git", "checkout", "--", ".")
 
@@ -172,14 +178,14 @@ def test_a_parameter_is_no_command(first, tmp_path):
     copy, _, lock = first
     before = outputs(copy)
     name = f"x; touch {tmp_path}/hacked $(touch {tmp_path}/hacked) `touch {tmp_path}/hacked`"
-    copy.set(model__name=name, data__source=name)
+    copy.set(data__source=name)
     output = copy.dvc("repro", status=255)
     lines = [line for line in output.splitlines() if line.startswith("fetch: ")]
     assert len(lines) == 1 and lines[0].startswith("fetch: data.source 'x; touch ")
-    copy.set(data__source="poems")
+    copy.set(model__name=name)
     output = copy.dvc("repro", "train", status=255)
-    lines = [line for line in output.splitlines() if line.startswith("train: ")]
-    assert len(lines) == 1 and lines[0].startswith("train: model.name 'x; touch ")
+    lines = [line for line in output.splitlines() if line.startswith("check: ")]
+    assert len(lines) == 1 and lines[0].startswith("check: model.name 'x; touch ")
     assert "Traceback" not in output
     assert list(tmp_path.iterdir()) == []
     copy.run("git", "checkout", "--", ".")
@@ -191,21 +197,20 @@ def test_an_experiment_reruns_what_depends_on_it(first):
     copy, _, _ = first
     output = copy.dvc("exp", "run", "--name", "freer", "-S", "decoding.top_p=0.5")
     assert (stages_run(output), stages_skipped(output)) == (
-        ["baseline", "generate", "judge", "score"],
+        ["check", "baseline", "generate", "judge", "score"],
         ["fetch", "prepare", "train", "ask"],
     )
 
 
-def test_a_difference_shows_scores_alone(first):
+def test_dvc_shows_what_one_decides_by(first):
+    """In one file, and in lines that fit 100 columns."""
     copy, _, _ = first
-    for options in ((), ("--all",)):
-        diff = copy.dvc("metrics", "diff", *options)
-        assert set(re.findall(r"^metrics/\w+\.json", diff, re.MULTILINE)) <= {
-            "metrics/score.json",
-            "metrics/train.json",
-        }
-        assert "seconds" not in diff and "ci95" not in diff
-    assert "tuned.form" in diff
+    for command in (["show"], ["diff", "--all"]):
+        table = copy.dvc("metrics", *command)
+        assert set(re.findall(r"metrics/\w+\.\w+", table)) == {"metrics/headlines.json"}
+        assert set(re.findall(r"[a-z]\w+", table)) >= {*HEADLINES, "loss"}
+        assert max(map(len, table.splitlines())) <= 100
+    assert len(copy.dvc("metrics", "show").splitlines()) == 2
 
 
 def test_the_way_back_computes_nothing(first):
@@ -213,15 +218,16 @@ def test_the_way_back_computes_nothing(first):
     output = copy.dvc("exp", "run", "-S", "decoding.top_p=0.3")
     assert (stages_run(output), stages_cached(output)) == (
         [],
-        ["baseline", "generate", "judge", "score"],
+        ["check", "baseline", "generate", "judge", "score"],
     )
     assert copy.lock() == lock
     before = outputs(copy)
 
     other = copy.dvc("exp", "run", "--name", "seven", "-S", "seed=7")
-    assert stages_run(other) == STAGES[1:]
+    again = [stage for stage in STAGES if stage != "fetch"]
+    assert stages_run(other) == again
     output = copy.dvc("exp", "run", "-S", "seed=42")
-    assert (stages_run(output), stages_cached(output)) == ([], STAGES[1:])
+    assert (stages_run(output), stages_cached(output)) == ([], again)
     assert copy.lock() == lock
     assert outputs(copy) == before
 
@@ -241,10 +247,14 @@ def test_an_experiment_is_applied_without_running(first):
 
 def test_experiments_at_a_glance(first):
     copy, _, _ = first
+    words = ("[freer]", "[seven]", "loss", "whole", "seed", "decoding.top_p")
     table = copy.verse("show", env={"COLUMNS": "120"})
-    assert all(word in table for word in ("[freer]", "[seven]", "after.loss", "seed", "top_p"))
-    assert "tuned." in table and "machine" not in table and "…" not in table
+    assert all(word in table for word in words)
+    assert "machine" not in table and ".jsonl" not in table and "…" not in table
     assert max(map(len, table.splitlines())) <= 120
+    # As it comes, what one decides by stands in front of all else that DVC knows.
+    plain = copy.dvc("exp", "show", "--only-changed")
+    assert all(word in line[:120] for word in words[2:] for line in [plain.splitlines()[1]])
 
     copy.verse("compare", "seven", "freer", "--to", "figures")
     files = {file.name: file for file in (copy.path / "figures").iterdir()}
@@ -263,26 +273,89 @@ def test_experiments_at_a_glance(first):
     shutil.rmtree(copy.path / "figures")
 
 
+def test_plots_open_without_a_network(first, browser):
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    copy, _, _ = first
+    for command in (["show"], ["diff", "main", "freer"]):
+        copy.dvc("plots", *command, "--out", "page")
+        browser.get((copy.path / "page/index.html").as_uri())
+        drawn = (
+            "return document.querySelectorAll('.vega-embed canvas, .vega-embed svg.marks').length"
+        )
+        WebDriverWait(browser, 20).until(lambda browser, js=drawn: browser.execute_script(js) == 3)
+        fetched = "return performance.getEntriesByType('resource').map(one => one.name)"
+        assert [url for url in browser.execute_script(fetched) if url.startswith("http")] == []
+    shutil.rmtree(copy.path / "page")
+
+
+def test_a_commit_of_another_processor_is_compared_by_the_run_here(first):
+    """Its lock names results that differ in their last bits, and that are nowhere here."""
+    copy, _, lock = first
+    stages = yaml.safe_load(lock)["stages"]
+    there = lock
+    for stage in ("train", "baseline", "generate", "score"):
+        for out in stages[stage]["outs"]:
+            there = there.replace(out["md5"], out["md5"][::-1])
+    copy.run("git", "checkout", "--quiet", "-b", "there")
+    (copy.path / "dvc.lock").write_text(there, "utf-8")
+    copy.commit()
+    copy.run("git", "checkout", "--quiet", "main")
+    said = copy.verse("compare", "freer", "--baseline", "there", "--to", "figures")
+    assert said.startswith("there: its results are not here: this machine's, of the same par")
+    table = pd.read_csv(copy.path / "figures/table.csv")
+    here = json.loads((copy.path / "metrics/score.json").read_text("utf-8"))["tuned"]
+    assert list(table["experiment"]) == ["there", "freer"] and table["fit"][0] == here["fit"]
+    assert "fit_low" in table  # paired
+    shutil.rmtree(copy.path / "figures")
+
+
 def test_a_stage_that_fails_loses_nothing(first):
     """DVC has removed its outputs by then: the one line says how they come back, and they do."""
     copy, _, lock = first
     before = outputs(copy)
-    copy.set(train__learning_rate=-1)
+    breaking = {"train__lora__target_modules": ["nothing"]}
+    copy.set(**breaking)
     output = copy.dvc("repro", status=255)
     (line,) = (line for line in output.splitlines() if line.startswith("train: "))
-    assert "train.learning_rate" in line and line.endswith(KEPT)
+    assert "target_modules" in line and line.endswith(KEPT)
     assert not (copy.path / "models/adapter").exists()
     copy.run("git", "checkout", "--", "params.yaml")
     output = copy.dvc("repro")
-    assert (stages_run(output), stages_cached(output)) == ([], ["train"])
+    assert (stages_run(output), stages_cached(output)) == ([], ["check", "train"])
     assert copy.lock() == lock
     assert outputs(copy) == before
 
-    copy.set(train__learning_rate=-1)
+    copy.set(**breaking)
     copy.dvc("repro", status=255)
     copy.dvc("checkout")
-    copy.run("git", "checkout", "metrics")
+    copy.run("git", "checkout", "metrics", "data/source")
     assert outputs(copy) == before
+    copy.run("git", "checkout", "--", ".")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("decoding.temperature=hot", "decoding.temperature must be a number"),
+        ("train.learning_rate=-1", "train.learning_rate must be "),
+        ("model.name=no/such/model", "model.name 'no/such/model': there is no such folder"),
+        ("model.name=nobody/nothing", "model.name 'nobody/nothing': no such folder, not downl"),
+        ("judge={base_url: 'https://x.org', model: m, key_env: NO_KEY}", "the judge: put the key"),
+        (
+            "contestants=[{name: a, base_url: 'https://x.org', model: m, key_env: NO_KEY}]",
+            "a: put the key into the environment variable NO_KEY",
+        ),
+    ],
+)
+def test_a_mistake_costs_nothing(first, override, told):
+    """It is told before DVC removes a result."""
+    copy, _, _ = first
+    before = outputs(copy)
+    output = copy.dvc("exp", "run", "-S", override, status=255)
+    (line,) = (line for line in output.splitlines() if line.startswith("check: "))
+    assert told in line and not line.endswith(KEPT) and "Traceback" not in output
+    assert stages_run(output) == ["check"] and outputs(copy) == before
     copy.run("git", "checkout", "--", ".")
 
 
@@ -303,15 +376,13 @@ def test_a_collaborator_pulls_an_experiment(first, tmp_path):
     other.dvc("exp", "pull", "origin", "shared")
     other.dvc("exp", "apply", "shared")
     assert outputs(other) == there
-    output = other.dvc("repro")
-    assert stages_run(output) == ["fetch"]  # for its link to the source, which no cache holds
-    assert outputs(other) == there
+    assert "up to date" in other.dvc("status")
 
     # By parameters too; what git keeps of score is made anew, since no remote has it.
     output = other.dvc("exp", "run", "--pull", "-S", "decoding.top_p=0.3")
     assert (stages_run(output), stages_cached(output)) == (
         ["score"],
-        ["baseline", "generate", "judge"],
+        ["check", "baseline", "generate", "judge"],
     )
     copy.run("git", "checkout", "--", ".")
     copy.dvc("checkout")
@@ -325,7 +396,8 @@ def test_what_is_no_experiment_any_more_is_collected_and_no_training(first):
     copy.dvc("gc", "--workspace", "--all-experiments", "--all-commits", "--force")
     copy.dvc("exp", "run", "-S", "seed=42")
     output = copy.dvc("exp", "run", "-S", "seed=7")
-    assert (stages_run(output), stages_cached(output)) == (["score"], STAGES[1:7])
+    cached = [stage for stage in STAGES if stage not in ("fetch", "score")]
+    assert (stages_run(output), stages_cached(output)) == (["score"], cached)
     copy.run("git", "checkout", "--", ".")
     copy.dvc("checkout")
     assert (copy.lock(), outputs(copy)) == (lock, before)
@@ -356,7 +428,7 @@ def test_chat_models_join_and_leave_no_key(first):
         entry = {"base_url": server.base_url, "model": "m", "key_env": "CHAT_KEY"}
         marks = f"judge={{{as_override(entry)},poems: 2}}"
         output = copy.dvc("exp", "run", "-S", marks, status=255)
-        assert "judge: the judge: put the key into the environment variable CHAT_KEY" in output
+        assert "check: the judge: put the key into the environment variable CHAT_KEY" in output
         env = {"CHAT_KEY": key}
         kimi = f"{{name: kimi,{as_override(entry)}}}"
         copy.dvc("exp", "run", "-S", f"contestants=[{kimi}]", env=env)
@@ -365,7 +437,10 @@ def test_chat_models_join_and_leave_no_key(first):
         assert "ask" in stages_skipped(output) and asked(server, "一首唐詩") == 6
         both = f"contestants=[{kimi},{kimi.replace('kimi', 'gpt')}]"
         output = copy.dvc("exp", "run", "-S", both, env=env)
-        assert stages_run(output) == ["ask", "judge", "score"] and asked(server, "一首唐詩") == 12
+        assert (
+            stages_run(output) == ["check", "ask", "judge", "score"]
+            and asked(server, "一首唐詩") == 12
+        )
     scores = json.loads((copy.path / "metrics/score.json").read_text("utf-8"))
     assert list(scores) == [
         "base",
@@ -378,7 +453,8 @@ def test_chat_models_join_and_leave_no_key(first):
         "reference",
     ]
     assert scores["gpt"]["judge_fluency"] == 7
-    assert "judge_fluency" in copy.dvc("metrics", "diff", "--all")
+    diff = copy.dvc("metrics", "diff")
+    assert " judge_fluency " in diff and " chat.kimi.whole " in diff
     files = [path for path in copy.path.parent.rglob("*") if path.is_file()]
     assert len({path.relative_to(copy.path.parent).parts[0] for path in files}) >= 3
     assert [path for path in files if key.encode() in path.read_bytes()] == []

@@ -92,6 +92,7 @@ def test_out_of_memory_names_what_to_lower(error, stage, key, capsys, monkeypatc
         ("train", "stages:\n  train:\n    cmd: x\n", True),
         ("train", "stages:\n  prepare:\n    cmd: train\n", False),
         ("train", None, False),
+        ("check", "stages:\n  check:\n    cmd: x\n", False),
         (None, "stages:\n  train:\n    cmd: x\n", False),
     ],
 )

@@ -54,7 +54,7 @@ VALUES = {
         ["0" * 63, "0" * 65, "g" * 64, "0" * 64 + "\n", "", 0, True],
     ),
     "data.hw5_url": TEXT,
-    "prepare.test_poems": COUNT_OR_0,
+    "prepare.test_poems": COUNT,
     "prepare.validation_poems": COUNT,
     "prepare.max_train": ([*COUNT[0], None], [v for v in COUNT[1] if v is not None]),
     "model.name": TEXT,

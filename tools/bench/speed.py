@@ -30,14 +30,14 @@ from tools.bench.peers import ENTRIES, PROMPTS, TRAINING, Entry, any_kernel, poe
 from verse import params
 from verse.cli.plots import draw
 from verse.errors import ParameterError, UserError, run
-from verse.files import cache_dir, read_jsonl, write_json, write_jsonl, write_text
+from verse.files import cache_dir, write_json, write_text
 from verse.params import Params
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "data.source": str(ROOT / "data/embedded"),
     "prepare.max_train": 64,
-    "prepare.test_poems": 16,  # the first ones, of a source that has more
+    "prepare.test_poems": 16,
     "prepare.validation_poems": 1,  # the product alone validates, twice, within its time
     "decoding.max_new_tokens": 64,
     "decoding.candidates": 1,  # what peers write
@@ -116,8 +116,6 @@ def prepare(p: Params, folder: str) -> None:
     for stage in ("stages.fetch", "stages.prepare"):
         if failed := start([stage], folder):
             raise UserError(failed)
-    prompts = Path(folder, PROMPTS)
-    write_jsonl(prompts, read_jsonl(prompts)[: p.prepare.test_poems])
 
 
 def compete(entry: Entry, device: dict[str, Any], folder: str) -> dict[str, Any]:

@@ -5,13 +5,14 @@ table.csv, tradeoff.svg and tradeoff.png into one folder, and prints what one de
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
+from verse.cli.own_run import own_run
 from verse.cli.plots import draw
 from verse.cli.tradeoff import chart
 from verse.errors import UserError
@@ -21,7 +22,6 @@ from verse.scoring.metrics import METRICS, Metric
 
 if TYPE_CHECKING:
     import pandas as pd
-    from dvc.api import DVCFileSystem
 
 TEST = "data/prepared/test.jsonl"
 RESAMPLES = 10_000
@@ -128,7 +128,10 @@ def experiments(commits: int = 1) -> dict[str, str]:
 
 
 def read(name: str, revision: str) -> Experiment:
-    """An experiment from git and DVC. Raises UserError if it is unknown or has no results."""
+    """An experiment from git and DVC, whose results may be those of a run here of the same.
+
+    Raises UserError if it is unknown or has no results.
+    """
     import pandas as pd
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -136,18 +139,23 @@ def read(name: str, revision: str) -> Experiment:
 
     try:
         files = DVCFileSystem(rev=revision)
-        (parameters,) = pd.json_normalize(load(files, "params.yaml")).to_dict("records")
-        scores = load(files, "metrics/score.json")
-        halves = {row.pop("contestant"): row for row in load(files, "metrics/intervals.json")}
-        deps = load(files, "dvc.lock")["stages"]["score"]["deps"]
-        with files.open("metrics/poems.csv") as file:
-            poems = pd.read_csv(file)
+        lock = load(files.open, "dvc.lock")
+        (parameters,) = pd.json_normalize(load(files.open, "params.yaml")).to_dict("records")
+        deps = lock["stages"]["score"]["deps"]
+        try:
+            scores, intervals, poems = results(files.open)
+        except (DvcException, OSError):
+            own = own_run(lock, "score")
+            scores, intervals, poems = results(lambda path: own[path].open("rb"))
+            print(f"{name}: its results are not here: this machine's, of the same parameters")
     except RevError:
         raise UserError(f"{name}: no such experiment: see dvc exp list") from None
     except (DvcException, OSError, KeyError) as error:
         raise UserError(
-            f"{name}: not all of its results are here ({error}): dvc repro and commit, or dvc pull"
+            f"{name}: not all of its results are here ({error}): dvc pull, or dvc repro with its "
+            "parameters"
         ) from None
+    halves = {row.pop("contestant"): row for row in intervals}
     return Experiment(
         name=name,
         parameters={str(k): v for k, v in parameters.items() if str(k)[:8] != "machine."},
@@ -159,9 +167,18 @@ def read(name: str, revision: str) -> Experiment:
     )
 
 
-def load(files: "DVCFileSystem", path: str) -> Any:
-    """What a YAML or JSON file of a revision holds."""
-    with files.open(path) as file:
+def results(opened: Callable[[str], IO[Any]]) -> tuple[Any, Any, "pd.DataFrame"]:
+    """The scores, their intervals and the table of poems. opened: opens a file by its path."""
+    import pandas as pd
+
+    with opened("metrics/poems.csv") as file:
+        poems = pd.read_csv(file)
+    return load(opened, "metrics/score.json"), load(opened, "metrics/intervals.json"), poems
+
+
+def load(opened: Callable[[str], IO[Any]], path: str) -> Any:
+    """What a YAML or JSON file holds."""
+    with opened(path) as file:
         return yaml.safe_load(file)
 
 

@@ -1,18 +1,15 @@
-"""Show experiments in a table that fits a terminal: `dvc exp show` with what one decides by.
+"""Show experiments in a table that fits a terminal: `dvc exp show` without the columns of hashes.
 
-Scores that come first, the loss after training and the parameters that changed. What stands
-behind the command goes to `dvc exp show`: `verse show --sort-by tuned.rhyme --sort-order desc`.
+What stands behind the command goes to `dvc exp show`: `verse show --sort-by rhyme`.
 """
 
 import argparse
 import subprocess
 import sys
 
-from verse.params import Params
-from verse.poems.contestants import WATCHED
-from verse.scoring.metrics import HEADLINES
-
-OPTIONS = ["--only-changed", "--hide-workspace", "--no-pager"]
+DROPPED = r".*/|machine\.|dependency-groups\."
+"""What no experiment is about: hashes of dependencies, versions, the machine."""
+OPTIONS = ["--only-changed", "--hide-workspace", "--drop", DROPPED]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,13 +17,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    sys.exit(subprocess.run(command(*options.for_dvc)).returncode)
-
-
-def command(*options: str) -> list[str]:
-    """The call of DVC. It drops each column but those that begin like one of `kept`."""
-    sections = [name for name in Params.model_fields if name != "machine"]
-    kept = ["Experiment$", "State$", "after\\.loss$", *(f"{WATCHED}\\.{m}$" for m in HEADLINES)]
-    kept += [rf"{name}(\.|$)" for name in sections]
-    drop = f"(?!{'|'.join(kept)})"
-    return [sys.executable, "-m", "dvc", "exp", "show", *OPTIONS, "--drop", drop, *options]
+    command = [sys.executable, "-m", "dvc", "exp", "show", *OPTIONS, *options.for_dvc]
+    sys.exit(subprocess.run(command).returncode)

@@ -32,6 +32,7 @@ DROPPED = {
     "duplicate": "a poem that stands in the file already",
     "shared_line": "a training poem with a line of a test or validation poem",
     "over_max_train": "a training poem more than were asked for",
+    "over_test_poems": "a test poem more than were asked for",
 }
 
 # 〇 is the numeral zero elsewhere, but Tang verse has no use for it.
@@ -48,7 +49,7 @@ class Split:
     validation: pd.DataFrame
     test: pd.DataFrame
     dropped: Counter[str]
-    """Poems that went to no part, by reason: shared_line, over_max_train."""
+    """Poems that went to no part, by reason: shared_line, over_max_train, over_test_poems."""
 
 
 def rows_of(poems: pd.DataFrame) -> Iterator[dict[str, str]]:
@@ -137,18 +138,20 @@ def describe(poems: pd.DataFrame) -> dict[str, int]:
 def split(train: pd.DataFrame, test: pd.DataFrame, wanted: Prepare, seed: int) -> Split:
     """Part clean poems into training, validation and test; no two parts share a line.
 
-    The poems of `test` all stay, first and in their order. If they are fewer than
-    `test_poems`, training poems make up the number; then `validation_poems` are held out.
+    Of `test` as many as `test_poems` stay, first and in their order. If they are fewer, training
+    poems make up the number; then `validation_poems` are held out.
     What shares a line with a poem of an earlier part is dropped. The rest, or `max_train` of
     it, is for training. Chosen poems come in an order that depends on nothing but them and
     the seed. A poem that is added moves at most one other across each of the three cuts, and
     poems that share a line with either.
 
     Lines are compared as they are written: 爲 and 為 differ. Time is linear in the poems, but
-    for sorting. Raises UserError if no poem is left to train on, or none to test.
+    for sorting. Raises UserError if no poem is left to train on.
     """
+    given = len(test)
+    test = test.loc[ranked(test, seed).index[: wanted.test_poems].sort_values()]
     pool = ranked(apart(train, test), seed)
-    extra = max(0, wanted.test_poems - len(test))
+    extra = wanted.test_poems - len(test)
     tested = pd.concat([test, pool[:extra]])
     pool = apart(pool[extra:], tested)
     validation = pool[: wanted.validation_poems]
@@ -156,8 +159,6 @@ def split(train: pd.DataFrame, test: pd.DataFrame, wanted: Prepare, seed: int) -
     trained = pool[: wanted.max_train]
 
     shared = len(train) + len(test) - len(tested) - len(validation) - len(pool)
-    if tested.empty:
-        raise UserError("there is no test poem: set prepare.test_poems to 1 or more")
     if trained.empty:
         raise UserError(
             f"no poem is left to train on: of {len(train)} usable ones "
@@ -165,7 +166,11 @@ def split(train: pd.DataFrame, test: pd.DataFrame, wanted: Prepare, seed: int) -
             f"and {shared} share a line with those: give more poems, or lower "
             "prepare.test_poems and prepare.validation_poems"
         )
-    dropped = Counter(shared_line=shared, over_max_train=len(pool) - len(trained))
+    dropped = Counter(
+        shared_line=shared,
+        over_max_train=len(pool) - len(trained),
+        over_test_poems=given - len(test),
+    )
     return Split(trained, validation, tested, dropped)
 
 

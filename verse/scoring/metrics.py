@@ -15,7 +15,7 @@ class Metric:
     interval: bool = False
     """Told with the half-width of its 95% confidence interval."""
     headline: bool = False
-    """Told first, and plotted."""
+    """Told first and shown by DVC, and plotted if every contestant has it."""
     axis: Literal["", "x", "y"] = ""
     """Of the picture that compares experiments: diversity on x, a panel for each quality on y."""
 
@@ -108,9 +108,9 @@ EXTRA = (
     Metric("malformed", "亂答", "what came is no chat completion"),
     Metric("refused", "拒答", "the server or the model refuses them"),
     Metric("failed", "失答", "the server broke at each attempt"),
-    Metric("judge_prosody", "評律", "the judge's mark for prosody, 0 to 10", interval=True),
+    Metric("judge_prosody", "評律", "the judge's mark for prosody, 0 to 10", True, True),
     Metric("judge_prosody_best", "評律上", "the best of its three, as the homework has it", True),
-    Metric("judge_fluency", "評意", "the judge's mark for sense, 0 to 10", interval=True),
+    Metric("judge_fluency", "評意", "the judge's mark for sense, 0 to 10", True, True),
     Metric("judge_fluency_best", "評意上", "the best of its three, as the homework has it", True),
 )
 """What only some contestants have: chat models, and those that a chat model has marked."""

@@ -7,7 +7,7 @@ is a hash of the seed, the step and the poem: a training that resumes needs no g
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -76,11 +76,16 @@ class Curves:
 
 
 def train(
-    model: PreTrainedModel, task: Task, plan: Plan, checkpoints: Checkpoints, watch: Stopwatch
+    model: PreTrainedModel,
+    task: Task,
+    plan: Plan,
+    checkpoints: Checkpoints,
+    watch: Stopwatch,
+    live: Callable[[Curves], None] = lambda curves: None,
 ) -> tuple[Curves, Proof]:
     """Train the adapter in place; its curves, and what was proven before the first step.
 
-    Resumes from `checkpoints`.
+    Resumes from `checkpoints`. live: is given the curves whenever they have grown, in process 0.
 
     Under `verse.model.distributed` every process calls this with the same arguments and returns
     with the same adapter and curves. Raises UserError if the loss leaves the finite numbers,
@@ -89,13 +94,18 @@ def train(
     since the others wait for its part.
     """
     try:
-        return run(model, task, plan, checkpoints, watch)
+        return run(model, task, plan, checkpoints, watch, live)
     finally:
         checkpoints.wait()
 
 
 def run(
-    model: PreTrainedModel, task: Task, plan: Plan, checkpoints: Checkpoints, watch: Stopwatch
+    model: PreTrainedModel,
+    task: Task,
+    plan: Plan,
+    checkpoints: Checkpoints,
+    watch: Stopwatch,
+    live: Callable[[Curves], None],
 ) -> tuple[Curves, Proof]:
     settings, device = task.settings, next(model.parameters()).device
     is_main_process = distributed.rank() == 0
@@ -124,13 +134,10 @@ def run(
         print(proof, flush=True)
     layouts = (passes.lay_out(step) for step in steps[start:])
     laid_out = next(layouts, None)
-    distributed.all_reduce_sum(
-        [torch.zeros((), device=device)]
-    )  # the first exchange sets itself up
+    distributed.all_reduce_sum([torch.zeros((), device=device)])  # the first sets itself up
     watch.restart()  # all is compiled and recorded
-    progress = tqdm(
-        total=task.steps, initial=start, unit="step", disable=None if is_main_process else True
-    )
+    quiet = None if is_main_process else True
+    progress = tqdm(total=task.steps, initial=start, unit="step", disable=quiet)
     unread: list[tuple[int, AsyncHostCopy]] = []
     short = False
 
@@ -150,6 +157,8 @@ def run(
             curves.train.append({"step": step, "loss": round(loss, 4)})
             progress.set_postfix(loss=f"{loss:.3f}")
             progress.update()
+        if is_main_process:
+            live(curves)
 
     for step, batch in islice(enumerate(task.batches()), start, None):
         for group in optimizer.param_groups:

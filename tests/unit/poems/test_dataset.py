@@ -202,10 +202,14 @@ def test_describe_counts_forms_and_characters():
 # Split
 
 
-def test_given_test_poems_come_first_all_of_them_in_their_order():
+def test_given_test_poems_come_first_in_their_order_as_many_as_are_asked_for():
     given_poems = [WINE, SPRING, DEER]
     train = [TOWER, MOON, DAWN]
-    assert parts(train, given_poems, test_poems=1).test == given_poems
+    assert parts(train, given_poems, test_poems=3).test == given_poems
+    fewer = [parts(train, given_poems, test_poems=2, seed=seed) for seed in range(20)]
+    kept = {tuple(given_poems.index(poem) for poem in result.test) for result in fewer}
+    assert kept == {(0, 1), (0, 2), (1, 2)}
+    assert all(result.dropped["over_test_poems"] == 1 for result in fewer)
     topped_up = parts(train, given_poems, test_poems=4)
     assert topped_up.test[:3] == given_poems
     assert len(topped_up.test) == 4 and topped_up.test[3] in train
@@ -254,18 +258,13 @@ def test_too_few_poems_is_one_clear_line():
         parts([TOWER, DAWN], [TOWER])
 
 
-def test_no_test_poem_is_one_clear_line():
-    with pytest.raises(UserError, match="there is no test poem"):
-        parts([TOWER, MOON, DAWN], test_poems=0)
-
-
 # Few lines, so that poems share them often.
 LINES = ["".join(chr(0x4E00 + 5 * n + k) for k in range(5)) for n in range(40)]
 poems = st.lists(st.sampled_from(LINES), min_size=4, max_size=4).map(
     lambda lines: record(f"{lines[0]}，{lines[1]}。", f"{lines[2]}，{lines[3]}。")
 )
 corpora = st.lists(poems, min_size=1, max_size=25)
-sizes = st.integers(0, 8)
+some = st.integers(1, 8)
 
 
 def attempt(train, test, **options):
@@ -276,7 +275,7 @@ def attempt(train, test, **options):
         return str(error)
 
 
-@given(corpora, st.lists(poems, max_size=3), sizes, sizes.filter(bool), st.none() | st.just(2))
+@given(corpora, st.lists(poems, max_size=3), some, some, st.none() | st.just(2))
 def test_no_line_on_two_sides_and_every_poem_accounted_for(train, test, n, v, cap):
     result = attempt(train, test, test_poems=n, validation_poems=v, max_train=cap)
     if isinstance(result, str):
@@ -289,7 +288,7 @@ def test_no_line_on_two_sides_and_every_poem_accounted_for(train, test, n, v, ca
     train, test = clean(train)[0], clean(test)[0]
     kept = len(result.train) + len(result.validation) + len(result.test)
     assert kept + result.dropped.total() == len(train) + len(test)
-    assert len(result.test) == max(len(test), n) and len(result.validation) == v
+    assert len(result.test) == n and len(result.validation) == v
     assert cap is None or len(result.train) <= cap
 
 

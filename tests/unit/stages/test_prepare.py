@@ -110,6 +110,18 @@ def test_the_table(capsys):
     assert lines[4] == "dropped: 1 lacuna, 1 duplicate, 1 shared_line, 1 over_max_train"
 
 
+def test_a_source_with_more_test_poems_or_fewer_is_told(capsys):
+    prepare.main()
+    assert capsys.readouterr().out.endswith("prepare.test_poems: 3, where the source has 2\n")
+    choose(test_poems=1)
+    prepare.main()
+    assert capsys.readouterr().out.endswith("prepare.test_poems: 1, where the source has 2\n")
+    assert len(prepared()["test"]) == 1 and metrics()["dropped"]["over_test_poems"] == 1
+    choose(test_poems=2)
+    prepare.main()
+    assert "prepare.test_poems" not in capsys.readouterr().out
+
+
 def test_the_same_poems_give_the_same_bytes_in_any_order():
     def written():
         files = [*sorted(Path("data/prepared").iterdir()), Path("metrics/data.json")]

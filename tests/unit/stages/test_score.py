@@ -28,6 +28,7 @@ SHOWN = ("base", "tuned", "reference")
 OUTPUTS = (
     *(
         "score.json",
+        "headlines.json",
         "intervals.json",
         "gains.json",
         "poems.csv",
@@ -49,6 +50,7 @@ def project(tmp_path, monkeypatch):
     write_answers("tuned", TUNED)
     write_json("data/answers/contestants.json", [])
     write_jsonl("data/marks/marks.jsonl", [])
+    write_json("metrics/train.json", {"after": {"loss": 3.5}})
     return tmp_path
 
 
@@ -108,6 +110,16 @@ def test_a_row_a_poem_and_contestant(project):
     assert [row["novel"] for row in rows if row["contestant"] == "tuned"] == ["1.0", "0.0"]
 
 
+def headlines():
+    return json.loads(Path("metrics/headlines.json").read_text("utf-8"))
+
+
+def test_what_dvc_shows(project):
+    score.main()
+    metrics = json.loads(Path("metrics/score.json").read_text("utf-8"))
+    assert headlines() == {key: metrics["tuned"][key] for key in HEADLINES} | {"loss": 3.5}
+
+
 def write_chat(name, raws):
     """Answers of a chat model, trimmed or not."""
     write_json("data/answers/contestants.json", [{"name": name, "model": "m"}])
@@ -130,6 +142,7 @@ def test_a_chat_model_stands_beside_the_others(project, capsys):
     assert {"answers": "form: kimi", "share": "0.5"} in rows_of("metrics/plots/quality.csv")
     assert rows_of("metrics/plots/lines/kimi.csv")[1] == {"lines": "1", "share": "0.5000"}
     assert (metrics["kimi"]["raw"], metrics["kimi"]["trimmed"]) == (0, 0.5)
+    assert headlines()["chat"] == {"kimi": {key: metrics["kimi"][key] for key in HEADLINES}}
     assert "raw" not in metrics["tuned"]
     page = Path("metrics/report.html").read_text("utf-8")
     assert '<span lang="en">kimi</span>' in page
@@ -168,6 +181,7 @@ def test_a_judges_marks_stand_beside_the_metrics(project, capsys):
     assert list(metrics) == list(CONTESTANTS), "poems without sense do not contend"
     tuned = metrics["tuned"]
     assert (tuned["judge_prosody"], tuned["judge_prosody_best"]) == (6, 9)
+    assert headlines().keys() == {*HEADLINES, "judge_prosody", "judge_fluency", "loss"}
     judge = json.loads(Path("metrics/judge.json").read_text("utf-8"))
     assert judge["true_first"] == 1 and judge["scrambled"] == {"prosody": 1, "fluency": 1}
     (best,) = re.findall(r"^judge_fluency_best .*$", capsys.readouterr().out, re.MULTILINE)
@@ -267,7 +281,7 @@ def test_too_few_answers(project):
         UserError, match=r"tuned\.jsonl: 1 answers for the 2 poems of .*test\.jsonl"
     ):
         score.main()
-    assert not Path("metrics").exists()
+    assert not Path("metrics/score.json").exists()
 
 
 def test_answers_to_other_couplets(project):

@@ -105,6 +105,23 @@ def test_an_objective_that_knows_its_company_is_refused(settings, poems, tmp_pat
         run(settings, poems, training(), tmp_path, objective=mean)
 
 
+def test_the_curves_are_told_while_they_grow(settings, poems, tmp_path):
+    told = []
+    task = loop.Task(poems, poems[:3], training(), seed=1)
+    kept = Checkpoints(tmp_path, "key")
+    curves, _ = loop.train(
+        adapted(settings, training().lora),
+        task,
+        plan(poems, 4),
+        kept,
+        Stopwatch(),
+        lambda now: told.append((len(now.train), len(now.validation))),
+    )
+    steps = [train for train, _ in told]
+    assert sorted({*steps}) == [*range(9)] and steps == sorted(steps)
+    assert 0 < told[0][1] < len(curves.validation)
+
+
 def test_little_memory_keeps_one_activation_a_layer(settings, poems):
     def kept(share):
         """Elements kept for the backward pass."""

@@ -1,0 +1,28 @@
+"""Check what an experiment asks for, before DVC removes anything.
+
+    python -m stages.check
+
+Checks all of params.yaml, that the environment has the keys of the chat models, and that the model
+is there: its folder, or its config on the hub. Writes data/checked, which is always the same, so
+that no other stage runs because of it.
+"""
+
+from verse import params
+from verse.chat.client import key_for
+from verse.errors import run
+from verse.files import write_text
+from verse.hub import check_reach
+
+
+def main() -> None:
+    p = params.read()
+    for one in p.contestants:
+        key_for(one, one.name)
+    if p.judge:
+        key_for(p.judge, "the judge")
+    check_reach(p.model, p.machine.cache_dir)
+    write_text("data/checked", "params.yaml is fit to run\n")
+
+
+if __name__ == "__main__":
+    run(main)
