@@ -320,7 +320,7 @@ def generate_with_transformers(task: Task[Key]) -> Iterator[tuple[Key, list[int]
 def transformers_way(task: Task[Key]) -> tuple[int, bool]:
     """How many prompts at a time, and whether with a cache, Transformers' generation may answer:
     not all models' own caches hold what several texts, or one, have been."""
-    ways = [(task.batch_size, True), (1, True)]
+    ways = [(task.batch_size, True), (1, True), (1, False)]
     if task.decoding.num_beams > 1:  # whose scores belong to no one text
         return ways[0]
     for at_once, use_cache in ways:
@@ -339,10 +339,13 @@ def transformers_way(task: Task[Key]) -> tuple[int, bool]:
                 ]
                 check_scores_of(task.model, tried)
             return at_once, use_cache
-        except UnsupportedModel as reason:
-            what = "one prompt at a time" if at_once > 1 else "without a cache"
-            warn_fallback(f"{what}, which is slower", reason)
-    return 1, False
+        except UnsupportedModel as error:
+            reason = error
+            if use_cache:
+                what = "one prompt at a time" if at_once > 1 else "without a cache"
+                warn_fallback(f"{what}, which is slower", error)
+    warn_fallback("Transformers' generation has other scores than the model itself", reason)
+    return ways[0]
 
 
 def equal_lengths(prompts: dict[Key, list[int]], batch_size: int) -> Iterator[list[Key]]:
