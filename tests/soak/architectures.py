@@ -111,7 +111,8 @@ def trained_and_asked(base, dtype, tokenizer, poems) -> str:
             lora = training().lora.model_copy(update={"dropout": dropout})
             adapted = adapters.add_adapter(model, lora, base, seed=1)
             flat = FlatParams(adapted, dtype)
-            passes, _ = proof.prove(adapted, Plan(shared_prefix(poems), dtype, 4), [poems], flat)
+            plan = Plan(shared_prefix(poems), dtype, 4)
+            passes, proven = proof.prove(adapted, plan, [poems], flat)
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             flat.flat.add_(torch.randn(flat.flat.shape, generator=generator) * 0.02)
@@ -135,7 +136,9 @@ def trained_and_asked(base, dtype, tokenizer, poems) -> str:
                 weight.copy_(weights[name])
     expected = plain_gradient(plain, poems)
     apart = ((ours - expected).norm() / expected.norm()).item()
-    trains = "as PEFT" if apart < CLOSE[dtype] else f"WRONG by {apart:.2g}"
+    # Where experts are chosen rounding alone moves a gradient by far, a poem by itself as well.
+    close = max(CLOSE[dtype], 3 * proven.rounding)
+    trains = "as PEFT" if apart < close else f"WRONG by {apart:.2g}"
     way = "one prefix" if passes.plan.shared else "own prefix"
     lines = said.getvalue().splitlines()
     asked = asks(base, dtype, tokenizer, poems, lines)
