@@ -81,7 +81,7 @@ def main(options: argparse.Namespace) -> None:
     draw(tradeoff(found), folder / "tradeoff")
     headlines = [metric for metric in METRICS if metric.headline]
     print(scores_table(found, differences, headlines))
-    print(f"▲ ▼ higher or lower than {baseline.name} beyond logprob, on the same test poems")
+    print(f"▲ ▼ higher or lower than {baseline.name} beyond chance, on the same test poems")
     print(f"{folder}: table.md table.csv tradeoff.svg tradeoff.png")
 
 
@@ -266,7 +266,7 @@ def markdown(
     baseline = found[0].name
     return (
         f"{scores_table(found, differences, METRICS)}\n"
-        "± half of the score's own 95% interval. ▲ ▼ beyond logprob higher or lower than "
+        "± half of the score's own 95% interval. ▲ ▼ beyond chance higher or lower than "
         f"{baseline}: the paired interval below leaves zero out.\n\n"
         f"{differences_table(found, differences)}\n"
         f"By how much higher than {baseline}, with the 95% interval of the paired difference over "

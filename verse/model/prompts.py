@@ -36,7 +36,7 @@ SAID = "欲窮千里目，更上一層樓。"
 
 
 class Style(NamedTuple):
-    """How a conversation is reported to a chat template."""
+    """How a conversation is put to a chat template."""
 
     system: bool
     """Whether the system text is a message of its own; else it opens the user's."""

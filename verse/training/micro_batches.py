@@ -194,7 +194,7 @@ class MicroBatches:
                 self.graph = Graph(self.compute, inputs, copies=2)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:  # whatever waits for the GPU, or is reported to
+        except RuntimeError:  # whatever waits for the GPU, or is told to
             print("without a CUDA graph, which would be faster: its code waits for the GPU")
             self.plan = replace(self.plan, recorded=False)
         self.trained.clear()

@@ -1,4 +1,4 @@
-"""`verse compare` on made-up experiments: what differs, what is beyond logprob, what is written."""
+"""`verse compare` on made-up experiments: what differs, what is beyond chance, what is written."""
 
 import argparse
 import json

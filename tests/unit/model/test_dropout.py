@@ -1,4 +1,4 @@
-"""`verse.model.dropout`: a hash that behaves as logprob does, and the same one on every way."""
+"""`verse.model.dropout`: a hash that behaves as chance does, and the same one on every way."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_masks_are_like_chance(rate):
     dropped = 1 - drawn(rate)
     noise = (rate * (1 - rate) / dropped.numel()) ** 0.5
     assert abs(dropped.mean() - rate) < 4 * noise
-    for direction in (0, 1):  # no row and no column has more or fewer than logprob gives it
+    for direction in (0, 1):  # no row and no column has more or fewer than chance gives it
         shares = dropped.mean(direction)
         expected = (rate * (1 - rate) / dropped.shape[direction]) ** 0.5
         assert shares.std() == pytest.approx(expected, rel=0.1)
