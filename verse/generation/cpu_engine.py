@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from verse.generation.engine import ENGINE, watched_rows
 from verse.generation.sampling import Drawn, check_scores, sample
-from verse.model.attention import attention, no_mask
+from verse.model.attention import Attention, attention, no_mask
 from verse.params import Decoding
 
 BLOCK = 16  # tokens of a prompt that are read at once, at first; then as many as before
@@ -142,35 +142,57 @@ class CPUEngine:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scale: float,
-        window: int | None,
+        how: Attention,
     ) -> torch.Tensor:
         output = torch.empty_like(query)
         start = 0
         for group in self.current:
             rows = slice(start, start + group.size)
             seen = group.extend(layer, key[rows], value[rows])
-            output[rows] = self.attend_alike(query[rows], seen, scale, window)
+            output[rows] = self.attend_alike(query[rows], seen, how)
             start += group.size
         return output
 
-    def attend_alike(
-        self, query: torch.Tensor, seen: torch.Tensor, scale: float, window: int | None
-    ) -> torch.Tensor:
+    def attend_alike(self, query: torch.Tensor, seen: torch.Tensor, how: Attention) -> torch.Tensor:
         """For rows of one length. seen: (2, N, K, L, D), of which the last are the query's own."""
         count, heads, tokens, size = query.shape
         keys, length = seen.shape[2:4]
-        mask = None
+        mask, window = None, how.window or length
         if tokens == 1:
-            seen = seen[..., max(0, length - (window or length)) :, :]
+            seen = seen[..., max(0, length - window) :, :]
         else:
             places = torch.arange(length)
             ahead = places[-tokens:, None] - places
-            mask = (ahead >= 0) & (ahead < (window or length))
+            mask = (ahead >= 0) & (ahead < window)
             mask = mask.repeat(heads // keys, 1)
         # Queries of one group of heads have one key: they count as more queries.
         grouped = query.reshape(count, keys, heads // keys * tokens, size)
-        found = functional.scaled_dot_product_attention(
-            grouped, seen[0], seen[1], mask, scale=scale
+        if how.plain:
+            found = functional.scaled_dot_product_attention(
+                grouped, seen[0], seen[1], mask, scale=how.scale
+            )
+            return found.reshape(query.shape)
+        # A row at a time: a product of several may take another order for each.
+        return torch.cat(
+            [
+                self.attend_one(*one, mask, how).reshape(query[:1].shape)
+                for one in zip(grouped, seen[0], seen[1], strict=True)
+            ]
         )
-        return found.reshape(query.shape)
+
+    def attend_one(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        how: Attention,
+    ) -> torch.Tensor:
+        """With capped scores and sinks. query: (K, groups of queries, D); key, value: (K, L, D)."""
+        scores = how.cap((query @ key.transpose(1, 2)).float() * how.scale)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        heads = len(how.sinks) if how.sinks is not None else len(query)
+        by_head = scores.reshape(heads, -1, scores.shape[-1])
+        weights = how.shares(by_head).view(scores.shape).to(value.dtype)
+        return weights @ value

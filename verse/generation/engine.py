@@ -11,6 +11,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from verse.generation.sampling import Drawn
+from verse.model.attention import Attention
 
 ENGINE = "verse_engine"
 
@@ -48,8 +49,7 @@ class Engine(Protocol):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scale: float,
-        window: int | None,
+        how: Attention,
     ) -> torch.Tensor:
         """Add to what a layer holds, and look at it: the output (N, H, Q, D) for query
         (N, H, Q, D), key and value (N, K, Q, D)."""
@@ -72,14 +72,13 @@ def attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    s_aux: None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention in the form that Transformers calls: its output (N, Q, H, D) and no weights."""
-    if softcap is not None or s_aux is not None:
-        raise NotImplementedError("capped attention scores or attention sinks")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = engine.attend(module.layer_idx, query, key, value, scale, sliding_window)
+    how = Attention(scale, sliding_window, softcap, s_aux)
+    output = engine.attend(module.layer_idx, query, key, value, how)
     return output.transpose(1, 2).contiguous(), None
 
 

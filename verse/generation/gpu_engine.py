@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from verse.generation.engine import ENGINE, watched_rows
 from verse.generation.sampling import Drawn, check_scores, sample
-from verse.model.attention import attention, no_mask
+from verse.model.attention import Attention, attention, no_mask
 from verse.model.encoding import common_prefix
 from verse.model.graphs import AsyncHostCopy, Graph, to_device_async, warn_fallback
 from verse.model.sharding import is_sharded
@@ -209,15 +209,14 @@ class GPUEngine:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scale: float,
-        window: int | None,
+        how: Attention,
     ) -> torch.Tensor:
         count, heads, tokens, size = query.shape
         keys, shared = key.shape[1], len(self.prefix)
         if layer not in self.prefix_held:
             if shared:  # this pass is the one that reads it
                 self.prefix_held[layer] = torch.stack([key[0], value[0]])
-                return self.look(query, key, value, scale, window)
+                return self.look(query, key, value, how)
             self.prefix_held[layer] = key.new_empty(2, keys, 0, size)
         if layer not in self.held:
             self.held[layer] = key.new_zeros(2, self.slots, keys, self.places, size)
@@ -232,13 +231,13 @@ class GPUEngine:
         # All rows meet the prefix's keys in one product, and each its own keys in another.
         shared_keys, shared_values = self.prefix_held[layer]
         queries = heads // keys * tokens  # that have one key
-        grouped = (query * scale).reshape(count, keys, queries, size)
+        grouped = (query * how.scale).reshape(count, keys, queries, size)
         together = grouped.transpose(0, 1).reshape(keys, count * queries, size)
         to_prefix = (together @ shared_keys.transpose(1, 2)).view(keys, count, queries, shared)
         scores = torch.cat([to_prefix.transpose(0, 1), grouped @ key.transpose(2, 3)], -1)
-        rows = scores.view(count, heads, tokens, scores.shape[-1])
-        rows.masked_fill_(self.unseen(tokens, window), -torch.inf)
-        weights = torch.softmax(scores, -1)  # computed in float32, whatever it comes from
+        rows = how.cap(scores).view(count, heads, tokens, scores.shape[-1])
+        rows.masked_fill_(self.unseen(tokens, how.window), -torch.inf)
+        weights = how.shares(rows).view(scores.shape)  # in float32, whatever it comes from
         weights_of_prefix = weights[..., :shared].transpose(0, 1)
         seen = weights_of_prefix.reshape(keys, count * queries, shared) @ shared_values
         seen = seen.view(keys, count, queries, size).transpose(0, 1)
@@ -262,16 +261,15 @@ class GPUEngine:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scale: float,
-        window: int | None,
+        how: Attention,
     ) -> torch.Tensor:
         """Plain attention within the prefix."""
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         places = torch.arange(query.shape[2], device=self.device)
-        scores = (query * scale) @ key.transpose(2, 3)
-        scores = scores.masked_fill(far(places[:, None] - places, window), -torch.inf)
-        return torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype) @ value
+        scores = how.cap(((query * how.scale) @ key.transpose(2, 3)).float())
+        scores = scores.masked_fill(far(places[:, None] - places, how.window), -torch.inf)
+        return how.shares(scores).to(query.dtype) @ value
 
 
 def far(ahead: torch.Tensor, window: int | None) -> torch.Tensor:

@@ -2,9 +2,39 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What a layer asks of its attention."""
+
+    scale: float
+    window: int | None = None
+    """A token sees so many, itself among them."""
+    softcap: float | None = None
+    """Scores are kept within plus and minus this, by a tanh."""
+    sinks: torch.Tensor | None = None
+    """(H,), a score of each head that takes its share and gives nothing."""
+
+    @property
+    def plain(self) -> bool:
+        return self.softcap is None and self.sinks is None
+
+    def cap(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scaled scores, kept within bounds."""
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+    def shares(self, scores: torch.Tensor) -> torch.Tensor:
+        """Softmax over the last dimension, of the keys and the sink, without the sink. scores:
+        capped and masked, (.., H, queries, keys), in float32."""
+        if self.sinks is None:
+            return torch.softmax(scores, -1)
+        sinks = self.sinks.to(scores.dtype).view(-1, 1, 1).expand(*scores.shape[:-1], 1)
+        return torch.softmax(torch.cat([scores, sinks], -1), -1)[..., :-1]
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from verse.model.attention import Attention
+
 SHARED_PREFIX = "verse_shared_prefix"
 
 
@@ -43,21 +45,20 @@ def attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    s_aux: None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention in the form that Transformers calls: its output (1, T, heads, head) and no weights.
 
-    query: (1, H, T, D). key, value: (1, K, T, D), for groups of H / K heads. there, back, poems: of
-    the pass, as `packing.Batch` and `Shape` have them. prefix: tokens of the prefix, which may have
-    more places.
+    query: (1, H, T, D). key, value: (1, K, T, D), for groups of H / K heads. grid_from_flat,
+    flat_from_grid, poems: of the pass, as `packing.Batch` and `Shape` have them. prefix: tokens of
+    the prefix, which may have more places.
     """
-    if s_aux is not None:
-        raise NotImplementedError("attention sinks")
     heads, tokens, size = query.shape[1:]
     groups = heads // key.shape[1]
     room, longest = tokens - len(flat_from_grid), len(grid_from_flat) // poems
     scale = size**-0.5 if scaling is None else scaling
+    how = Attention(scale, sliding_window, softcap, s_aux)
     keys = key.shape[1]
 
     def own(states: torch.Tensor) -> torch.Tensor:  # (1, heads, T, D) -> (heads, N, S, D)
@@ -66,8 +67,7 @@ def attend(
         )
 
     def weigh(scores: torch.Tensor) -> torch.Tensor:
-        scores = scores.float() * scale
-        return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+        return how.cap(scores.float() * scale)
 
     q, k, v = own(query).view(keys, groups, poems, longest, size), own(key), own(value)
     to_prefix = q.reshape(keys, groups * poems * longest, size) @ key[0, :, :room].transpose(1, 2)
@@ -82,7 +82,8 @@ def attend(
     hidden = unseen(positions[room:], positions, sliding_window)
     hidden = hidden | (columns >= prefix) & (columns < room)
     scores = torch.cat([to_prefix, to_own], -1).masked_fill(hidden, -torch.inf)
-    weights = torch.softmax(scores, -1).to(query.dtype)
+    by_head = scores if s_aux is None else scores.view(heads, -1, room + longest)
+    weights = how.shares(by_head).view(scores.shape).to(query.dtype)
 
     seen = weights[..., :room].reshape(keys, groups * poems * longest, room) @ value[0, :, :room]
     seen = seen.view(keys, groups, poems, longest, size)
@@ -97,7 +98,7 @@ def attend(
         v = value[0, :, :room].repeat_interleave(groups, 0)
         scores = weigh(query[0, :, :room] @ k.transpose(1, 2))
         hidden = unseen(columns[:room], columns[:room], sliding_window)
-        weights = torch.softmax(scores.masked_fill(hidden, -torch.inf), -1).to(query.dtype)
+        weights = how.shares(scores.masked_fill(hidden, -torch.inf)).to(query.dtype)
         output = torch.cat([weights @ v, output], 1)
     return output.transpose(0, 1)[None].contiguous(), None
 

@@ -5,7 +5,8 @@ import json
 
 import pytest
 import torch
-from tiny_models import build, byte_pairs
+from tiny_architectures import tiny_config
+from tiny_models import build, byte_pairs, examples
 from transformers import (
     AutoModelForCausalLM,
     LogitsProcessorList,
@@ -270,6 +271,41 @@ def test_slots_answer_as_rows_do_whoever_waits(mini, in_slots):
     expected = answer(mini)
     in_slots()
     assert answer(mini) == answer(mini, batch_size=2) == answer(mini, batch_size=4) == expected
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "gemma2", "gpt2", "ernie4_5_moe"])
+def test_other_kinds_of_models_answer_together(kind, in_slots, capsys):
+    """Experts, sinks, capped scores: as the model itself, and the same bits for any batch."""
+    torch.manual_seed(0)
+    tokenizer = byte_pairs()
+    config = tiny_config(kind, len(tokenizer))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(2.0 if weight.dim() > 1 else 1.0)
+    prompts = {number: poem.prompt for number, poem in enumerate(examples(tokenizer))}
+    changes = {"do_sample": False, "max_new_tokens": 12, "no_repeat_ngram_size": 0}
+    greedy = DECODING.model_copy(update=changes)
+
+    def written(batch_size):
+        found = {}
+        answers.answer(
+            model, tokenizer, prompts, greedy, seed=1, batch_size=batch_size, answers=found
+        )
+        return {key: (one.tokens, one.likelihood) for key, one in found.items()}
+
+    alone = written(1)
+    assert written(3) == written(7) == alone
+    text = [*prompts[0]]
+    with torch.no_grad():
+        while len(text) < len(prompts[0]) + 3:
+            logits = model(input_ids=torch.tensor([text]), use_cache=False).logits
+            text.append(logits[0, -1].argmax().item())
+    assert alone[0][0][:3] == text[len(prompts[0]) :]
+    in_slots()
+    together = written(7)
+    assert [one[0] for one in together.values()] == [one[0] for one in alone.values()]
+    assert capsys.readouterr().out == ""
 
 
 def test_prompts_come_in_as_others_end_and_each_token_is_told(mini):
