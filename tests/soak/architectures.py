@@ -163,7 +163,7 @@ def asks(base, dtype, tokenizer, poems, lines) -> str:
     lines += said.getvalue().splitlines()
     same = sum(found[key].tokens == expected[key] for key in prompts)
     together = "apart" if said.getvalue() else "together"
-    if "Transformers' generation has other scores" in said.getvalue():
+    if "Transformers' generation is not the model itself: its scores" in said.getvalue():
         return "as Transformers' generation, which is not the model"
     if same == len(prompts) or dtype != torch.float32:
         return f"as the model, {together}" if same == len(prompts) else f"{same} of 7, {together}"

@@ -340,12 +340,12 @@ def transformers_way(task: Task[Key]) -> tuple[int, bool]:
                 check_scores_of(task.model, tried)
             return at_once, use_cache
         except UnsupportedModel as error:
-            reason = error
+            what = "Transformers' generation is not the model itself"
             if use_cache:
-                what = "one prompt at a time" if at_once > 1 else "without a cache"
-                warn_fallback(f"{what}, which is slower", error)
-    warn_fallback("Transformers' generation has other scores than the model itself", reason)
-    return ways[0]
+                slower = "one prompt at a time" if at_once > 1 else "without a cache"
+                what = f"{slower}, which is slower"
+            warn_fallback(what, error)
+    return ways[-1]
 
 
 def equal_lengths(prompts: dict[Key, list[int]], batch_size: int) -> Iterator[list[Key]]:
