@@ -72,7 +72,7 @@ def test_a_poem_is_the_one_that_the_pipeline_keeps(verse, both, count):
 def test_of_several_candidates_the_best_is_kept_and_the_first_is_told(both, monkeypatch):
     told = []
     decoding = P.decoding.model_copy(update={"candidates": 3, "max_new_tokens": 6})
-    monkeypatch.setattr(candidates, "front", lambda _, drawn: [drawn[2]])
+    monkeypatch.setattr(candidates, "eligible", lambda _, drawn: [drawn[2]])
     poem = {"instruction": INSTRUCTION, "input": COUPLET}
     [kept] = both["tuned"].write([poem], decoding, 1, lambda *one: told.append(one))
     alone = decoding.model_copy(update={"candidates": 1})
