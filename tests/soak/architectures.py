@@ -112,7 +112,7 @@ def trained_and_asked(base, dtype, tokenizer, poems) -> str:
             adapted = adapters.add_adapter(model, lora, base, seed=1)
             flat = FlatParams(adapted, dtype)
             plan = Plan(shared_prefix(poems), dtype, 4)
-            passes, proven = proof.prove(adapted, plan, [poems], flat)
+            passes, _ = proof.prove(adapted, plan, [poems], flat)
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             flat.flat.add_(torch.randn(flat.flat.shape, generator=generator) * 0.02)
@@ -136,8 +136,10 @@ def trained_and_asked(base, dtype, tokenizer, poems) -> str:
                 weight.copy_(weights[name])
     expected = plain_gradient(plain, poems)
     apart = ((ours - expected).norm() / expected.norm()).item()
-    # Where experts are chosen rounding alone moves a gradient by far, a poem by itself as well.
-    close = max(CLOSE[dtype], 3 * proven.rounding)
+    # Where experts are chosen rounding alone moves a gradient by far, plain PEFT's as well.
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        rounded = plain_gradient(plain, poems)
+    close = max(CLOSE[dtype], 2 * ((rounded - expected).norm() / expected.norm()).item())
     trains = "as PEFT" if apart < close else f"WRONG by {apart:.2g}"
     way = "one prefix" if passes.plan.shared else "own prefix"
     lines = said.getvalue().splitlines()
@@ -154,7 +156,10 @@ def asks(base, dtype, tokenizer, poems, lines) -> str:
         for key, ids in prompts.items():
             text = list(ids)
             while len(text) < len(ids) + GREEDY.max_new_tokens and text[-1] != 1:
-                logits = model(input_ids=torch.tensor([text]), use_cache=False).logits
+                try:
+                    logits = model(input_ids=torch.tensor([text]), use_cache=False).logits
+                except RuntimeError as error:
+                    return f"Transformers cannot ({type(error).__name__})"
                 text.append(logits[0, -1].argmax().item())
             expected[key] = text[len(ids) :]
     said, found = io.StringIO(), {}
