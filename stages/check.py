@@ -8,7 +8,7 @@ that no other stage runs because of it.
 """
 
 from verse import params
-from verse.chat.client import key_for
+from verse.chat.client import check_secrets
 from verse.errors import run
 from verse.files import write_text
 from verse.hub import check_reach
@@ -17,9 +17,9 @@ from verse.hub import check_reach
 def main() -> None:
     p = params.read()
     for one in p.contestants:
-        key_for(one, one.name)
+        check_secrets(one, one.name)
     if p.judge:
-        key_for(p.judge, "the judge")
+        check_secrets(p.judge, "the judge")
     check_reach(p.model, p.machine.cache_dir)
     write_text("data/checked", "params.yaml is fit to run\n")
 

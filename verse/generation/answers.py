@@ -29,7 +29,7 @@ from verse.generation.cpu_engine import CPUEngine
 from verse.generation.engine import Engine, watched_rows
 from verse.generation.gpu_engine import GPUEngine
 from verse.generation.norms import fuse_norms
-from verse.generation.sampling import SHOWN, SamplingProcessor, uniforms_for
+from verse.generation.sampling import PROVEN_STEPS, SamplingProcessor, uniforms_for
 from verse.model.encoding import decode, special_tokens
 from verse.model.float32 import Float32
 from verse.model.graphs import to_device_async, warn_fallback
@@ -37,7 +37,6 @@ from verse.model.prompts import end_of_turn
 from verse.model.sharding import is_sharded
 from verse.params import Decoding
 
-PROVEN_STEPS = 4  # after which what was written is known to be right, and reported
 UNSUPPORTED: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 """Why models cannot answer prompts of several lengths together, found out in float32: "" if they
 can."""
@@ -325,7 +324,7 @@ def transformers_way(task: Task[Key]) -> tuple[int, bool]:
         return ways[0]
     for at_once, use_cache in ways:
         batch = max(equal_lengths(task.prompts, at_once), key=len)
-        few = min(SHOWN, task.decoding.max_new_tokens)
+        few = min(PROVEN_STEPS, task.decoding.max_new_tokens)
         decoding = task.decoding.model_copy(update={"max_new_tokens": few})
         short = replace(task, decoding=decoding, constraint=None)
         try:
@@ -373,7 +372,8 @@ def generate(
         given = [task.couplets[key] for key in batch]
         constrained = ConstraintProcessor(task.constraint, given, prompt_length, decoding)
     streams = None
-    settings = {name: value for name, value in decoding if hasattr(GenerationConfig(), name)}
+    known = vars(GenerationConfig())
+    settings = {name: value for name, value in decoding if name in known}
     if decoding.num_beams == 1:
         uniforms = torch.stack([task.uniforms(key) for key in batch])
         allowed = constrained.allowed if constrained else None

@@ -21,7 +21,7 @@ from transformers import (
 from verse.errors import UserError
 from verse.params import Decoding
 
-SHOWN = 4  # steps of Transformers' generation whose scores are kept to be looked at
+PROVEN_STEPS = 4  # after which what was written is known to be right, and reported
 Drawn = tuple[torch.Tensor, torch.Tensor]
 """Tokens, and the log-probabilities that the model gives them (at temperature 1); both (R,)."""
 
@@ -175,7 +175,7 @@ class SamplingProcessor(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         ids, step = input_ids.cpu(), input_ids.shape[1] - self.prompt_length
         lengths = torch.full_like(ids[:, 0], ids.shape[1])
-        if step < SHOWN:
+        if step < PROVEN_STEPS:
             self.shown.append(scores)
         allowed = self.allowed(ids).cpu() if self.allowed else None
         uniforms = self.uniforms[:, step]

@@ -53,7 +53,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=0.0 if experts else lora.dropout,  # which PEFT refuses for them
-        target_modules=targeted_layers(model, lora.target_modules),
+        target_modules=targeted_layers(model, lora.target_modules, experts),
         target_parameters=experts or None,
         base_model_name_or_path=base.name,
         revision=base.revision,
@@ -63,9 +63,9 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"train.lora.target_modules: {str(error).splitlines()[0]}") from None
-    if experts and lora.dropout and distributed.rank() == 0:
-        print("train.lora.dropout: not on the experts, whose weights are one tensor", flush=True)
-    if lora.target_modules == "all-linear" and distributed.rank() == 0:
+    if experts and lora.dropout:
+        distributed.say("train.lora.dropout: not on the experts, whose weights are one tensor")
+    if lora.target_modules == "all-linear":
         say_share(adapted)
     call_whole(adapted)
     masks = Masks(lora.dropout)
@@ -97,10 +97,9 @@ def say_share(adapted: PreTrainedModel) -> None:
     }
     share = sum(size for weight, size in every.items() if weight in with_one) / sum(every.values())
     if share < 0.9:
-        print(
+        distributed.say(
             f"train.lora.target_modules: all-linear adapts {share:.0%} of its layers' weights: the "
-            "others are of a kind that PEFT does not adapt",
-            flush=True,
+            "others are of a kind that PEFT does not adapt"
         )
 
 
@@ -110,11 +109,14 @@ def targeted_experts(model: PreTrainedModel, targets: str | list[str]) -> list[s
     return ends if isinstance(targets, str) else [end for end in ends if end in targets]
 
 
-def targeted_layers(model: PreTrainedModel, targets: str | list[str]) -> str | list[str]:
-    """The layers among the targets. PEFT's all-linear takes routers too, which return something
-    else than a linear layer, and layers that read images: then they are named one by one."""
+def targeted_layers(
+    model: PreTrainedModel, targets: str | list[str], experts: list[str]
+) -> str | list[str]:
+    """The layers among the targets, but for the experts. PEFT's all-linear takes routers too, which
+    return something else than a linear layer, and layers that read images: then they are named one
+    by one."""
     if not isinstance(targets, str):
-        return [target for target in targets if target not in targeted_experts(model, targets)]
+        return [target for target in targets if target not in experts]
     output, layers = model.get_output_embeddings(), linear_layers(model)
     others = {
         name: module
@@ -125,7 +127,8 @@ def targeted_layers(model: PreTrainedModel, targets: str | list[str]) -> str | l
     if model.config.model_type in MAMBA:
         chosen = [name for name in chosen if not name.endswith(".out_proj")]
     if model.config.get_text_config() is not model.config:
-        owner = next(n for n, m in model.named_modules() if m is decoder_layers(model))
+        layers_of_text = decoder_layers(model)
+        owner = next(name for name, m in model.named_modules() if m is layers_of_text)
         chosen = [name for name in chosen if name.startswith(owner.rpartition(".")[0])]
     return targets if len(chosen) == len(layers) + len(others) else sorted(chosen)
 

@@ -288,6 +288,12 @@ def broadcast(value: T) -> T:
     return box[0]
 
 
+def say(line: str) -> None:
+    """Print a line, once for all processes."""
+    if rank() == 0:
+        print(line, flush=True)
+
+
 def check_alike(fingerprint: Callable[[], str]) -> None:
     """Raise UserError unless all processes have the same fingerprint of what they work with."""
     fingerprints = gather([fingerprint()]) if size() > 1 else []

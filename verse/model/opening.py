@@ -73,11 +73,10 @@ class Opening:
         on_cpu = self.device.type == "cpu"  # where weights are expanded
         quantization = "none" if on_cpu else self.settings.quantization
         share = memory.share_in_four_bits(skeleton)
-        if self.settings.quantization == "nf4" and share < 0.9 and distributed.rank() == 0:
-            print(
+        if self.settings.quantization == "nf4" and share < 0.9:
+            distributed.say(
                 f"model.quantization: nf4 rounds {share:.0%} of its layers' weights: the others "
-                "are of a kind that stays as it is",
-                flush=True,
+                "are of a kind that stays as it is"
             )
         ways = reckon(memory.sizes(skeleton, self.dtype, quantization))
         if on_cpu and self.machine.memory == "auto":

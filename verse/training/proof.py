@@ -99,6 +99,17 @@ class Plain:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """What goes through the model, and what it is to learn."""
+
+    model: PreTrainedModel
+    plan: Plan
+    poems: list[Example]
+    trained: FlatParams
+    objective: Objective
+
+
+@dataclass(frozen=True)
 class Distance:
     """How far a gradient is from the one that is expected."""
 
@@ -108,6 +119,10 @@ class Distance:
     """Its projection on the expected one, less 1."""
     parts: torch.Tensor
     """Of each tensor's norm; 0 where next to nothing is expected."""
+
+    @classmethod
+    def none(cls, trained: FlatParams) -> "Distance":
+        return cls(0.0, 0.0, torch.zeros(len(trained.names)))
 
     @classmethod
     def between(cls, trained: FlatParams, found: torch.Tensor, wanted: torch.Tensor) -> "Distance":
@@ -137,19 +152,18 @@ def prove(
     check_adapter(model, trained)
     check_steps(plan, steps)
     poems = choose(steps)
+    trial = Trial(model, plan, poems, trained, objective)
 
     def together(work: Callable[[], T]) -> T:
         return distributed.all_or_none(work, alone=plan.sharded)
 
     with other_values(trained, plan.dtype):
-        exact = together(partial(plain, model, plan, poems, trained, objective))
+        exact = together(partial(plain, trial))
         longest = range(len(poems) - 1, len(poems))
-        rounding = together(
-            partial(rounding_of, model, plan, poems, trained, objective, exact, longest)
-        )
+        rounding = together(partial(rounding_of, trial, exact, longest))
         say_unreached(model, exact, trained)
         for way in layouts(plan):
-            layout, reason = try_layout(model, way, poems, trained, objective, exact)
+            layout, reason = try_layout(replace(trial, plan=way), exact)
             if not reason:
                 break
             if way.shared:
@@ -174,18 +188,7 @@ def prove(
                 if thorough or every or plan.dtype == torch.float32:
                     break
                 # Another poem may round to more: where experts are chosen, by far.
-                every = together(
-                    partial(
-                        rounding_of,
-                        model,
-                        plan,
-                        poems,
-                        trained,
-                        objective,
-                        exact,
-                        range(len(poems)),
-                    )
-                )
+                every = together(partial(rounding_of, trial, exact, range(len(poems))))
                 rounding = every
             if way.compiled or way.recorded or way.shared:
                 say(given_up(way), reason)
@@ -194,8 +197,7 @@ def prove(
 
 
 def say(what: str, reason: str) -> None:
-    if distributed.rank() == 0:
-        print(f"{what}: {reason}", flush=True)
+    distributed.say(f"{what}: {reason}")
 
 
 def given_up(way: Plan) -> str:
@@ -310,19 +312,13 @@ def other_values(trained: FlatParams, dtype: torch.dtype) -> Iterator[None]:
         trained.bind(trained.copy)
 
 
-def plain(
-    model: PreTrainedModel,
-    plan: Plan,
-    poems: list[Example],
-    trained: FlatParams,
-    objective: Objective,
-) -> Plain:
+def plain(trial: Trial) -> Plain:
     """Each poem alone in the model's own attention and in float32.
 
     Raises UserError if Transformers or PEFT cannot.
     """
     try:
-        return plain_in(torch.float32, model, plan, poems, trained, objective, range(len(poems)))
+        return plain_in(torch.float32, trial, range(len(trial.poems)))
     except Exception as error:  # whatever a model's own code or PEFT's stumbles over
         if is_out_of_memory(error):
             raise
@@ -333,24 +329,15 @@ def plain(
         ) from error
 
 
-def rounding_of(
-    model: PreTrainedModel,
-    plan: Plan,
-    poems: list[Example],
-    trained: FlatParams,
-    objective: Objective,
-    exact: Plain,
-    numbers: range,
-) -> Distance:
+def rounding_of(trial: Trial, exact: Plain, numbers: range) -> Distance:
     """How far some of the poems, each alone, are from the exact gradients in the plan's precision:
     the largest distances."""
-    none = Distance(0.0, 0.0, torch.zeros(len(trained.names)))
-    if plan.dtype == torch.float32:
-        return none
-    rounded = plain_in(plan.dtype, model, plan, poems, trained, objective, numbers)
+    trained, dtype = trial.trained, trial.plan.dtype
+    if dtype == torch.float32:
+        return Distance.none(trained)
+    rounded, device = plain_in(dtype, trial, numbers), trained.flat.device
     found = [
         Distance.between(trained, rounded.gradients[i].to(device), exact.gradients[n].to(device))
-        for device in [trained.flat.device]
         for i, n in enumerate(numbers)
     ]
     return Distance(
@@ -360,25 +347,17 @@ def rounding_of(
     )
 
 
-def plain_in(
-    dtype: torch.dtype,
-    model: PreTrainedModel,
-    plan: Plan,
-    poems: list[Example],
-    trained: FlatParams,
-    objective: Objective,
-    numbers: range,
-) -> Plain:
+def plain_in(dtype: torch.dtype, trial: Trial, numbers: range) -> Plain:
     """numbers: of the poems that are wanted; dropout hashes them too."""
-    device = trained.flat.device
-    masks = masks_of(model)
+    model, plan, trained = trial.model, trial.plan, trial.trained
+    device, masks = trained.flat.device, masks_of(model)
     found = Plain([], [], [])
     model.train()
     trained.bind(trained.flat.detach() if dtype == torch.float32 else trained.copy)
     if plan.activation_budget < 1:
         recompute(model)
     for number in numbers:
-        poem = poems[number]
+        poem = trial.poems[number]
         ids = torch.tensor([poem.prompt + poem.completion], device=device)
         if masks:
             masks.reserve(ids.shape[1], dtype, device)
@@ -392,7 +371,7 @@ def plain_in(
         with precision(model, dtype):
             logits = model(input_ids=ids, use_cache=False).logits[0]
         batch = lay_out([poem], [], shape_of([[poem]], [], multiple=1), [number]).to(device)
-        loss = objective(partial(predictions, logits), batch)
+        loss = trial.objective(partial(predictions, logits), batch)
         gradient = torch.autograd.grad(
             loss, trained.parameters, allow_unused=True, materialize_grads=True
         )
@@ -427,16 +406,10 @@ def ways(plan: Plan) -> Iterator[Plan]:
         yield replace(plan, shared=False)
 
 
-def try_layout(
-    model: PreTrainedModel,
-    plan: Plan,
-    poems: list[Example],
-    trained: FlatParams,
-    objective: Objective,
-    exact: Plain,
-) -> tuple[float, str]:
+def try_layout(trial: Trial, exact: Plain) -> tuple[float, str]:
     """How far the layout's gradient is from the exact one in float32, uncompiled, and why it cannot
     be used, if so. The poems share a pass that has a row to spare."""
+    model, plan, poems, trained = trial.model, trial.plan, trial.poems, trial.trained
     small = replace(plan, dtype=torch.float32, compiled=False, recorded=False, micro_batch_size=3)
     known = model.config.get_text_config().to_dict().get("max_position_embeddings")
     places = len(plan.prefix) + sum(poem.length - len(plan.prefix) for poem in poems) + 32
@@ -446,9 +419,9 @@ def try_layout(
     trained.bind(trained.flat.detach())
     try:
         step = [*poems, poems[0]] * distributed.size()  # each process has a row for one more
-        passes = MicroBatches(model, small, [step], trained, objective)
-        none = Distance(0.0, 0.0, torch.zeros(len(trained.names)))
-        return check(passes, poems, [list(range(len(poems)))], exact, none)
+        passes = MicroBatches(model, small, [step], trained, trial.objective)
+        rows = [list(range(len(poems)))]
+        return check(passes, poems, rows, exact, Distance.none(trained))
     except (torch.OutOfMemoryError, UserError):
         raise
     except Exception:  # a model that knows nothing of it may raise anything
