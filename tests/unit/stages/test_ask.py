@@ -14,7 +14,7 @@ import pytest
 import yaml
 from chat_server import FAULTS, Server, completion
 
-from stages import ask, judge
+from stages import ask, check, judge
 from verse.errors import UserError
 from verse.files import read_jsonl, write_jsonl
 
@@ -280,3 +280,20 @@ def test_the_key_stands_nowhere(project):
     written = [path for path in project.rglob("*") if path.is_file()]
     assert any(path.name == "answers.sqlite" for path in written)
     assert [path for path in written if KEY.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize("lacking", ["TEST_KEY", "TEST_GATE"])
+def test_the_check_stage_asks_for_every_secret(project, monkeypatch, lacking):
+    """The key and those within headers, before DVC removes anything."""
+    values = yaml.safe_load((project / "params.yaml").read_text("utf-8"))
+    values["model"]["name"] = str(ROOT / "models/mini")
+    address = {"base_url": "http://localhost:1/v1", "model": "m"}
+    secrets = {"key_env": "TEST_KEY", "headers": {"X-Gate": "$TEST_GATE"}}
+    values["contestants"] = [{"name": "kimi"} | address | secrets]
+    (project / "params.yaml").write_text(yaml.safe_dump(values), "utf-8")
+    monkeypatch.setenv("TEST_GATE", KEY)
+    check.main()
+    assert (project / "data/checked").is_file()
+    monkeypatch.delenv(lacking)
+    with pytest.raises(UserError, match=f"kimi: .* variable {lacking}"):
+        check.main()
