@@ -14,7 +14,7 @@ from transformers import (
 
 from verse.model import encoding
 from verse.model.prompts import prompt_writer
-from verse.params import Lora, Machine, Model, Train
+from verse.params import Decoding, Lora, Machine, Model, Train
 
 INSTRUCTION = "完成這首詩。"
 POEMS = [
@@ -132,6 +132,24 @@ def training(**changes) -> Train:
         "lora": Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear"),
     }
     return Train(**values | changes)
+
+
+def decoding(**changes) -> Decoding:
+    """The `decoding` section: the likeliest token each time, its score as it is."""
+    values = {
+        "do_sample": False,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "max_new_tokens": 8,
+        "num_beams": 1,
+        "no_repeat_ngram_size": 0,
+        "candidates": 1,
+        "constrain": [],
+    }
+    return Decoding(**values | changes)
 
 
 def prompts(tokenizer) -> list[str]:

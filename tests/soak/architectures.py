@@ -28,12 +28,11 @@ from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_architectures import NAMES, tiny_config
-from tiny_models import byte_pairs, examples, settings, training
+from tiny_models import byte_pairs, decoding, examples, settings, training
 
 from verse.errors import UserError, explain
 from verse.generation.answers import answer
 from verse.model import adapters, loading
-from verse.params import Decoding
 from verse.training import proof
 from verse.training.flat_params import FlatParams
 from verse.training.micro_batches import Plan, accumulate_gradients
@@ -42,19 +41,7 @@ from verse.training.packing import shared_prefix
 SECONDS = 120
 CLOSE = {torch.float32: 2e-3, torch.bfloat16: 0.1}
 """How far a gradient may be from plain PEFT's, of its length."""
-GREEDY = Decoding(
-    do_sample=False,
-    temperature=1.0,
-    top_p=1.0,
-    top_k=0,
-    min_p=0.0,
-    repetition_penalty=1.0,
-    max_new_tokens=8,
-    num_beams=1,
-    no_repeat_ngram_size=0,
-    candidates=1,
-    constrain=[],
-)
+GREEDY = decoding()
 
 
 def model_of(name: str, folder: str, words: int) -> None:

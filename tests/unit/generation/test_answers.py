@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from tiny_architectures import tiny_config
-from tiny_models import build, byte_pairs, examples
+from tiny_models import build, byte_pairs, decoding, examples
 from transformers import (
     AutoModelForCausalLM,
     LogitsProcessorList,
@@ -24,20 +24,9 @@ from verse.generation.cpu_engine import CPUEngine
 from verse.generation.gpu_engine import GPUEngine
 from verse.model import loading
 from verse.model.encoding import encode_prompt
-from verse.params import Decoding
 
-DECODING = Decoding(
-    do_sample=True,
-    temperature=0.9,
-    top_p=0.9,
-    top_k=50,
-    min_p=0.0,
-    repetition_penalty=1.0,
-    max_new_tokens=12,
-    num_beams=1,
-    no_repeat_ngram_size=3,
-    candidates=1,
-    constrain=[],
+DECODING = decoding(
+    do_sample=True, temperature=0.9, top_p=0.9, top_k=50, max_new_tokens=12, no_repeat_ngram_size=3
 )
 COUPLETS = [
     "白日依山盡，黃河入海流。",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import SHAPES, build, byte_pairs
+from tiny_models import SHAPES, build, byte_pairs, decoding
 from transformers import AutoModelForCausalLM
 
 from verse import params
@@ -26,7 +26,6 @@ from verse.generation.candidates import (
 from verse.model import loading, memory
 from verse.model.encoding import encode_prompt
 from verse.model.opening import open_model
-from verse.params import Decoding
 
 COUPLET = "白日依山盡，黃河入海流。"
 RHYMED = "欲窮千里目，更上一層樓。"
@@ -75,15 +74,11 @@ def opened():
     return opening, opening.load(memory.MemoryPlan(), prompts), poems, prompts
 
 
-DRAWING = Decoding(
+DRAWING = decoding(
     do_sample=True,
-    temperature=1.0,
     top_p=0.9,
     top_k=50,
-    min_p=0.0,
-    repetition_penalty=1.0,
     max_new_tokens=30,
-    num_beams=1,
     no_repeat_ngram_size=3,
     candidates=4,
     constrain=["form", "rhyme"],
@@ -200,25 +195,13 @@ def test_the_likelihood_is_that_of_the_model(mini, together, apart):
         apart()
     model, tokenizer = mini
     prompt = encode_prompt(tokenizer, COUPLET)
-    decoding = Decoding(
-        do_sample=True,
-        temperature=0.9,
-        top_p=0.95,
-        min_p=0.0,
-        repetition_penalty=1.0,
-        top_k=0,
-        max_new_tokens=8,
-        num_beams=1,
-        no_repeat_ngram_size=0,
-        candidates=3,
-        constrain=[],
-    )
+    asked = decoding(do_sample=True, temperature=0.9, top_p=0.95, candidates=3)
     found: dict[int, Answer] = {}
     answers.answer(
         model,
         tokenizer,
         dict.fromkeys(range(3), prompt),
-        decoding,
+        asked,
         seed=lambda n: stream(7, n),
         batch_size=2,
         answers=found,
@@ -227,11 +210,11 @@ def test_the_likelihood_is_that_of_the_model(mini, together, apart):
     for one in found.values():
         logprobs = log_chances(model, prompt, one.tokens)
         assert one.likelihood == pytest.approx(logprobs.mean().item(), abs=1e-4)
-    assert num_candidates(decoding) == 3
+    assert num_candidates(asked) == 3
     for changes in ({"do_sample": False}, {"num_beams": 2}):
-        assert num_candidates(decoding.model_copy(update=changes)) == 1
+        assert num_candidates(asked.model_copy(update=changes)) == 1
     alone: dict[int, Answer] = {}
-    answers.answer(model, tokenizer, {0: prompt}, decoding, seed=7, batch_size=1, answers=alone)
+    answers.answer(model, tokenizer, {0: prompt}, asked, seed=7, batch_size=1, answers=alone)
     assert alone[0].text == found[0].text
 
 

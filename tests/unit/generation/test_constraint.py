@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from tiny_models import build, byte_pairs
+from tiny_models import build, byte_pairs, decoding
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -12,7 +12,6 @@ from verse.generation import answers
 from verse.generation.answers import constraint_of
 from verse.generation.vocabulary import Vocabulary, split, verse_in, vocabulary_of
 from verse.model.encoding import encode_prompt
-from verse.params import Decoding
 from verse.poems.lines import in_form, split_lines
 from verse.poems.prosody import (
     BOOK,
@@ -25,17 +24,12 @@ from verse.poems.prosody import (
 )
 
 RULES = ["form", "rhyme", "tone"]
-DECODING = Decoding(
+DECODING = decoding(
     do_sample=True,
-    temperature=1.0,
     top_p=0.95,
     top_k=50,
-    min_p=0.0,
-    repetition_penalty=1.0,
     max_new_tokens=160,
-    num_beams=1,
     no_repeat_ngram_size=3,
-    candidates=1,
     constrain=RULES,
 )
 COUPLETS = [

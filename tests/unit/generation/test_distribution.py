@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import decoding
 from transformers import (
     AutoModelForCausalLM,
     LogitsProcessorList,
@@ -19,20 +20,9 @@ from transformers import (
 from verse.generation.answers import answer
 from verse.generation.distribution import distribution, entropy, scores_along
 from verse.model.encoding import encode_prompt
-from verse.params import Decoding
 
-DECODING = Decoding(
-    do_sample=True,
-    temperature=0.7,
-    top_p=0.8,
-    min_p=0.0,
-    repetition_penalty=1.0,
-    top_k=12,
-    max_new_tokens=3,
-    num_beams=1,
-    no_repeat_ngram_size=2,
-    candidates=1,
-    constrain=[],
+DECODING = decoding(
+    do_sample=True, temperature=0.7, top_p=0.8, top_k=12, max_new_tokens=3, no_repeat_ngram_size=2
 )
 POEMS = json.loads(Path("data/embedded/train.json").read_text("utf-8"))
 

@@ -2,27 +2,14 @@
 
 import pytest
 import torch
-from tiny_models import prompts
+from tiny_models import decoding, prompts
 
 from verse.generation import answers, gpu_engine
 from verse.generation.answers import answer
 from verse.model import encoding, loading
 from verse.model.encoding import encode_prompt
-from verse.params import Decoding
 
-GREEDY = Decoding(
-    do_sample=False,
-    temperature=1.0,
-    top_p=1.0,
-    min_p=0.0,
-    repetition_penalty=1.0,
-    top_k=0,
-    max_new_tokens=20,
-    num_beams=1,
-    no_repeat_ngram_size=0,
-    candidates=1,
-    constrain=[],
-)
+GREEDY = decoding(max_new_tokens=20)
 
 
 @pytest.fixture

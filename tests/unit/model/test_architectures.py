@@ -10,7 +10,7 @@ import clones
 import pytest
 import torch
 from peft import PeftModel
-from tiny_models import SHAPES, build, byte_pairs, examples, prompts, training
+from tiny_models import SHAPES, build, byte_pairs, decoding, examples, prompts, training
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -18,7 +18,6 @@ from stages import ask, fetch, generate, judge, prepare, score, train
 from verse.generation.answers import answer
 from verse.model import adapters, encoding, loading
 from verse.model.encoding import encode_prompt
-from verse.params import Decoding
 from verse.speed import Stopwatch
 from verse.training import loop
 from verse.training.checkpoint import Checkpoints
@@ -28,19 +27,7 @@ from verse.training.packing import lay_out, shape_of, shared_prefix
 
 ROOT = Path(__file__).parents[3]
 CPU, FLOAT = torch.device("cpu"), torch.float32
-GREEDY = Decoding(
-    do_sample=False,
-    temperature=1.0,
-    top_p=1.0,
-    min_p=0.0,
-    repetition_penalty=1.0,
-    top_k=0,
-    max_new_tokens=12,
-    num_beams=1,
-    no_repeat_ngram_size=0,
-    candidates=1,
-    constrain=[],
-)
+GREEDY = decoding(max_new_tokens=12)
 
 
 @pytest.fixture(params=SHAPES)
