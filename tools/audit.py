@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 LOCKS = (
+    "requirements/pip.txt",
     "requirements/runtime.txt",
     "requirements/torch.txt",
     "requirements/development.txt",
