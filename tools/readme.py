@@ -36,6 +36,13 @@ KEPT = re.compile(r"(\A.*?\n|(?<!`)`[^`\n]+`(?!`)|'[^'\n]*'|\]\([^)]*\))")
 """What stays as it is in simplified characters: the line of links, inline code, couplets to type,
 where links lead."""
 
+MAINLAND = """
+指標=指标 信賴區間=置信区间 成對差異=配对差异 註解=注释 套件=包 終端機=终端 品質=质量
+標準輸入=标准输入 筆記型電腦=笔记本电脑 內附=自带 本機=本地 分享=共享 範本=模板
+型別=类型 競爭條件=竞态条件 晶片=芯片 核心=核 （[中文=（[繁体中文
+"""
+"""Words of Taiwan that OpenCC keeps or turns into other things, and what the mainland says."""
+
 LOOK_ALIKE = """
 const drawn = text => {
   const canvas = document.createElement("canvas"), context = canvas.getContext("2d");
@@ -162,8 +169,14 @@ def loss(losses: dict[str, dict[str, float]]) -> str:
 def simplified(text: str) -> str:
     """A page in the characters and words of the mainland, but for what is KEPT."""
     convert = opencc.OpenCC("tw2sp").convert
+    words = dict(pair.split("=") for pair in MAINLAND.split())
+    known = re.compile("|".join(map(re.escape, words)))
+
+    def mainland(part: str) -> str:
+        return convert(known.sub(lambda found: words[found[0]], part))
+
     return "".join(
-        part if number % 2 else convert(part) for number, part in enumerate(KEPT.split(text))
+        part if number % 2 else mainland(part) for number, part in enumerate(KEPT.split(text))
     )
 
 
