@@ -30,6 +30,7 @@ COMMANDS = {
 
 
 def main() -> None:
+    errors.keep_docstrings()  # of which the help is made
     parser = argparse.ArgumentParser(
         prog="verse", description="Teach a language model to finish Tang poems."
     )

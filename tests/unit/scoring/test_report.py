@@ -142,7 +142,11 @@ def test_a_contestant_more_is_an_entry_more(monkeypatch):
     # The fold, the table's head, its caption, its cells, two poems.
     assert html.count("Kimi &lt;b&gt;") == 1 + 2 + len(METRICS) + 2
     table = re.search("<tbody>(.*?)</tbody>", html, re.DOTALL)[1]
-    assert len(re.findall("<td data-name=", table)) == len(re.findall("<circle", table)) == len(METRICS) * 4
+    assert (
+        len(re.findall("<td data-name=", table))
+        == len(re.findall("<circle", table))
+        == len(METRICS) * 4
+    )
     assert list(contestants.CONTESTANTS)[-1] == "kimi", "the page's order is that of the answers"
 
 
