@@ -76,8 +76,8 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
             said = ", ".join(f"{name} {value}" for name, value in asked.items())
             print(f"dropout of the model's own is off, train.lora.dropout alone counts: {said}")
         model = adapters.add_adapter(base, p.train.lora, p.model, seed=p.seed)
-        seen = len(examples) * p.train.epochs // distributed.size()
-        plan = choose_plan(way, model, opening.dtype, examples + validation, seen)
+        steps = list(task.batches())
+        plan = choose_plan(way, model, opening.dtype, examples + validation, steps)
         return *loop.train(model, task, plan, checkpoints, watch, live), model
 
     losses, proof, model = memory.run_with_oom_fallback(

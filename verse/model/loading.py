@@ -148,8 +148,11 @@ def found(settings: Model, name: str, cache_dir: str | None) -> Path | None:
 def keep_ends(model: PreTrainedModel) -> None:
     """Leave nothing of how a model would generate but its special tokens: params.yaml decides.
 
-    Transformers takes from the model's generation_config.json whatever a call does not name.
+    Transformers takes from the model's generation_config.json whatever a call does not name, and
+    from its config.json whether activations are computed twice, which some caches cannot stand.
     """
+    if model.is_gradient_checkpointing:
+        model.gradient_checkpointing_disable()
     own = model.generation_config
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
     model.generation_config = GenerationConfig(**{key: getattr(own, key) for key in tokens})
