@@ -63,7 +63,8 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
     task = loop.Task(examples, validation, p.train, p.seed)
     share = math.ceil(min(p.train.batch_size, len(examples)) / distributed.size())
     tokens = packing.tokens_of_a_pass(examples)
-    ways = opening.ways(lambda sizes: memory.plans_for_training(sizes, share, tokens))
+    rank = p.train.lora.r
+    ways = opening.ways(lambda sizes: memory.plans_for_training(sizes, share, tokens, rank))
     if is_main_process:
         print(f"memory: {ways[0]}", flush=True)
         checkpoints.remove_old()

@@ -104,8 +104,13 @@ def load_model(
     """
     read_config(settings, cache_dir)
     four_bit = settings.quantization == "nf4" and not dequantized and device.type == "cuda"
-    # Conv1D stays plain, rounded below: bitsandbytes gave numbers that are none for it on a GPU.
-    apart = conv1d_layers(load_skeleton(settings, cache_dir)) if four_bit else []
+    apart = []
+    if four_bit:
+        from verse.model.experts import round_while_loading
+
+        round_while_loading()
+        # Plain, and rounded below: bitsandbytes gave numbers that are none for it on a GPU.
+        apart = conv1d_layers(load_skeleton(settings, cache_dir))
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         llm_int8_skip_modules=[*apart, "lm_head"] if apart else None,

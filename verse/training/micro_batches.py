@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch._functorch.config
 import torch._inductor.config
+from peft.tuners.lora import ParamWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -77,7 +78,11 @@ def choose_plan(
         recorded=on_gpu and not way.sharded,  # weights that come and go cannot be recorded
         sharded=way.sharded,
     )
-    return replace(plan, compiled=on_gpu and worth_compiling(model, plan, steps))
+    # PEFT adds the experts' adapters in Python, where no compiler computes them twice.
+    kept = plan.activation_budget == 1 or not any(
+        isinstance(m, ParamWrapper) for m in model.modules()
+    )
+    return replace(plan, compiled=on_gpu and kept and worth_compiling(model, plan, steps))
 
 
 def worth_compiling(model: PreTrainedModel, plan: Plan, steps: list[list[Example]]) -> bool:
