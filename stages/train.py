@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from verse import params, speed
 from verse.errors import run
 from verse.files import (
-    atomic_group,
     cache_dir,
     digest,
     read_rows,
@@ -94,14 +93,13 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
         "Data": {"poems": len(poems), "sha256": digest(TRAIN)},
         "Losses": metrics,
     }
-    with atomic_group():
-        with replacing("models/adapter") as folder:
-            card = adapters.model_card(p.model.name, p.model.revision, facts)
-            adapters.save_adapter(model, folder, card)
-        for name, points in (("train", losses.train), ("validation", losses.validation)):
-            write_text(curves.file_of(PLOTS, name), curves.HEAD + curves.rows(points))
-        write_json("metrics/train.json", metrics)
-        speed.store("metrics/speed.json", "train", numbers)
+    with replacing("models/adapter") as folder:
+        card = adapters.model_card(p.model.name, p.model.revision, facts)
+        adapters.save_adapter(model, folder, card)
+    for name, points in (("train", losses.train), ("validation", losses.validation)):
+        write_text(curves.file_of(PLOTS, name), curves.HEAD + curves.rows(points))
+    write_json("metrics/train.json", metrics)
+    speed.store("metrics/speed.json", "train", numbers)
     checkpoints.clear()
     before, after = metrics["before"], metrics["after"]
     print(
