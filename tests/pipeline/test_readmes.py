@@ -103,6 +103,18 @@ def test_every_link_of_the_docs_leads_to_a_file(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.zh-TW.md")), ids=lambda p: p.name)
+def test_a_page_in_chinese_has_all_that_the_english_one_has(page):
+    english, chinese = (
+        (page.parent / name).read_text("utf-8")
+        for name in (page.name.replace(".zh-TW", ""), page.name)
+    )
+    assert f"[中文]({page.name})" in english and "[English](" in chinese
+    assert commands(chinese) == commands(english)
+    assert headings(chinese) == headings(english)
+    assert [figures for _, figures in tables(chinese)] == [f for _, f in tables(english)]
+
+
 def test_every_page_of_the_docs_is_found_from_the_readme():
     pages = [page for page in (ROOT / "docs").glob("*.md") if "zh-" not in page.name]
     assert [page.name for page in pages if f"(docs/{page.name})" not in ENGLISH] == []
