@@ -1,8 +1,8 @@
 """Make what Tang verse tells of characters.
 
-verse/scoring/cooccurrence.npz, which verse/scoring/cooccurrence.py reads: how they are used; and
-verse/poems/tones.tsv, which verse/poems/prosody.py reads: those of several readings that regulated
-verse has in one tone.
+verse/scoring/cooccurrence.npz, which verse/scoring/cooccurrence.py reads: which follow each other,
+keep company, and face each other in parallel couplets; and verse/poems/tones.tsv, which
+verse/poems/prosody.py reads: those of several readings that regulated verse has in one tone.
 
     .venv/bin/pip install -r tools/pretrain/requirements.txt
     npm pack chinese-poetry@2.0.1 --pack-destination /tmp
@@ -35,6 +35,7 @@ CHARACTERS = 2500  # the commonest, whose company is kept; the rest have too few
 NEAR = 3  # couplets before and after, whose characters count as company
 PRIOR = 5.0  # co-occurrences by chance that are added to the counted and the expected ones
 STEP = 0.25  # of the logarithm, to which it is rounded; it is kept in one byte
+DIMENSIONS = 64  # of the vectors whose cosine says how well two characters face each other
 
 PLACES = 20  # in which a character of several readings must stand for its tone to be told
 USUALLY = 0.95  # least share of them in one tone
@@ -54,6 +55,7 @@ def main(package: Path, homework: Path) -> None:
         pairs=np.array([ord(c) for pair in attested for c in pair], np.uint32).reshape(-1, 2),
         characters=np.array([ord(c) for c in vocabulary], np.uint32),
         company=table[np.triu_indices(len(vocabulary), 1)],
+        facing=facing(chosen, vocabulary),
         step=np.float32(STEP),
     )
     tones = usual_tones(chosen)
@@ -102,6 +104,29 @@ def company(chosen: list[list[str]], vocabulary: list[str]) -> npt.NDArray[np.in
     chance = np.outer(each, each) / each.sum()
     ratio = np.log((counts + PRIOR) / (chance + PRIOR))
     return np.rint(ratio / STEP).clip(-127, 127).astype(np.int8)
+
+
+def facing(chosen: list[list[str]], vocabulary: list[str]) -> npt.NDArray[np.int8]:
+    """(characters, DIMENSIONS) vectors of length 127: the nearer two are, the oftener their
+    characters, or such as these, stand at the same place of the two lines of a middle couplet.
+
+    The leading eigenvectors of the logarithm of counted over expected pairs.
+    """
+    place = {character: number for number, character in enumerate(vocabulary)}
+    counts = np.zeros((len(vocabulary), len(vocabulary)))
+    for lines in chosen:
+        if len(lines) == 8 and {len(line) for line in lines} in ({5}, {7}):
+            for first, second in (lines[2:4], lines[4:6]):
+                for a, b in zip(first, second, strict=True):
+                    if a in place and b in place:
+                        counts[place[a], place[b]] += 1
+    counts += counts.T
+    each = counts.sum(axis=1)
+    chance = np.outer(each, each) / max(each.sum(), 1)
+    values, vectors = np.linalg.eigh(np.log((counts + 1) / (chance + 1)))
+    vectors = (vectors * np.sqrt(values.clip(0)))[:, ::-1][:, :DIMENSIONS]
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.rint(127 * vectors / np.maximum(norms, 1e-9)).astype(np.int8)
 
 
 def usual_tones(chosen: list[list[str]]) -> dict[str, str]:
