@@ -33,8 +33,6 @@ from verse.scoring.cooccurrence import Rivals, fits, parallel, words
 from verse.scoring.known_lines import stands_elsewhere
 from verse.scoring.metrics import INTERVALS, KEYS, METRICS
 
-LEAST_TONE = 0.85
-"""Least share of tone rules kept by a whole poem; 87% of true poems have it."""
 LEAST_WORDS = 0.4
 """Least share of attested pairs of a whole poem; 97% of true poems have it."""
 LEAST_FIT = 0.5
@@ -198,8 +196,7 @@ def tabulate(
 
     others: couplets that a poem's own is compared with. surprises: of each answer's verse, as
     `verse.model.surprise` has them. Columns: COLUMNS, NaN where an answer has nothing to measure.
-    Of those, `any_length` says of a poem: it is in form, rhymes, keeps LEAST_TONE of the tone
-    rules or is regulated for all that, has no line of a training poem, of its own or of another
+    Of those, `any_length` says of a poem: it is in form, rhymes, is in tone, has no line of a training poem, of its own or of another
     answer and at most MOST_NEAR_COPIES, reaches LEAST_WORDS and LEAST_FIT, is as surprising as
     BANDS have it, and its middle couplets reach LEAST_PARALLEL and the last one. `whole` says that
     it is as long as the true one, too.
@@ -236,7 +233,7 @@ def tabulate(
         row["any_length"] = int(
             one.form
             and one.rhyme
-            and (one.tone >= LEAST_TONE or bool(one.analysis and one.analysis.regulated))
+            and bool(one.analysis and one.analysis.in_tone)
             and all(one.novel)
             and row["near_copies"] <= MOST_NEAR_COPIES
             and not row["echo"]
