@@ -11,7 +11,7 @@ from typing import Any
 
 from verse import params
 from verse.errors import UserError, run
-from verse.files import atomic_group, iter_rows, replacing, write_json, write_jsonl
+from verse.files import iter_rows, replacing, write_json, write_jsonl
 from verse.poems.lines import FORMS
 
 
@@ -41,11 +41,10 @@ def main() -> None:
         "kept": sum(map(len, parts.values())),
         **{part: dataset.describe(poems) for part, poems in parts.items()},
     }
-    with atomic_group():
-        with replacing("data/prepared") as folder:
-            for part, poems in parts.items():
-                write_jsonl(folder / f"{part}.jsonl", dataset.rows_of(poems))
-        write_json("metrics/data.json", metrics)
+    with replacing("data/prepared") as folder:
+        for part, poems in parts.items():
+            write_jsonl(folder / f"{part}.jsonl", dataset.rows_of(poems))
+    write_json("metrics/data.json", metrics)
     show(metrics, parts)
     if len(test) != len(split.test):
         print(f"prepare.test_poems: {len(split.test)}, where the source has {len(test)}")
