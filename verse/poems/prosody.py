@@ -26,11 +26,11 @@ What the poets themselves count as mended (拗救) is kept:
 Three oblique tones at the end (三仄尾) are no fault.
 
 A character with several readings keeps a rule if any of them does, but for those that regulated
-verse reads in one tone in 19 of 20 places or more, or that the Guangyun (廣韻) reads in one tone
-(tones.tsv): 不 is oblique, whatever the book says of 不 as 否. Some words are exceptions: 勞 is level,
-and either in 慰勞. One that the book does not know has no reading, and keeps none. Two groups of one
-class of NEIGHBOURS rhyme in old style (鄰韻, 通押), and may in the first line of a regulated poem
-(孤雁入群), which is told apart from rhyme and from none.
+verse reads in one tone in 19 of 20 places or more, or that the Guangyun (廣韻) reads in one
+(tones.tsv): 不 is oblique, whatever the book says of 不 as 否. Some words are exceptions: 勞 is
+level, and either in 慰勞. One that the book does not know has no reading, and keeps none. Two
+groups of one class of NEIGHBOURS rhyme in old style (鄰韻, 通押), and may in the first line of a
+regulated poem (孤雁入群), which is told apart from rhyme and from none.
 """
 
 from collections import Counter

@@ -196,10 +196,10 @@ def tabulate(
 
     others: couplets that a poem's own is compared with. surprises: of each answer's verse, as
     `verse.model.surprise` has them. Columns: COLUMNS, NaN where an answer has nothing to measure.
-    Of those, `any_length` says of a poem: it is in form, rhymes, is in tone, has no line of a training poem, of its own or of another
-    answer and at most MOST_NEAR_COPIES, reaches LEAST_WORDS and LEAST_FIT, is as surprising as
-    BANDS have it, and its middle couplets reach LEAST_PARALLEL and the last one. `whole` says that
-    it is as long as the true one, too.
+    Of those, `any_length` says of a poem: it is in form, rhymes, is in tone, has no line of a
+    training poem, of its own or of another answer and at most MOST_NEAR_COPIES, reaches LEAST_WORDS
+    and LEAST_FIT, is as surprising as BANDS have it, and its middle couplets reach LEAST_PARALLEL
+    and the last one. `whole` says that it is as long as the true one, too.
     """
     known = Counter(alike for one in scored for alike in sorted(likenesses(one.verse)))
 
