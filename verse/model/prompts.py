@@ -12,6 +12,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from verse.errors import UserError
+from verse.model.bounded import overrun
 from verse.model.encoding import affixes, special_tokens
 
 # The system text and template of the homework's notebook (generate_training_data, evaluate).
@@ -97,6 +98,7 @@ def chat_writer(tokenizer: PreTrainedTokenizerBase) -> Callable[[dict[str, str]]
             "model.template is chat, but the model's tokenizer has no chat template: "
             "set it to plain, homework or auto"
         )
+    check_bounds(lambda: (chat_style(tokenizer), end_of_turn(tokenizer)))
     style = chat_style(tokenizer)
     before = tokenizer.convert_ids_to_tokens(affixes(tokenizer)[0])
 
@@ -137,7 +139,13 @@ def chat_style(tokenizer: PreTrainedTokenizerBase) -> Style:
     )
 
 
-def fails(error: Exception, where: str = "") -> str:
+def check_bounds(rendering: Callable[[], object]) -> None:
+    """Raise UserError if what renders a chat template takes too long, or too much memory."""
+    if said := overrun(rendering):
+        raise UserError(fails(said))
+
+
+def fails(error: Exception | str, where: str = "") -> str:
     said = str(error) or type(error).__name__
     return (
         f"the chat template of the model's tokenizer fails ({said}){where}: "
