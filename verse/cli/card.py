@@ -122,7 +122,7 @@ def licence(folder: Path | None) -> str:
     card = folder / "README.md" if folder else None
     if not card or not card.is_file():
         return "other"
-    found = re.match(r"\s*---\n(.*?)\n---(?:\n|\Z)", read_text(card), re.DOTALL)
+    found = re.match(r"\s*---\r?\n(.*?)\n---\s", read_text(card) + "\n", re.DOTALL)
     values = (parse_yaml(found[1], card) if found else None) or {}
     named = fit(TypeAdapter(Front), values, card, "correct its first lines").license
     return named if named and isinstance(named, str) else "other"

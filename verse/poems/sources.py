@@ -209,7 +209,7 @@ def parse_json(text: str, shown: str, may_be_empty: bool = False) -> list[Any]:
         if may_be_empty:  # what JSON Lines with no record looks like
             return []
         raise UserError(f"{shown}: the file is empty: give a JSON list or JSON Lines of poems")
-    if start == "<":
+    if re.match(r"\s*<[!?a-zA-Z]", text):
         raise UserError(f"{shown}: a web page, not JSON: give the data file itself")
     if start == "[":
         records: list[Any] = parse_value(text, shown, WANTED)
