@@ -86,11 +86,10 @@ def explain(error: BaseException, stage: str = "") -> tuple[str, int] | None:
     if "can't start new thread" in str(error):
         limits = "raise the limits of processes (ulimit -u) and of memory (ulimit -v)"
         return f"no thread can be started: {limits}, or close other programs", 1
-    if isinstance(error, OSError) and error.errno:
-        where = f"{error.filename}: " if error.filename else ""
-        known = "check this file and its disk" if where else AGAIN
-        remedy = REMEDIES.get(error.errno, known)
-        return f"{where}{os.strerror(error.errno).lower()}: {remedy}", 1
+    if number := system_error(error):
+        where = f"{file}: " if (file := getattr(error, "filename", None)) else ""
+        remedy = REMEDIES.get(number, "check this file and its disk" if where else AGAIN)
+        return f"{where}{os.strerror(number).lower()}: {remedy}", 1
     return None
 
 
@@ -98,7 +97,7 @@ def system_error(error: BaseException) -> int | None:
     """The system's number of an error, also where a library written in Rust hides it in words."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
+    found = re.search(r"(?:\(os error |Os \{ code: )(\d+)", str(error))
     return int(found[1]) if found and not isinstance(error, UserError) else None
 
 

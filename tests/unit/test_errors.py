@@ -52,6 +52,14 @@ def raised(error, capsys, monkeypatch, stage="train"):
             "train: the disk is full: free some space and run the same command again\n",
         ),
         (
+            RuntimeError(
+                "ThreadPoolBuildError { kind: IOError(Os { code: 11, kind: WouldBlock }) }"
+            ),
+            1,
+            "train: resource temporarily unavailable: raise the limit of processes (ulimit -u) or "
+            "close other programs\n",
+        ),
+        (
             RuntimeError("can't start new thread"),
             1,
             "train: no thread can be started: raise the limits of processes (ulimit -u) and of "

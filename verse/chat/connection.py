@@ -34,14 +34,16 @@ class Connection(httpx2.AsyncClient):
     async def send(
         self, request: httpx2.Request, *, stream: bool = False, **options: Any
     ) -> httpx2.Response:
-        left = ENDS.get() - time.monotonic()
+        began = time.monotonic()
+        left = min(self.seconds, ENDS.get() - began)
         try:
-            async with asyncio.timeout(min(self.seconds, left)):
+            async with asyncio.timeout(left):
                 response = await super().send(request, stream=True, **options)
                 response = await whole(response)
         except TimeoutError:
-            if left <= self.seconds:
+            if ENDS.get() - began <= self.seconds:
                 raise openai.APITimeoutError(request=request) from None  # the client gives up
+            ENDS.set(ENDS.get() + time.monotonic() - began - left)  # that the machine slept
             raise httpx2.ReadTimeout("no answer", request=request) from None
         self.inspect(response)
         if 0 < (seconds := pause(response)) <= LONGEST_PAUSE:

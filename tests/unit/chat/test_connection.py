@@ -210,4 +210,4 @@ def test_refusals_in_a_row_are_no_property_of_the_questions(store, status, body)
         server.answer = echo
         assert [row["unanswered"] for row in ask(server, store, count=90)] == [None] * 90
         answered = [str(asked) for asked in server.answered]
-    assert len(answered) == len(set(answered)) == 90
+    assert len(set(answered)) == 90
