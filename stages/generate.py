@@ -12,7 +12,7 @@ import sys
 
 from verse import params, speed
 from verse.errors import UserError, run
-from verse.files import atomic_group, read_rows, write_json, write_jsonl, write_text
+from verse.files import read_rows, write_json, write_jsonl, write_text
 from verse.fingerprint import fingerprint
 from verse.params import Params
 from verse.poems.contestants import MODELS, WATCHED
@@ -81,12 +81,11 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
     ]
     lines = [f"{n}. {row['input']}{one_line(row['answer'])}" for n, row in enumerate(rows, 1)]
     predicted = [{"input": row["input"], "predict": row["answer"]} for row in rows]
-    with atomic_group():
-        write_jsonl(f"data/generated/{which}.jsonl", rows)
-        if which == WATCHED:
-            write_text("data/generated/results.txt", "\n".join(lines) + "\n")
-            write_json("data/generated/results.json", predicted)
-        speed.store("metrics/speed.json", MODELS[which].stage, speeds)
+    write_jsonl(f"data/generated/{which}.jsonl", rows)
+    if which == WATCHED:
+        write_text("data/generated/results.txt", "\n".join(lines) + "\n")
+        write_json("data/generated/results.json", predicted)
+    speed.store("metrics/speed.json", MODELS[which].stage, speeds)
     print(f"{len(rows)} poems finished by the {which} model")
 
 

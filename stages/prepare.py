@@ -12,7 +12,7 @@ from typing import Any
 
 from verse import params
 from verse.errors import UserError, run
-from verse.files import atomic_group, iter_rows, replacing, write_json, write_jsonl
+from verse.files import iter_rows, replacing, write_json, write_jsonl
 from verse.poems.lines import FORMS
 
 TRAIN, TEST = "data/raw/train.jsonl", "data/raw/test.jsonl"
@@ -46,11 +46,10 @@ def main() -> None:
         "strange": (strange := dataset.strange(parts.values())),
         **{part: dataset.describe(poems) for part, poems in parts.items()},
     }
-    with atomic_group():
-        with replacing("data/prepared") as folder:
-            for part, poems in parts.items():
-                write_jsonl(folder / f"{part}.jsonl", dataset.rows_of(poems))
-        write_json("metrics/data.json", metrics)
+    with replacing("data/prepared") as folder:
+        for part, poems in parts.items():
+            write_jsonl(folder / f"{part}.jsonl", dataset.rows_of(poems))
+    write_json("metrics/data.json", metrics)
     show(metrics, parts)
     if strange["simplified"] > STRANGE or strange["unrhymed"] > STRANGE:
         print(

@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter
 
 from verse import params
 from verse.errors import UserError, run
-from verse.files import atomic_group, iter_rows, write_json, write_text
+from verse.files import iter_rows, write_json, write_text
 from verse.schema import Record, iter_records, read_json
 
 if TYPE_CHECKING:
@@ -122,17 +122,16 @@ def main() -> None:
     rows = [dict(zip(shown, row, strict=True)) for row in zip(*shown.values(), strict=True)]
     poems = pd.concat(tables, names=["contestant"]).reset_index("contestant").round(4)
     scores, intervals = apart(metrics)
-    with atomic_group():
-        write_json("metrics/score.json", scores)
-        write_json("metrics/headlines.json", headlines(scores, everyone))
-        write_json("metrics/intervals.json", intervals)
-        write_json("metrics/gains.json", [{"contestant": n, **one} for n, one in gains.items()])
-        write_json("metrics/judge.json", marks.measure(marked, poems))
-        write_text("metrics/poems.csv", poems.to_csv(index=False, lineterminator="\n"))
-        write_text("metrics/plots/quality.csv", quality_plot(metrics, HEADLINES))
-        for name, plot in plots.items():
-            write_text(f"metrics/plots/lines/{name}.csv", plot)
-        write_text("metrics/report.html", render(rows, metrics, everyone, len(test), lost))
+    write_json("metrics/score.json", scores)
+    write_json("metrics/headlines.json", headlines(scores, everyone))
+    write_json("metrics/intervals.json", intervals)
+    write_json("metrics/gains.json", [{"contestant": n, **one} for n, one in gains.items()])
+    write_json("metrics/judge.json", marks.measure(marked, poems))
+    write_text("metrics/poems.csv", poems.to_csv(index=False, lineterminator="\n"))
+    write_text("metrics/plots/quality.csv", quality_plot(metrics, HEADLINES))
+    for name, plot in plots.items():
+        write_text(f"metrics/plots/lines/{name}.csv", plot)
+    write_text("metrics/report.html", render(rows, metrics, everyone, len(test), lost))
 
     print(metrics_table(metrics))
     print("\n" + gains_table(gains, GAIN_OVER))

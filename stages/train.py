@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from verse import params, speed
 from verse.errors import run
 from verse.files import (
-    atomic_group,
     cache_dir,
     digest,
     read_rows,
@@ -63,7 +62,8 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
     task = loop.Task(examples, validation, p.train, p.seed)
     share = math.ceil(min(p.train.batch_size, len(examples)) / distributed.size())
     tokens = packing.tokens_of_a_pass(examples)
-    ways = opening.ways(lambda sizes: memory.plans_for_training(sizes, share, tokens))
+    rank = p.train.lora.r
+    ways = opening.ways(lambda sizes: memory.plans_for_training(sizes, share, tokens, rank))
     if is_main_process:
         print(f"memory: {ways[0]}", flush=True)
         checkpoints.remove_old()
@@ -76,8 +76,8 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
             said = ", ".join(f"{name} {value}" for name, value in asked.items())
             print(f"dropout of the model's own is off, train.lora.dropout alone counts: {said}")
         model = adapters.add_adapter(base, p.train.lora, p.model, seed=p.seed)
-        seen = len(examples) * p.train.epochs // distributed.size()
-        plan = choose_plan(way, model, opening.dtype, examples + validation, seen)
+        steps = list(task.batches())
+        plan = choose_plan(way, model, opening.dtype, examples + validation, steps)
         return *loop.train(model, task, plan, checkpoints, watch, live), model
 
     losses, proof, model = memory.run_with_oom_fallback(
@@ -93,14 +93,13 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
         "Data": {"poems": len(poems), "sha256": digest(TRAIN)},
         "Losses": metrics,
     }
-    with atomic_group():
-        with replacing("models/adapter") as folder:
-            card = adapters.model_card(p.model.name, p.model.revision, facts)
-            adapters.save_adapter(model, folder, card)
-        for name, points in (("train", losses.train), ("validation", losses.validation)):
-            write_text(curves.file_of(PLOTS, name), curves.HEAD + curves.rows(points))
-        write_json("metrics/train.json", metrics)
-        speed.store("metrics/speed.json", "train", numbers)
+    with replacing("models/adapter") as folder:
+        card = adapters.model_card(p.model.name, p.model.revision, facts)
+        adapters.save_adapter(model, folder, card)
+    for name, points in (("train", losses.train), ("validation", losses.validation)):
+        write_text(curves.file_of(PLOTS, name), curves.HEAD + curves.rows(points))
+    write_json("metrics/train.json", metrics)
+    speed.store("metrics/speed.json", "train", numbers)
     checkpoints.clear()
     before, after = metrics["before"], metrics["after"]
     print(

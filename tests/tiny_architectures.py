@@ -40,18 +40,35 @@ OWN = ("model_type", "transformers_version", "architectures", "dtype", "_attn_im
 BY_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types")
 HEAD = {"head_dim": 16}
 BY_HAND: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"num_local_experts": 4, "head_dim": 16, "n_group": 2, "topk_group": 1},
     "bamba": {"attn_layer_indices": [1]},
-    "dots1": {"sliding_window": 16, "layer_types": ["full_attention"] * LAYERS},
+    "dots1": {
+        "sliding_window": 16,
+        "layer_types": ["full_attention"] * LAYERS,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+    },
     "ernie4_5_moe": {"moe_k": 2},
     "deepseek_v2": {"num_experts_per_tok": 2, "topk_method": "greedy"},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "hunyuan_v1_dense": HEAD,
     "hunyuan_v1_moe": HEAD,
-    "longcat_flash": {"qk_nope_head_dim": 16, "v_head_dim": 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "longcat_flash": {"qk_nope_head_dim": 16, "v_head_dim": 16, "qk_head_dim": 32, "head_dim": 16},
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "ministral": HEAD,
     "nemotron": {"num_key_value_heads": 2},
-    "qwen4_exp_text": HEAD,
+    "qwen4_exp_text": HEAD
+    | {
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 512,
+        "indexer_compress_ratio": 4,
+    },
+    "xmod": {"default_language": "en_XX"},
     "reformer": {"is_decoder": True, "axial_pos_shape": [16, 32], "axial_pos_embds_dim": [32, 32]},
 }
 

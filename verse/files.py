@@ -9,7 +9,6 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +47,6 @@ NO_TEXT = {
 OFFICE = {b"xl/": "an Excel file", b"word/": "a Word file", b"mimetype": "an OpenDocument file"}
 """What a zip archive is that has one of these names in it."""
 
-# Temporary path -> its place, of what waits for the end of `atomic_group`; None outside of it.
-WAITING: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=None)
-
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -64,66 +60,34 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
-    within = any(parent.name.endswith(".partial") for parent in path.parents)
-    waiting = None if within else WAITING.get()
     with named(path, partial):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             remove(partial)
             yield partial
             sync(partial)
-            if waiting is None:
-                take_places({partial: path})
-            else:
-                waiting[partial] = path
+            take_place(partial, path)
         except BaseException:
             with suppress(OSError):  # the next attempt removes it
                 remove(partial)
             raise
 
 
-@contextmanager
-def atomic_group() -> Iterator[None]:
-    """Let all that the block writes take its place when the block ends; if it fails, nothing."""
-    waiting: dict[Path, Path] = {}
-    before = WAITING.set(waiting)
+def take_place(new: Path, path: Path) -> None:
+    """Rename a file to its place; a folder there, or one that comes, makes room first."""
+    old = path.with_name(f".{path.name}.old.partial")
+    remove(old)
+    if not os.path.lexists(path) or not (is_folder(path) or is_folder(new)):
+        os.replace(new, path)
+        return
+    os.replace(path, old)
     try:
-        yield
-        take_places(waiting)
+        os.replace(new, path)
     except BaseException:
-        for partial in waiting:
-            with suppress(OSError):
-                remove(partial)
+        os.replace(old, path)
         raise
-    finally:
-        WAITING.reset(before)
-
-
-def take_places(waiting: dict[Path, Path]) -> None:
-    """Rename every file to its place. If one cannot be renamed, put all back as they were."""
-    done: list[tuple[Path, Path, bool]] = []
-    try:
-        for new, path in waiting.items():
-            with named(path, new):
-                old = path.with_name(f".{path.name}.old.partial")
-                remove(old)
-                stood = os.path.lexists(path)
-                done.append((path, old, stood))
-                if stood and (len(waiting) > 1 or is_folder(path) or is_folder(new)):
-                    os.replace(path, old)
-                os.replace(new, path)
-    except BaseException:
-        for path, old, stood in reversed(done):
-            with suppress(OSError):
-                if os.path.lexists(old):
-                    remove(path)
-                    os.replace(old, path)
-                elif not stood:
-                    remove(path)
-        raise
-    for _, old, _ in done:
-        with suppress(OSError):  # all is in place; the next attempt removes what stays
-            remove(old)
+    with suppress(OSError):  # the next attempt removes what stays
+        remove(old)
 
 
 @contextmanager

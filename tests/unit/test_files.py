@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from verse import files
 from verse.errors import UserError
 from verse.files import (
-    atomic_group,
     iter_lines,
     iter_rows,
     read_jsonl,
@@ -106,32 +105,6 @@ def test_a_rename_that_fails_loses_nothing(tmp_path, monkeypatch):
     assert "old" in kept
 
 
-def test_files_take_their_places_together(tmp_path):
-    write_text(tmp_path / "a", "old")
-    fill(tmp_path / "b", x="old")
-    with atomic_group():
-        write_text(tmp_path / "a", "new")
-        with replacing(tmp_path / "b") as partial:
-            fill(partial, x="new")
-        assert (tmp_path / "a").read_text() == (tmp_path / "b" / "x").read_text() == "old"
-    assert (tmp_path / "a").read_text() == (tmp_path / "b" / "x").read_text() == "new"
-    assert names(tmp_path) == ["a", "b"]
-    write_text(tmp_path / "a", "alone again")
-    assert (tmp_path / "a").read_text() == "alone again"
-
-
-def test_or_none_of_them_does(tmp_path):
-    write_text(tmp_path / "a", "old")
-    with pytest.raises(FloatingPointError), atomic_group():
-        write_text(tmp_path / "a", "new")
-        with replacing(tmp_path / "b") as partial:
-            partial.write_text("half")
-            raise FloatingPointError
-    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
-    write_text(tmp_path / "a", "new")
-    assert (tmp_path / "a").read_text() == "new"
-
-
 def test_a_full_disk_names_the_file(tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
@@ -159,34 +132,6 @@ def test_an_error_of_the_system_names_the_file(tmp_path, raised, number):
         assert error.value is raised
     else:
         assert (error.value.errno, error.value.filename) == (number, str(tmp_path / "a.txt"))
-
-
-@pytest.mark.parametrize("moment", range(1, 6))
-def test_where_one_cannot_take_its_place_none_does(tmp_path, monkeypatch, moment):
-    """Files, folders and links come back; what was not there before is not there again."""
-    write_text(tmp_path / "a", "old")
-    fill(tmp_path / "b", x="old")
-    (tmp_path / "c").symlink_to("a")
-    replace, calls = os.replace, []
-
-    def refuse(source, target):
-        calls.append(source)
-        if len(calls) == moment:
-            raise OSError(errno.EACCES, "Permission denied", str(source))
-        replace(source, target)
-
-    monkeypatch.setattr(files.os, "replace", refuse)
-    with pytest.raises(OSError) as error, atomic_group():
-        write_text(tmp_path / "a", "new")
-        with replacing(tmp_path / "b") as partial:
-            fill(partial, x="new")
-        with replacing(tmp_path / "c") as partial:
-            partial.symlink_to("b")
-        write_text(tmp_path / "d", "new")
-    assert Path(error.value.filename).name in "abcd"
-    assert names(tmp_path) == ["a", "b", "c"]
-    assert (tmp_path / "a").read_text() == (tmp_path / "b" / "x").read_text() == "old"
-    assert str((tmp_path / "c").readlink()) == "a"
 
 
 KILLED = """

@@ -4,8 +4,9 @@
     python -m tools.bench.full_size smollm2 /tmp/smollm2
 
 Speed does not depend on the weights' values. The shapes are those of MediaTek Breeze-7B-Instruct
-(a Mistral), TAIDE-LX-7B-Chat (a Llama 2 with a longer vocabulary) and Llama 2 13B, whose tokenizer
-here is that of models/mini, a token a character: 15 to 26 GB of disk, and of GPU or main memory.
+(a Mistral), TAIDE-LX-7B-Chat (a Llama 2 with a longer vocabulary), Llama 2 13B, and the mixtures
+Qwen3-30B-A3B and gpt-oss-20b, whose tokenizer here is that of models/mini, a token a character: 15
+to 61 GB of disk, and of GPU or main memory.
 SmolLM2-135M is a model for a CPU; its tokenizer, made of the embedded poems, has like its own two
 tokens a character.
 """
@@ -18,12 +19,16 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoTokenizer,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 SHAPES = {
@@ -60,6 +65,25 @@ SHAPES = {
             num_attention_heads=40,
             num_key_value_heads=40,
         ),
+    ),
+    "qwen3-30b-a3b": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig(
+            vocab_size=151936,
+            hidden_size=2048,
+            intermediate_size=6144,
+            moe_intermediate_size=768,
+            num_hidden_layers=48,
+            num_attention_heads=32,
+            num_key_value_heads=4,
+            head_dim=128,
+            num_experts=128,
+            num_experts_per_tok=8,
+        ),
+    ),
+    "gpt-oss-20b": (
+        GptOssForCausalLM,
+        GptOssConfig(num_hidden_layers=24, num_local_experts=32),
     ),
     "smollm2": (
         LlamaForCausalLM,

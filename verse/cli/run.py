@@ -34,7 +34,7 @@ def main(options: argparse.Namespace) -> None:
         if options.for_dvc:
             raise UserError(f"name a recipe before {options.for_dvc[0]}: {', '.join(names())}")
         for name in names():
-            print(f"{name:<10}{read_text(RECIPES / f'{name}.yaml').splitlines()[0].lstrip('# ')}")
+            print(f"{name:<12}{read_text(RECIPES / f'{name}.yaml').splitlines()[0].lstrip('# ')}")
         return
     settings = overrides(options.recipe)
     words = ["exp", "run", *(word for one in settings for word in ("-S", one)), *options.for_dvc]

@@ -48,27 +48,30 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import Embedding, LoraLayer, ParamWrapper
 
-    check_targets(model, lora.target_modules)
-    experts = targeted_experts(model, lora.target_modules)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=0.0 if experts else lora.dropout,  # which PEFT refuses for them
-        target_modules=targeted_layers(model, lora.target_modules, experts),
-        target_parameters=experts or None,
-        base_model_name_or_path=base.name,
-        revision=base.revision,
-    )
-    torch.manual_seed(seed)
-    try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(f"train.lora.target_modules: {str(error).splitlines()[0]}") from None
-    if experts and lora.dropout:
-        distributed.say("train.lora.dropout: not on the experts, whose weights are one tensor")
-    if lora.target_modules == "all-linear":
-        say_share(adapted)
+    from verse.model.experts import adaptable
+
+    with adaptable(model):
+        check_targets(model, lora.target_modules)
+        experts = targeted_experts(model, lora.target_modules)
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=0.0 if experts else lora.dropout,  # which PEFT refuses for them
+            target_modules=targeted_layers(model, lora.target_modules, experts),
+            target_parameters=experts or None,
+            base_model_name_or_path=base.name,
+            revision=base.revision,
+        )
+        torch.manual_seed(seed)
+        try:
+            adapted = get_peft_model(model, config)
+        except ValueError as error:
+            raise UserError(f"train.lora.target_modules: {str(error).splitlines()[0]}") from None
+        if experts and lora.dropout:
+            distributed.say("train.lora.dropout: not on the experts, whose weights are one tensor")
+        if lora.target_modules == "all-linear":
+            say_share(adapted)
     call_whole(adapted)
     masks = Masks(lora.dropout)
     for module in adapted.modules():
@@ -205,6 +208,8 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool) -> 
     import_bitsandbytes()
     from peft import PeftModel, get_peft_model_state_dict
 
+    from verse.model.experts import adaptable
+
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder}: no adapter there: run the train stage first")
@@ -212,7 +217,8 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool) -> 
         raise UserError(f"{folder}: has no {WEIGHTS}: run the train stage again")
     check_files(folder)
     try:
-        tuned = PeftModel.from_pretrained(model, folder)
+        with adaptable(model):
+            tuned = PeftModel.from_pretrained(model, folder)
         with safe_open(folder / WEIGHTS, "pt") as stored:
             stray = set(stored.keys()) ^ set(get_peft_model_state_dict(tuned))
     except Exception as error:  # whatever the libraries make of files that are not ours

@@ -29,7 +29,9 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    FineGrainedFP8Config,
     GenerationConfig,
+    Mxfp4Config,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -49,6 +51,8 @@ HARMLESS = re.compile(r"rotary_emb\.inv_freq$|attn\.(masked_)?bias$|^(model\.)?m
 """Tensors that a model never uses: constants of older files, layers that draft further tokens."""
 
 WIDER = "set model.dtype to bfloat16 or float32; if that does not help, get the model anew"
+EXPANDED = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
+"""What models are published in that Transformers reads into plain numbers, such as gpt-oss."""
 
 CHANCE = re.compile("^(?!summary|classifier).*(drop|jitter)")
 """Names of what makes a model draw at random in training."""
@@ -116,29 +120,45 @@ def load_model(
     cache_dir: where downloads from the hub are kept; None takes Hugging Face's own place.
     Raises UserError for a model that is missing, gated, without safetensors or unreadable.
     """
-    read_config(settings, cache_dir)
+    published = quantized_by(read_config(settings, cache_dir))
     four_bit = settings.quantization == "nf4" and not dequantized and device.type == "cuda"
-    # Conv1D stays plain, rounded below: bitsandbytes gave numbers that are none for it on a GPU.
-    apart = conv1d_layers(load_skeleton(settings, cache_dir)) if four_bit else []
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        llm_int8_skip_modules=[*apart, "lm_head"] if apart else None,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    apart = []
+    if four_bit:
+        from verse.model.experts import round_while_loading
+
+        round_while_loading()
+        # Plain, and rounded below: bitsandbytes gave numbers that are none for it on a GPU.
+        apart = conv1d_layers(load_skeleton(settings, cache_dir))
+    config: Any = None
+    if published:
+        config = EXPANDED[published](dequantize=True)
+    elif four_bit:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            llm_int8_skip_modules=[*apart, "lm_head"] if apart else None,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
     with reading("its weights", settings):
         model, found = AutoModelForCausalLM.from_pretrained(
             **origin(settings, cache_dir),
             use_safetensors=True,
             dtype=dtype,
             device_map={"": device},
-            quantization_config=config if four_bit else None,
+            quantization_config=config,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are reported below, by name
         )
     model.requires_grad_(False)
     model.eval()
+    if published:  # else each in what its file has, or its reader makes of it
+        wide = set(model._keep_in_fp32_modules_strict)
+        if dtype == torch.float16:
+            wide |= set(model._keep_in_fp32_modules)
+        for name, weight in model.named_parameters():
+            if wide.isdisjoint(name.split(".")):
+                weight.data = weight.data.to(dtype)
     keep_ends(model)
     check_model(model, found, settings.name)
     if settings.quantization == "nf4":
@@ -162,8 +182,11 @@ def found(settings: Model, name: str, cache_dir: str | None) -> Path | None:
 def keep_ends(model: PreTrainedModel) -> None:
     """Leave nothing of how a model would generate but its special tokens: params.yaml decides.
 
-    Transformers takes from the model's generation_config.json whatever a call does not name.
+    Transformers takes from the model's generation_config.json whatever a call does not name, and
+    from its config.json whether activations are computed twice, which some caches cannot stand.
     """
+    if model.is_gradient_checkpointing:
+        model.gradient_checkpointing_disable()
     own = model.generation_config
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
     model.generation_config = GenerationConfig(**{key: getattr(own, key) for key in tokens})
@@ -211,9 +234,9 @@ def load_skeleton(settings: Model, cache_dir: str | None = None) -> PreTrainedMo
 
 
 def read_config(settings: Model, cache_dir: str | None = None) -> PretrainedConfig:
-    """The config of a causal model in full precision, all that this program can train.
+    """The config of a causal model whose weights are plain numbers, or can be made such.
 
-    Raises UserError for another kind of model, for one that is quantized already, and for a
+    Raises UserError for another kind of model, for one that is quantized otherwise, and for a
     folder without a config or safetensors.
     """
     check_folder(settings.name)
@@ -240,11 +263,13 @@ def read_config(settings: Model, cache_dir: str | None = None) -> PretrainedConf
             f"{where}: its config.json declares {' and '.join(config.architectures)}, where a "
             f"causal model of type {config.model_type} is {causal[0]}: take a causal model"
         )
-    if getattr(config, "quantization_config", None):
+    published = quantized_by(config)
+    if published and published not in EXPANDED:
         raise UserError(
-            f"{where}: its config.json says that it is quantized already: take the model that it "
-            "was made from, and let model.quantization round it"
+            f"{where}: its config.json says that it is quantized already, by {published}: take the "
+            "model that it was made from, and let model.quantization round it"
         )
+    check_kinds(settings.name, ("F8_E4M3",) if published == "fp8" else ())
     return config
 
 
@@ -263,11 +288,33 @@ def weight_files(settings: Model, cache_dir: str | None) -> list[str]:
     return sorted(set(read_json(file, TypeAdapter(Index), remedy).weight_map.values()))
 
 
-def check_folder(name: str) -> None:
-    """Raise UserError for a local model without a config or safetensors, or of other contents.
+def quantized_by(config: PretrainedConfig) -> str:
+    """The method by which a model's files are quantized, "" for plain numbers."""
+    found: Any = getattr(config, "quantization_config", None) or {}
+    values = found if isinstance(found, dict) else found.to_dict()
+    method = values.get("quant_method", "an unknown method" if values else "")
+    return str(getattr(method, "value", method))
 
-    Weights that are whole numbers, quantized by a program unknown, would be taken as they are.
+
+def check_kinds(name: str, others: tuple[str, ...]) -> None:
+    """Raise UserError if a local model's weights are neither plain numbers nor of the others.
+
+    Whole numbers, quantized by a program unknown, would be taken as they are.
     """
+    folder = find_folder(name)
+    for file in folder.glob("*.safetensors") if folder else ():
+        with suppress(SafetensorError), safe_open(file, "pt") as stored:  # reported by the loading
+            for key in stored.keys():  # noqa: SIM118
+                kind = stored.get_slice(key).get_dtype()
+                if key.endswith(".weight") and kind not in ("F64", "F32", "F16", "BF16", *others):
+                    raise UserError(
+                        f"{file}: {key} is of {kind}, no plain number: take the model in full "
+                        "precision"
+                    )
+
+
+def check_folder(name: str) -> None:
+    """Raise UserError for a local model without a config or safetensors."""
     folder = find_folder(name)
     if folder is None:
         return
@@ -281,15 +328,6 @@ def check_folder(name: str) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"model.name {name!r}: has no config.json: it is not a model folder")
     check_files(folder)
-    for file in folder.glob("*.safetensors"):
-        with suppress(SafetensorError), safe_open(file, "pt") as stored:  # reported by the loading
-            for key in stored.keys():  # noqa: SIM118
-                kind = stored.get_slice(key).get_dtype()
-                if key.endswith(".weight") and kind not in ("F64", "F32", "F16", "BF16"):
-                    raise UserError(
-                        f"{file}: {key} is of {kind}, no plain number: take the model in full "
-                        "precision"
-                    )
 
 
 def check_files(folder: Path) -> None:

@@ -26,6 +26,7 @@ GIB = 2**30
 PASS_TOKENS = 1024  # of a pass that uses a GPU well; a way that has no room for them comes last
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits and its share of the scales
 OVERHEAD = 0.9 * GIB  # of kernels, of recorded passes and of what the allocator cannot use
+TRAINED_BYTES = 18  # of a number in float32: with its gradient, AdamW's two and a copy in less
 READING = 0.6 * GIB  # of prompts, a few thousand tokens at a time
 HELD = {1.0: 1.0, 0.75: 0.59, 0.5: 0.44, 0.0: 0.0}
 """By PyTorch's activation memory budget, the share of a layer's activations that its partitioner
@@ -65,9 +66,11 @@ class Sizes:
     """What a model's memory is reckoned from."""
 
     plain: float
-    """Bytes of the weights as plain numbers, loading included."""
+    """Bytes of the weights as plain numbers."""
     four_bit: float
-    """The same with the linear layers in 4 bits."""
+    """The same with the linear layers and experts in 4 bits."""
+    loading: float
+    """Bytes beside the weights while the largest one is rounded."""
     block: float
     """Bytes of a decoder layer's weights as plain numbers."""
     ends: float
@@ -78,6 +81,10 @@ class Sizes:
     vocabulary: int
     cached: int
     """Bytes of one token's keys and values in all layers."""
+    experts: float = 0.0
+    """Bytes of a decoder layer's experts as plain numbers; PEFT makes a copy to adapt them."""
+    expert_ranks: int = 0
+    """Numbers of the adapters of all experts, for each rank."""
 
 
 def keep_freed() -> None:
@@ -99,11 +106,12 @@ def sizes(
     """The sizes of a model, which may be on the meta device."""
     layers = [layer for layer in linear_layers(model).values() if isinstance(layer, nn.Linear)]
     linear = [layer.weight.numel() for layer in layers]
-    experts = [weight.numel() for weight in expert_weights(model).values()]
+    found = expert_weights(model)
+    experts = [weight.numel() for weight in found.values()]
     everything = sum(weight.numel() for weight in model.parameters())
     largest = max(linear + experts, default=0)
-    plain = everything * dtype.itemsize + 4 * largest  # and one layer being rounded
-    four_bit = (everything - sum(linear) + 3 * largest) * dtype.itemsize + sum(linear) * NF4_BYTES
+    plain, rounded = everything * dtype.itemsize, sum(linear) + sum(experts)
+    four_bit = (everything - rounded) * dtype.itemsize + rounded * NF4_BYTES
     blocks, depth = decoder_layers(model), layers_run(model)
     config = model.config.get_text_config()
     vocabulary, narrowest = model.get_input_embeddings().weight.shape
@@ -113,6 +121,7 @@ def sizes(
     return Sizes(
         plain=plain,
         four_bit=four_bit if quantization == "nf4" else plain,
+        loading=3 * largest * dtype.itemsize if quantization == "nf4" else 0.0,
         block=held / len(blocks) * dtype.itemsize,
         ends=(everything - held) * dtype.itemsize,
         layers=depth,
@@ -120,6 +129,12 @@ def sizes(
         inner=max(inner) if isinstance(inner, list) else inner,
         vocabulary=vocabulary,
         cached=2 * cached_numbers(model),
+        experts=sum(experts) / len(blocks) * dtype.itemsize,
+        expert_ranks=sum(
+            # PEFT gives the two that are held as one twice the rank.
+            count * (rows + columns) * (2 if "gate_up" in name else 1)
+            for name, (count, rows, columns) in ((n, w.shape) for n, w in found.items())
+        ),
     )
 
 
@@ -152,20 +167,28 @@ def share_in_four_bits(model: PreTrainedModel) -> float:
 
 
 def plans_for_training(
-    model: Sizes, poems: int, tokens: Callable[[int], float]
+    model: Sizes, poems: int, tokens: Callable[[int], float], rank: int = 0
 ) -> list[MemoryPlan]:
     """Ways to take a step of so many poems in one or more passes.
 
-    tokens: about how many go through the linear layers with so many poems at once.
+    tokens: about how many go through the linear layers with so many poems at once. rank: of the
+    adapters, of which those of experts are many.
     """
     plain_only = model.four_bit == model.plain
+    kinds = [(True, 1.0), *((plain_only, budget) for budget in HELD)]
+    if model.experts:  # of which a layer keeps all or none
+        kinds = [(True, 1.0), (True, 0.0), (plain_only, 0.0)]
     own = ladder(
-        list(dict.fromkeys([(True, 1.0), *((plain_only, budget) for budget in HELD)])),
+        list(dict.fromkeys(kinds)),
         poems,
         tokens,
         lambda dequantized, budget, together: (
             (model.plain if dequantized else model.four_bit)
-            + training_bytes(model, tokens(together), budget)
+            + max(
+                model.loading,
+                training_bytes(model, tokens(together), budget)
+                + model.expert_ranks * rank * TRAINED_BYTES,
+            )
         ),
     )
     return own + spread(own, model)
@@ -179,7 +202,8 @@ def plans_for_generation(model: Sizes, prompts: int, tokens: int) -> list[Memory
         prompts,
         lambda together: together * tokens,
         lambda dequantized, _, together: (
-            (model.plain if dequantized else model.four_bit) + together * row + OVERHEAD + READING
+            (model.plain if dequantized else model.four_bit + 2 * model.experts)
+            + max(model.loading, together * row + OVERHEAD + READING)
         ),
     )
     return own + spread(own, model)
@@ -240,7 +264,9 @@ def training_bytes(model: Sizes, tokens: float, budget: float) -> float:
     layer = tokens * 2 * (13 * model.width + 4.5 * model.inner)
     inputs = model.layers * tokens * 2 * model.width
     outputs = tokens * model.vocabulary * 12  # logits in two precisions, and their gradients
-    return (HELD[budget] * model.layers + 1) * layer + inputs + outputs + OVERHEAD
+    # With their adapters added, in float32 in the proof, and the gradient of that.
+    experts = (2 * HELD[budget] * model.layers + 3) * model.experts
+    return (HELD[budget] * model.layers + 1) * layer + experts + inputs + outputs + OVERHEAD
 
 
 def available_bytes(device: torch.device, wanted: Literal["auto"] | float) -> float:

@@ -82,7 +82,8 @@ class Opening:
         """
         skeleton = loading.load_skeleton(self.settings, self.machine.cache_dir)
         on_cpu = self.device.type == "cpu"  # where weights are expanded
-        quantization = "none" if on_cpu else self.settings.quantization
+        expanded = on_cpu or loading.quantized_by(skeleton.config)
+        quantization = "none" if expanded else self.settings.quantization
         share = memory.share_in_four_bits(skeleton)
         if self.settings.quantization == "nf4" and share < 0.9:
             distributed.say(

@@ -7,15 +7,18 @@ graph. Without a compiler PyTorch's own checkpointing takes its place. All ways 
 numbers but for rounding.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch._functorch.config
 import torch._inductor.config
+from peft.tuners.lora import ParamWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -26,12 +29,13 @@ from verse.model.encoding import Example
 from verse.model.float32 import in_recomputation
 from verse.model.graphs import Graph, warm_up, warn_fallback
 from verse.model.loading import decoder_layers
-from verse.model.memory import MemoryPlan
+from verse.model.memory import HELD, MemoryPlan
 from verse.training.flat_params import FlatParams
 from verse.training.loss import Objective, as_rows, behind_prefix, cross_entropy, summed_loss
-from verse.training.packing import Batch, lay_out, shape_of, shared_prefix
+from verse.training.packing import Batch, Shape, lay_out, shape_of, shared_prefix
 
 WORTH_COMPILING = 5e14  # weights times tokens of a training that repays the time to compile
+CACHED = 0.1  # of it, where the compiled code is found
 
 
 @dataclass(frozen=True)
@@ -55,29 +59,66 @@ class Plan:
 
 
 def choose_plan(
-    way: MemoryPlan, model: PreTrainedModel, dtype: torch.dtype, examples: list[Example], seen: int
+    way: MemoryPlan,
+    model: PreTrainedModel,
+    dtype: torch.dtype,
+    examples: list[Example],
+    steps: list[list[Example]],
 ) -> Plan:
     """The plan for a way to fit memory.
 
-    examples: all that are trained or validated on. seen: how many poems this process trains on.
+    examples: all that are trained or validated on. steps: the poems of every step.
     """
-    device = next(model.parameters()).device
-    prefix = shared_prefix(examples)
-    own = sum(e.length - len(prefix) for e in examples) / len(examples)
-    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    weights = sum(layer.in_features * layer.out_features for layer in linear)
-    on_gpu = device.type == "cuda"
-    compiled = on_gpu and weights * seen * own > WORTH_COMPILING
-    recorded = on_gpu and not way.sharded  # weights that come and go cannot be recorded
-    return Plan(
-        prefix,
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    plan = Plan(
+        shared_prefix(examples),
         dtype,
         way.micro_batch_size,
         way.activation_budget,
-        compiled,
-        recorded=recorded,
+        recorded=on_gpu and not way.sharded,  # weights that come and go cannot be recorded
         sharded=way.sharded,
     )
+    # PEFT adds the experts' adapters in Python, where no compiler computes them twice.
+    kept = plan.activation_budget == 1 or not any(
+        isinstance(m, ParamWrapper) for m in model.modules()
+    )
+    return replace(plan, compiled=on_gpu and kept and worth_compiling(model, plan, steps))
+
+
+def worth_compiling(model: PreTrainedModel, plan: Plan, steps: list[list[Example]]) -> bool:
+    """Whether a training is long enough to repay the compiler, or finds the code that it made for
+    one before; the same for any number of processes."""
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    weights = sum(layer.in_features * layer.out_features for layer in linear)
+    tokens = sum(poem.length - len(plan.prefix) for step in steps for poem in step)
+    known = distributed.broadcast(made_before(model, plan, shape_of_steps(steps, plan)).exists())
+    return weights * tokens > WORTH_COMPILING * (CACHED if known else 1)
+
+
+def made_before(model: PreTrainedModel, plan: Plan, shape: Shape) -> Path:
+    """A file that is there once layers have been compiled for such a pass."""
+    config = model.config.get_text_config()
+    facts = (config.to_json_string(), plan.dtype, plan.activation_budget, shape, torch.__version__)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    name = hashlib.sha256(repr((*facts, gpu)).encode()).hexdigest()
+    return compiled_code() / name[:32]
+
+
+def compiled_code() -> Path:
+    """Where the next training finds what the compiler made."""
+    default = str(cache_dir() / "compiled")
+    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", default))
+
+
+def shape_of_steps(steps: list[list[Example]], plan: Plan) -> Shape:
+    """The shape of all passes of all processes, so that what one has tried holds for the others."""
+    every = [
+        [e for _, e in part]
+        for step in steps
+        for rank in range(distributed.size())
+        for part in split_step(step, plan, rank)
+    ]
+    return shape_of([part for part in every if part], plan.prefix)
 
 
 def split_step(
@@ -113,14 +154,7 @@ class MicroBatches:
         gradients."""
         self.model, self.plan, self.trained, self.objective = model, plan, trained, objective
         self.device = next(model.parameters()).device
-        # Of all processes, so that what one has tried holds for the others.
-        every = [
-            [e for _, e in part]
-            for step in steps
-            for rank in range(distributed.size())
-            for part in split_step(step, plan, rank)
-        ]
-        self.shape = shape_of([part for part in every if part], plan.prefix)
+        self.shape = shape_of_steps(steps, plan)
         self.masks = masks_of(model)
         self.graph: Graph[torch.Tensor] | None = None
         if self.masks:
@@ -128,7 +162,7 @@ class MicroBatches:
         if plan.compiled or plan.recorded:
             self.record(steps[0])
         elif plan.activation_budget < 1:
-            recompute(model)
+            recompute(model, HELD[plan.activation_budget])
 
     def close(self) -> None:
         """Let the model be as it was before."""
@@ -201,12 +235,12 @@ class MicroBatches:
 
     def warm_up(self, inputs: Sequence[torch.Tensor]) -> None:
         if self.plan.compiled:
-            # Where the next training finds the compiled code.
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
+            compiled_code().mkdir(parents=True, exist_ok=True)
             torch._functorch.config.activation_memory_budget = self.plan.activation_budget
             compile_layers(self.model)
             try:
                 warm_up(self.compute, inputs)
+                made_before(self.model, self.plan, self.shape).touch()
                 return
             except torch.OutOfMemoryError:
                 raise
@@ -215,7 +249,7 @@ class MicroBatches:
                 uncompile(self.model)
                 self.trained.clear()
         if self.plan.activation_budget < 1:
-            recompute(self.model)
+            recompute(self.model, HELD[self.plan.activation_budget])
         if self.plan.recorded:
             warm_up(self.compute, inputs)
 
@@ -271,10 +305,16 @@ def uncompile(model: PreTrainedModel) -> None:
         layer.__dict__.pop("forward", None)
 
 
-def recompute(model: PreTrainedModel) -> None:
-    """Compute activations twice by PyTorch's checkpointing; dropout needs no generator's state."""
+def recompute(model: PreTrainedModel, held: float = 0.0) -> None:
+    """Compute activations twice by PyTorch's checkpointing; dropout needs no generator's state.
+
+    held: share of the layers that keep theirs, the last ones, whose turn comes first.
+    """
     settings = {"use_reentrant": False, "preserve_rng_state": False}
     model.gradient_checkpointing_enable(settings | {"context_fn": in_recomputation})
+    layers = decoder_layers(model)
+    for layer in list(layers)[len(layers) - int(held * len(layers)) :]:
+        vars(layer)["gradient_checkpointing"] = False
 
 
 @contextmanager

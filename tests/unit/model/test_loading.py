@@ -284,6 +284,15 @@ def test_nothing_of_how_a_model_would_generate_is_kept_but_its_tokens(tmp_path, 
     )
 
 
+def test_whether_activations_are_computed_twice_is_not_for_the_model_to_say(tmp_path):
+    settings = build("llama", tmp_path)
+    path = tmp_path / "config.json"
+    known = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(known | {"gradient_checkpointing": True}), "utf-8")
+    model = loading.load_model(settings, CPU, torch.float32)
+    assert not model.is_gradient_checkpointing
+
+
 DROPOUTS = {
     "gpt2": GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=400),
     "gpt_neo": GPTNeoConfig(

@@ -5,9 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from tiny_models import build, examples
+
+from verse.model import encoding, loading
+from verse.training import micro_batches
+from verse.training.micro_batches import Plan, made_before, worth_compiling
+from verse.training.packing import shared_prefix
 
 PROGRAM = """
 import json, sys, torch
@@ -64,3 +72,21 @@ def test_compiled_layers_are_found_again_unless_a_gradient_is_another(tmp_path):
     assert gradient("compiled", "1") == (1, pytest.approx(expected, rel=1e-4))
     hits, other = gradient("compiled", "3")
     assert hits == 0 and other != pytest.approx(expected, rel=1e-2)
+
+
+def test_a_short_training_compiles_where_the_code_is_found(monkeypatch, tmp_path):
+    settings = build("llama", tmp_path / "base")
+    poems = examples(encoding.load_tokenizer(settings))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(micro_batches, "WORTH_COMPILING", 1e9)
+    model = loading.load_model(settings, torch.device("cpu"), torch.float32)
+    how = Plan(shared_prefix(poems), torch.float32, len(poems))
+
+    def worth(steps, how=how):
+        return worth_compiling(model, how, [poems] * steps)
+
+    long = next(n for n in range(1, 10_000) if worth(n))
+    assert worth(long) and not worth(long - 1)
+    made_before(model, how, micro_batches.shape_of_steps([poems], how)).touch()
+    assert worth(long // 5) and not worth(long // 20)
+    assert not worth(long // 5, replace(how, activation_budget=0.0))
