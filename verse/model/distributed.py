@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -29,6 +29,7 @@ from verse.errors import AGAIN, UserError, explain
 from verse.params import Machine
 
 FAILURES = "VERSE_FAILURES"  # names the file in which the processes say why they failed
+DONE = "VERSE_DONE"  # names the file that process 0 makes when all is done
 TIMEOUT = timedelta(minutes=10)  # that a process waits for the others
 LOST = f"another process or its machine was lost: {AGAIN}"
 T = TypeVar("T")
@@ -111,12 +112,16 @@ def launch(count: int) -> None:
 
 def launch_by(command: str) -> None:
     """Let a command, such as torchrun and its options, run this very command in its processes."""
-    words = shlex.split(command)
+    where = f"machine.launch {command!r}"
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}: fix its quotes") from None
     with reported_failures() as reported:
         try:
             started = subprocess.Popen([*words, *sys.orig_argv[1:]])
         except FileNotFoundError:
-            raise UserError(f"machine.launch: there is no program {words[0]!r}: mend it") from None
+            raise UserError(f"{where}: there is no program {words[0]!r}: fix it") from None
         signal.signal(signal.SIGTERM, lambda number, _: started.send_signal(number))
         try:
             status = started.wait()
@@ -128,14 +133,24 @@ def launch_by(command: str) -> None:
             if status < 0:
                 ended = f"was killed by {signal.Signals(-status).name}: {AGAIN}"
             raise failed_as(reported(), f"machine.launch: {words[0]} {ended}")
+        if not Path(os.environ[DONE]).exists():
+            raise UserError(
+                f"{where}: ended, and no process has done the stage's work in this folder: let it "
+                "end in torchrun and its options"
+            )
 
 
 @contextmanager
 def reported_failures() -> Iterator[Callable[[], list[tuple[int, str]]]]:
-    """Give the processes that are started a file to say why they fail; what they said, in order."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Give the processes that are started a file to say why they fail; what they said, in order.
+
+    And one that process 0 makes when it is done, where other machines see it too if they share the
+    clone.
+    """
+    shared = Path(".dvc/tmp").resolve()
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
         file = Path(folder) / "failures"
-        os.environ[FAILURES] = str(file)
+        os.environ[FAILURES], os.environ[DONE] = str(file), str(Path(folder) / "done")
 
         def reported() -> list[tuple[int, str]]:
             lines = file.read_text("utf-8").splitlines() if file.exists() else []
@@ -144,7 +159,7 @@ def reported_failures() -> Iterator[Callable[[], list[tuple[int, str]]]]:
         try:
             yield reported
         finally:
-            del os.environ[FAILURES]
+            del os.environ[FAILURES], os.environ[DONE]
 
 
 def failed_as(reported: list[tuple[int, str]], otherwise: str) -> UserError:
@@ -165,6 +180,9 @@ def work_in_group(work: Callable[[], None], device: str) -> None:
         join_group(gpu)
         work()
         barrier()
+        if rank() == 0 and DONE in os.environ:
+            with suppress(OSError):  # whoever started it is on another machine
+                Path(os.environ[DONE]).touch()
     except Exception as error:
         lost = isinstance(error, distributed.DistError) or (
             isinstance(error, RuntimeError) and "gloo" in str(error)

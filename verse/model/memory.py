@@ -229,6 +229,7 @@ def spread(plans: list[MemoryPlan], model: Sizes) -> list[MemoryPlan]:
         replace(plan, estimated_bytes=needed(plan), sharded=True)
         for plan in plans
         if plan.activation_budget == least
+        and (plan.dequantized or not model.experts)  # which are spread as plain numbers
     ]
 
 

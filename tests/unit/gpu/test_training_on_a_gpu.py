@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tiny_architectures import tiny_config
 from tiny_models import settings, training
 from transformers import AutoModelForCausalLM, FalconConfig, GPT2Config, MistralConfig
 
@@ -17,10 +18,15 @@ from verse.model.graphs import Graph
 from verse.training import loop, micro_batches, packing, proof
 from verse.training.checkpoint import Checkpoints
 from verse.training.flat_params import FlatParams
+from verse.training.micro_batches import Plan
+from verse.training.packing import shared_prefix
 
 ROOT = Path(__file__).parents[3]
 HALF, FLOAT = torch.bfloat16, torch.float32
 ODD = [1, 2, 3, 5, 7, 15, 17, 31, 33, 63, 65, 100, 127, 128, 130]
+
+
+MIXTURES = [tiny_config(name, 512) for name in ("mixtral", "qwen3_moe", "gpt_oss")]
 
 
 def close(result):
@@ -199,6 +205,7 @@ def test_a_graph_trains_as_python_does(base, plan, poems, tmp_path):
         GPT2Config(vocab_size=512, n_embd=128, n_layer=2, n_head=4),  # Conv1D
         FalconConfig(vocab_size=512, hidden_size=128, num_hidden_layers=2, num_attention_heads=4),
         MistralConfig(vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2),
+        *MIXTURES,
     ],
     ids=lambda config: config.model_type,
 )
@@ -213,6 +220,23 @@ def test_4_bits_are_the_same_numbers_kept_or_expanded(config, tmp_path):
         with torch.no_grad():
             logits.append(model(input_ids=ids).logits)
     assert torch.allclose(*logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", MIXTURES, ids=lambda config: config.model_type)
+def test_experts_in_4_bits_are_trained(config, poems, tmp_path, capsys):
+    """As one pass after another, recorded, all activations computed twice."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=HALF).save_pretrained(tmp_path)
+    base, lora = settings(str(tmp_path)), training().lora
+    model = loading.load_model(base, torch.device("cuda"), HALF, dequantized=False)
+    assert not loading.expert_weights(model)
+    model = adapters.add_adapter(model, lora, base, seed=1)
+    trained = FlatParams(model, HALF)
+    assert any("experts" in name for name in trained.names)
+    capsys.readouterr()
+    how = Plan(shared_prefix(poems), HALF, 7, activation_budget=0.0, recorded=True)
+    _, result = proof.prove(model, how, [poems[:14]], trained)
+    assert result.layout < 1e-4 and close(result), capsys.readouterr().out
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -160,6 +160,8 @@ def left_over(folder):
         ("nosuchprogram --nnodes 2", "there is no program 'nosuchprogram'"),
         (f"{sys.executable}", "starts no group of processes: let it end in torchrun"),
         ("false", "false ended with 1, see above"),
+        ("true", "no process has done the stage's work in this folder: let it end in torchrun"),
+        ("torchrun 'a", "No closing quotation: fix its quotes"),
         ("sh -c 'kill -9 $$'", "sh was killed by SIGKILL: run the same command again to go on"),
     ],
 )

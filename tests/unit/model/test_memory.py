@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from tiny_models import build
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from verse.errors import UserError
 from verse.model import loading, memory
@@ -74,6 +74,34 @@ def test_each_way_needs_less_than_one_before_it_of_its_kind(breeze):
         ]
         assert needs == sorted(needs, reverse=True)
     assert ways[-1].micro_batch_size == 1
+
+
+def test_a_mixture_of_experts_is_held_in_4_bits(monkeypatch):
+    config = Qwen3MoeConfig(
+        vocab_size=151936,
+        hidden_size=2048,
+        moe_intermediate_size=768,
+        num_hidden_layers=48,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        head_dim=128,
+        num_experts=128,
+    )
+    with torch.device("meta"):
+        sizes = memory.sizes(Qwen3MoeForCausalLM(config), torch.bfloat16, "nf4")
+    assert sizes.plain > 56 * GIB and sizes.four_bit < 16 * GIB
+    monkeypatch.setattr(memory.distributed, "size", lambda: 2)
+
+    def kinds(rank):
+        plans = memory.plans_for_training(sizes, 16, lambda together: 133 + together * 64, rank)
+        return [(p.dequantized, p.activation_budget, p.sharded) for p in plans], plans
+
+    # A layer's experts are copied to be adapted: all copies stay, or none.
+    found, _ = kinds(8)
+    order = [(True, 1, False), (True, 0, False), (False, 0, False), (True, 0, True)]
+    assert list(dict.fromkeys(found)) == order
+    least = [min(plan.estimated_bytes for plan in kinds(rank)[1]) for rank in (8, 2)]
+    assert 7 * GIB > least[0] - least[1] > 5 * GIB
 
 
 def test_a_model_that_is_not_quantized_has_no_4_bit_ways(breeze):
