@@ -67,6 +67,7 @@ lock: .venv/development
 	$(PINNED) --unsafe-package torch -c requirements/torch.txt -o requirements/runtime.txt pyproject.toml
 	$(PINNED) -o requirements/development.txt requirements/development.in
 	$(PINNED) -o requirements/s3.txt requirements/s3.in
+	$(PINNED) --allow-unsafe -o requirements/pip.txt requirements/pip.in
 
 .venv/bin/python:
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "this folder is no git repository, which DVC needs (a ZIP from GitHub is none): git clone it" >&2; exit 1; }
@@ -74,13 +75,18 @@ lock: .venv/development
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) cannot make .venv: on Debian, Ubuntu and Colab, apt-get install python3-venv first" >&2; exit 1; }
 
 # What a lock holds is whole, so pip looks for nothing else; torch is there already, or comes last.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-.venv/runtime: requirements/runtime.txt requirements/torch.txt pyproject.toml | .venv/bin/python
+# The path to this folder is written anew, relative: in a C locale Python reads no Chinese one there.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
+.venv/runtime: requirements/pip.txt requirements/runtime.txt requirements/torch.txt pyproject.toml | .venv/bin/python
+	@$(INSTALL) --quiet --require-hashes -r requirements/pip.txt
 	@$(BIN)/python tools/torch_build.py
 	$(INSTALL) --no-deps --require-hashes -r requirements/runtime.txt
 	$(INSTALL) -r requirements/torch.txt
 	$(INSTALL) --no-deps --editable .
+	@for file in .venv/lib/python3*/site-packages/verse.pth; do echo ../../../.. > $$file; done
 	@touch $@
+	@echo "set up. A first poem, by the embedded model before any training, held to the rules of verse:"
+	@verse write --model models/mini --constrain form,rhyme,tone '白日依山盡，黃河入海流。'
 
 .venv/development: requirements/development.txt .venv/runtime
 	$(INSTALL) --no-deps --require-hashes -r requirements/development.txt

@@ -2,6 +2,8 @@
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -42,6 +44,17 @@ SHAPES = {
     ),
     "phi3": (Phi3Config, {"pad_token_id": 2}),
 }
+
+
+class NoFloat64(TorchDispatchMode):
+    """Within, nothing may become float64, as on Apple's GPUs."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for one in tree_leaves(result):
+            if getattr(one, "dtype", None) == torch.float64:
+                raise TypeError(f"{func}: Apple's GPUs have no float64")
+        return result
 
 
 def byte_pairs(*, chat: bool = False, bos: bool = True) -> PreTrainedTokenizerFast:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 
 LOCKS = (
+    "requirements/pip.txt",
     "requirements/runtime.txt",
     "requirements/torch.txt",
     "requirements/development.txt",
     "requirements/s3.txt",
     "requirements/servers.txt",
+    "requirements/gguf.txt",
 )
 
 

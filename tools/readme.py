@@ -4,14 +4,16 @@
 
 Replaces the poem and the table at the top of README.md and README.zh-TW.md, all figures of
 docs/figures.md, and makes README.zh-CN.md of README.zh-TW.md; tests hold the three to each other
-and to the committed metrics. Takes the picture of the report with Chromium too, where there is one.
-Run it after `dvc repro` wherever results changed.
+and to the committed metrics. Takes the pictures of the report and of `verse page` too, where there
+is Chromium. Run it after `dvc repro` wherever results changed.
 """
 
 import base64
 import csv
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import opencc
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.support.wait import WebDriverWait
 
 from verse.files import read_jsonl, write_text
 from verse.poems.contestants import CONTESTANTS, WATCHED
@@ -29,12 +32,19 @@ from verse.scoring.terminal import side_by_side
 READMES = ("README.md", "README.zh-TW.md")
 SIMPLIFIED = "README.zh-CN.md"
 FIGURES = "docs/figures.md"
-PICTURE = "docs/report.png"
+PICTURES = "docs/report.png", "docs/page.png"
 SHOWN = (0, 1, 2)  # test poems in docs/figures.md
 PICTURED = 2  # test poems in the picture of the report
 KEPT = re.compile(r"(\A.*?\n|(?<!`)`[^`\n]+`(?!`)|'[^'\n]*'|\]\([^)]*\))")
 """What stays as it is in simplified characters: the line of links, inline code, couplets to type,
 where links lead."""
+
+MAINLAND = """
+指標=指标 信賴區間=置信区间 成對差異=配对差异 註解=注释 套件=包 終端機=终端 品質=质量
+標準輸入=标准输入 筆記型電腦=笔记本电脑 內附=自带 本機=本地 分享=共享 範本=模板
+型別=类型 競爭條件=竞态条件 晶片=芯片 核心=核 （[中文=（[繁体中文
+"""
+"""Words of Taiwan that OpenCC keeps or turns into other things, and what the mainland says."""
 
 LOOK_ALIKE = """
 const drawn = text => {
@@ -76,9 +86,10 @@ def main() -> None:
     )
     write_text(SIMPLIFIED, simplified(Path(READMES[1]).read_text("utf-8")))
     try:
-        picture()
+        pictures()
     except WebDriverException as error:
-        print(f"{PICTURE} stays as it was: no picture ({(error.msg or '').splitlines()[0]})")
+        reason = (error.msg or "").splitlines()[0]
+        print(f"{' and '.join(PICTURES)} stay as they were: no picture ({reason})")
 
 
 def replace(path: str, news: dict[str, str]) -> None:
@@ -162,28 +173,54 @@ def loss(losses: dict[str, dict[str, float]]) -> str:
 def simplified(text: str) -> str:
     """A page in the characters and words of the mainland, but for what is KEPT."""
     convert = opencc.OpenCC("tw2sp").convert
+    words = dict(pair.split("=") for pair in MAINLAND.split())
+    known = re.compile("|".join(map(re.escape, words)))
+
+    def mainland(part: str) -> str:
+        return convert(known.sub(lambda found: words[found[0]], part))
+
     return "".join(
-        part if number % 2 else convert(part) for number, part in enumerate(KEPT.split(text))
+        part if number % 2 else mainland(part) for number, part in enumerate(KEPT.split(text))
     )
 
 
-def picture() -> None:
-    """The first poems of metrics/report.html as an image. Raises WebDriverException."""
+def pictures() -> None:
+    """The first poems of metrics/report.html, and the page with one. Raises WebDriverException."""
     options = webdriver.ChromeOptions()
     for word in ("headless=new", "no-sandbox", "hide-scrollbars", "window-size=1280,1000"):
         options.add_argument(f"--{word}")
-    with webdriver.Chrome(options=options) as browser:
-        browser.get(Path("metrics/report.html").resolve().as_uri())
-        if browser.execute_script(LOOK_ALIKE):
-            raise WebDriverException("no font has Chinese characters")
-        first, last = (browser.find_element("id", f"p{number}") for number in (1, PICTURED))
-        for _ in range(2):  # what was out of sight is laid out once it is in sight
-            browser.execute_script("arguments[0].scrollIntoView()", first)
+    page = [sys.executable, "-m", "verse.cli.main", "page", "--port", "0"]
+    with (
+        webdriver.Chrome(options=options) as browser,
+        subprocess.Popen(page, stdout=subprocess.PIPE, text=True) as server,
+    ):
+        try:
+            browser.get(Path("metrics/report.html").resolve().as_uri())
+            if browser.execute_script(LOOK_ALIKE):
+                raise WebDriverException("no font has Chinese characters")
+            first, last = (browser.find_element("id", f"p{number}") for number in (1, PICTURED))
+            for poem in (first, last):  # one out of sight is not laid out
+                browser.execute_script("arguments[0].style.contentVisibility = 'visible'", poem)
             top, bottom = first.rect["y"], last.rect["y"] + last.rect["height"]
-            browser.set_window_size(1280, round(bottom - top) + 200)
-        shot = {"x": 0, "y": top, "width": 1280, "height": bottom - top, "scale": 1}
-        image = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": shot})["data"]
-    Path(PICTURE).write_bytes(base64.b64decode(image))
+            shoot(browser, PICTURES[0], top, bottom)
+
+            assert server.stdout
+            browser.get(server.stdout.readline().split()[0])
+            until = WebDriverWait(browser, 120).until
+            until(lambda _: browser.find_element("name", "seed").get_attribute("value"))
+            browser.find_element("id", "write").click()
+            until(lambda _: browser.find_element("id", "lesson").is_displayed())
+            shoot(browser, PICTURES[1], 0, browser.find_element("css selector", "table").rect["y"])
+        finally:
+            server.kill()
+
+
+def shoot(browser: webdriver.Chrome, path: str, top: float, bottom: float) -> None:
+    """What the browser shows between two heights, as a PNG."""
+    clip = {"x": 0, "y": top, "width": 1280, "height": bottom - top, "scale": 1}
+    options = {"clip": clip, "captureBeyondViewport": True}
+    image = browser.execute_cdp_cmd("Page.captureScreenshot", options)["data"]
+    Path(path).write_bytes(base64.b64decode(image))
 
 
 if __name__ == "__main__":

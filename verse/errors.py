@@ -128,6 +128,7 @@ def run(main: Callable[[], None], name: str = "") -> None:
     # Looking among them for garbage takes seconds, most of them at the very end.
     gc.set_threshold(100_000)
     speak_utf8()
+    keep_docstrings()
     open_streams()
     try:
         main()
@@ -162,6 +163,14 @@ def speak_utf8() -> None:
     if sys.getfilesystemencoding() != "utf-8":
         os.environ.setdefault("PYTHONIOENCODING", getattr(sys.stdout, "encoding", "utf-8"))
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def keep_docstrings() -> None:
+    """Start anew without -OO, which takes away the docstrings that Transformers reads."""
+    if sys.flags.optimize > 1 and os.environ.get("PYTHONOPTIMIZE") != "0":
+        os.environ["PYTHONOPTIMIZE"] = "0"
+        arguments = [one for one in sys.orig_argv[1:] if one != "-OO"]
+        os.execv(sys.executable, [sys.executable, *arguments])
 
 
 class Outlet(io.FileIO):

@@ -257,7 +257,7 @@ class Score(Section):
 
 
 class Machine(Section):
-    device: Literal["auto", "cpu", "cuda"]
+    device: Literal["auto", "cpu", "cuda", "mps"]
     processes: Literal["auto"] | Count
     launch: TextOrNull
     threads: Annotated[int, Field(ge=1, le=1024)]

@@ -69,6 +69,22 @@ def test_the_simplified_one_is_made_from_the_traditional_one():
     assert simplified(TRADITIONAL) == CHINESE, "make readme"
 
 
+NOT_SAID = """
+指针 信赖区间 注解 套件 终端机 多部 品质 甚么 裏 GPU内存 软体 硬体 程式 资料 档案 网路 预设
+记忆体 萤幕 滑鼠 伺服器 资讯 讯息 影片 硬碟 磁碟 字串 阵列 回圈 函式 变数 物件 介面 支援 最佳化
+演算法 解析度 频宽 位元 快取 使用者 登入 专案 执行绪 型别 笔记型 数位 晶片 核心 范本 本机 内附
+分享 连线 连结 机率 巨集 雜湊 杂凑 丛集 伫列 堆叠 建构 呼叫 汇出 汇入 列印 视窗 游标 选单 权重档
+金钥 搜寻 存取 回传
+"""
+"""Words of Taiwan in simplified characters: no reader on the mainland writes them so."""
+
+
+def test_the_simplified_one_has_the_words_of_the_mainland():
+    text = re.sub(r"\]\([^)]*\)", "]", CHINESE).replace(" ", "")
+    assert [word for word in NOT_SAID.split() if word in text] == []
+    assert "置信区间" in text and "指标" in text
+
+
 def test_code_and_links_stay_as_they_are_in_simplified_characters():
     made = simplified("[繁體](x.zh-TW.md)\n[語](詩.md) `詩詞` 詩\n```bash\nverse '詩' # 詩\n```\n")
     assert made == "[繁體](x.zh-TW.md)\n[语](詩.md) `詩詞` 诗\n```bash\nverse '詩' # 诗\n```\n"
@@ -85,6 +101,18 @@ def test_every_link_leads_to_a_file(name):
 def test_every_link_of_the_docs_leads_to_a_file(page):
     links = re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.zh-TW.md")), ids=lambda p: p.name)
+def test_a_page_in_chinese_has_all_that_the_english_one_has(page):
+    english, chinese = (
+        (page.parent / name).read_text("utf-8")
+        for name in (page.name.replace(".zh-TW", ""), page.name)
+    )
+    assert f"[中文]({page.name})" in english and "[English](" in chinese
+    assert commands(chinese) == commands(english)
+    assert headings(chinese) == headings(english)
+    assert [figures for _, figures in tables(chinese)] == [f for _, f in tables(english)]
 
 
 def test_every_page_of_the_docs_is_found_from_the_readme():

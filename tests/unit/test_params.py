@@ -101,7 +101,7 @@ VALUES = {
     ),
     "judge": ([None], [[], "kimi", 1, True]),
     "score.bootstrap": ([100, 10**6], [0, 99, 10**6 + 1, 100.0, "100", True, None]),
-    "machine.device": names("auto", "cpu", "cuda"),
+    "machine.device": names("auto", "cpu", "cuda", "mps"),
     "machine.processes": (["auto", *COUNT[0]], COUNT[1]),
     "machine.launch": ([None, "torchrun --nnodes 2"], ["", 5, ["torchrun"]]),
     "machine.threads": ([1, 1024], [0, -1, 1025, 1.0, "1", True, None]),

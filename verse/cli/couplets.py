@@ -65,7 +65,7 @@ def doubts(couplet: str) -> list[tuple[str, str]]:
         lengths = "、".join(str(len(line)) for line in lines[:6]) or "0"
         found.append(
             (
-                f"這不是一聯：要兩句，每句五字或七字；這裏各句字數是 {lengths}。",
+                f"這不是一聯：要兩句，每句五字或七字；這裡各句字數是 {lengths}。",
                 "This is no couplet: two lines of 5 or 7 Chinese characters are wanted, "
                 f"here are {lengths.replace('、', ', ')}.",
             )

@@ -7,13 +7,14 @@ verse show       experiments in a table that fits a terminal
 verse compare    experiments with intervals, paired differences and a picture
 verse plots      the plots of dvc.yaml as SVG and PNG
 verse merge      write models/merged, the adapter merged into the full-precision model
+verse export     write models/gguf, for llama.cpp and Ollama
 """
 
 import argparse
 from importlib.metadata import version
 
 from verse import errors
-from verse.cli import compare, merge, page, plots, run, show, write
+from verse.cli import compare, export, merge, page, plots, run, show, write
 
 COMMANDS = {
     "run": run,
@@ -23,11 +24,13 @@ COMMANDS = {
     "compare": compare,
     "plots": plots,
     "merge": merge,
+    "export": export,
 }
 """Each has `main`, which takes the options that its `add_options` declares."""
 
 
 def main() -> None:
+    errors.keep_docstrings()  # of which the help is made
     parser = argparse.ArgumentParser(
         prog="verse", description="Teach a language model to finish Tang poems."
     )

@@ -19,6 +19,7 @@ from verse.generation.sampling import Drawn, check_scores, sample
 from verse.model.attention import Attention, attention, no_mask
 from verse.model.encoding import common_prefix
 from verse.model.graphs import AsyncHostCopy, Graph, to_device_async, warn_fallback
+from verse.model.loading import widest_float
 from verse.model.sharding import is_sharded
 from verse.params import Decoding
 
@@ -53,7 +54,10 @@ class GPUEngine:
         self.starts = self.lengths.clone()
         """How long each slot's prompt is."""
         self.uniforms = torch.zeros(
-            self.slots, decoding.max_new_tokens, dtype=torch.float64, device=self.device
+            self.slots,
+            decoding.max_new_tokens,
+            dtype=widest_float(self.device),
+            device=self.device,
         )
         """By which each slot draws its tokens."""
         self.allowed: torch.Tensor | None = None
@@ -90,7 +94,7 @@ class GPUEngine:
             index = to_device_async(torch.tensor(slots), self.device)
             lengths = to_device_async(torch.tensor(list(map(len, prompts))), self.device)
             self.lengths[index] = self.starts[index] = lengths
-            self.uniforms[index] = to_device_async(uniforms, self.device)
+            self.uniforms[index] = to_device_async(uniforms.to(self.uniforms.dtype), self.device)
             for first in range(0, len(texts), at_once):
                 some = texts[first : first + at_once]
                 into = [(slot, row) for row, text in enumerate(some) for slot in slots_of[text]]

@@ -133,7 +133,7 @@ def sample(
         likeliest, tokens = left, ids
     assert tokens is not None  # behind top-k
     if decoding.do_sample:
-        cumulative = torch.softmax(likeliest.double(), -1).cumsum(-1)
+        cumulative = torch.softmax(likeliest.to(uniforms.dtype), -1).cumsum(-1)
         places = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)
         places = places.clamp(max=tokens.shape[1] - 1)  # where the scores are NaN
         tokens = tokens.gather(1, places)

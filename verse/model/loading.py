@@ -14,6 +14,7 @@ import importlib
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
@@ -83,15 +84,57 @@ def deterministic(seed: int, threads: int) -> None:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device for "auto", "cuda" or "cpu". Raises UserError for a GPU that is not there."""
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    """The device for "auto", "cuda", "mps" or "cpu"; a line says why "auto" leaves out a GPU.
+
+    Raises UserError for a GPU that is not there, or does not do what is asked of it.
+    """
+    if wanted == "auto" and not torch.cuda.is_available():
+        if reason := reason_gpu_unused():
+            print(f"on the CPU: {reason}", file=sys.stderr, flush=True)
+        wanted = "cpu"
+    if wanted == "cpu":
         return torch.device("cpu")
+    if wanted == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError(
+                "machine.device is mps but PyTorch sees no GPU of Apple's: set it to auto or cpu"
+            )
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError("machine.device is mps, for one process: set machine.processes to 1")
+        torch.use_deterministic_algorithms(True, warn_only=True)  # not every operation has one
+        return torch.device("mps")
     if not torch.cuda.is_available():
         raise UserError(
             "machine.device is cuda but PyTorch sees no GPU: set machine.device to auto or cpu, "
             "or install a driver and a CUDA build of torch"
         )
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def reason_gpu_unused() -> str:
+    """Why no GPU is used by itself, where this machine has one; "" if there is none to be seen."""
+    if torch.backends.mps.is_available():
+        return "Apple's GPU has not been tried with this program yet; machine.device: mps uses it"
+    if torch.xpu.is_available():
+        return "Intel GPUs (XPU) are not supported"
+    if Path("/dev/kfd").exists() and not torch.version.hip:
+        return "the AMD GPU needs a ROCm build of PyTorch: install one into .venv"
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        return ""
+    if not torch.version.cuda:
+        return (
+            "this is PyTorch's CPU build: remove .venv, and the next make installs the CUDA build"
+        )
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:
+        return f"PyTorch cannot use the NVIDIA GPU: {str(error).strip().splitlines()[0]}"
+    return ""
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 on Apple's GPUs, which have no wider one."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
@@ -102,6 +145,8 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float16
+    if device.type == "mps":
+        return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float16
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
@@ -121,7 +166,7 @@ def load_model(
     Raises UserError for a model that is missing, gated, without safetensors or unreadable.
     """
     published = quantized_by(read_config(settings, cache_dir))
-    four_bit = settings.quantization == "nf4" and not dequantized and device.type == "cuda"
+    four_bit = settings.quantization == "nf4" and not dequantized and device.type != "cpu"
     apart = []
     if four_bit:
         from verse.model.experts import round_while_loading

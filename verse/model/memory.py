@@ -163,7 +163,8 @@ def share_in_four_bits(model: PreTrainedModel) -> float:
     every = {id(weight): weight.numel() for weight in decoder_layers(model).parameters()}
     rounded = {id(layer.weight) for layer in linear_layers(model).values()}
     rounded |= set(map(id, expert_weights(model).values()))
-    return sum(size for weight, size in every.items() if weight in rounded) / sum(every.values())
+    size = sum(size for weight, size in every.items() if weight in rounded)
+    return size / max(1, sum(every.values()))  # a wrong config may leave no layer
 
 
 def plans_for_training(
@@ -282,6 +283,11 @@ def available_bytes(device: torch.device, wanted: Literal["auto"] | float) -> fl
         free = min(free, unused)
         if wanted != "auto":
             torch.cuda.set_per_process_memory_fraction(min(1.0, free / total), device)
+    if device.type == "mps":  # of the memory that the CPU has too
+        total = torch.mps.recommended_max_memory()
+        free = min(free, total - torch.mps.driver_allocated_memory())
+        if wanted != "auto":
+            torch.mps.set_per_process_memory_fraction(min(1.0, free / total))
     return min(distributed.gather([free]))
 
 
@@ -306,12 +312,15 @@ def run_with_oom_fallback(plans: list[MemoryPlan], work: Callable[[MemoryPlan], 
     for plan, following in zip(plans, [*plans[1:], None], strict=True):
         try:
             return work(plan)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:  # on Apple's GPUs it is no OutOfMemoryError
+            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            if not (out_of_memory or str(error).startswith("MPS backend out of memory")):
+                raise
             if following is None or plan.sharded:  # others wait for this process's part
                 raise UserError(f"out of GPU memory: {out}") from None
             error.__traceback__ = None  # whose frames hold the model
         gc.collect()
-        torch.cuda.empty_cache()
+        (torch.mps if torch.backends.mps.is_available() else torch.cuda).empty_cache()
         print(f"out of GPU memory: {following} from here on", flush=True)
     raise AssertionError("a ladder has a way")
 

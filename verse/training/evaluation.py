@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from verse.model import distributed
 from verse.model.encoding import Example
 from verse.model.graphs import Graph, warm_up, warn_fallback
+from verse.model.loading import widest_float
 from verse.training.loss import Objective, behind_prefix, cross_entropy, summed_loss
 from verse.training.micro_batches import Plan, split_step, uncompiled
 from verse.training.packing import Batch, lay_out, shape_of
@@ -44,9 +45,9 @@ class Evaluation:
     def __call__(self) -> dict[str, float]:
         self.model.eval()
         compute = self.graph or self.compute
-        summed = torch.zeros((), dtype=torch.float64, device=self.device)
+        summed = torch.zeros((), dtype=widest_float(self.device), device=self.device)
         for batch in self.batches:
-            summed += compute(list(vars(batch).values())).double()
+            summed += compute(list(vars(batch).values())).to(summed.dtype)
         distributed.all_reduce_sum([summed])
         total = summed.item()
         return {

@@ -330,6 +330,22 @@ def test_browser_reads_a_poem_and_moves_a_slider(visitor, models):
     assert visitor.lesson() == told(models["tuned"], 2, temperature=0.3, top_p=0.5)
 
 
+def test_browser_announces_each_line_as_it_is_written(visitor, models):
+    visitor.visit()
+    visitor.run(
+        "const said = document.getElementById('said'); window.heard = []; "
+        "new MutationObserver(() => heard.push(said.textContent)).observe(said, {childList: true})"
+    )
+    visitor.write()
+    text = poem_of(models["tuned"])[0].text
+    lines = re.findall("[^，。]+[，。]", text)
+    heard = visitor.run("return heard")
+    assert heard[0] == "寫作中 writing" and heard[-1] == "寫完了 written: " + text
+    spoken = [line for line, _ in itertools.groupby(heard[1:-1])]
+    assert spoken and spoken == [line for line in lines if line in spoken]
+    assert visitor.run("return document.getElementById('said').role") == "status"
+
+
 def test_browser_goes_by_keys_alone(visitor, models):
     from selenium.webdriver import ActionChains, Keys
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from tiny_architectures import tiny_config
-from tiny_models import build, byte_pairs, decoding, examples
+from tiny_models import NoFloat64, build, byte_pairs, decoding, examples
 from transformers import (
     AutoModelForCausalLM,
     LogitsProcessorList,
@@ -254,6 +254,31 @@ def test_both_kinds_of_rows_give_the_models_own_scores(mini, monkeypatch):
                 rows.evict(kept)
             texts = [texts[row] for row in kept]
     assert len(texts) == 3 and both[1].slots == 8  # of 16
+
+
+def test_slots_do_without_float64_on_apples_gpu(mini, monkeypatch):
+    """What draws is rounded to float32 there; the poems are the same."""
+
+    class There(GPUEngine):
+        def __init__(self, *arguments):
+            with NoFloat64():
+                super().__init__(*arguments)
+
+        def prefill(self, *arguments):
+            with NoFloat64():
+                super().prefill(*arguments)
+
+        def decode(self, *arguments, **named):
+            with NoFloat64():
+                return super().decode(*arguments, **named)
+
+    expected = answer(mini)
+    monkeypatch.setattr(answers, "new_engine", There)
+    monkeypatch.setattr(answers, "generate_with_transformers", None)  # to which nothing falls back
+    with pytest.raises(TypeError):  # as it is with float64
+        answer(mini)
+    monkeypatch.setattr(gpu_engine, "widest_float", lambda _: torch.float32)
+    assert answer(mini) == expected
 
 
 def test_slots_answer_as_rows_do_whoever_waits(mini, in_slots):

@@ -377,6 +377,53 @@ def test_device_and_precision(monkeypatch):
         assert loading.choose_dtype("auto", gpu) == dtype
 
 
+def test_apples_gpu_by_pytorchs_rules(monkeypatch):
+    """No Mac: what PyTorch says of itself there is stood in for."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(UserError, match="sees no GPU of Apple's"):
+        loading.choose_device("mps")
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    try:
+        gpu = loading.choose_device("mps")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert gpu == torch.device("mps")
+    assert (loading.widest_float(gpu), loading.widest_float(CPU)) == (torch.float32, torch.float64)
+    for new, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr("torch.backends.mps.is_macos_or_newer", lambda *_, new=new: new)
+        assert loading.choose_dtype("auto", gpu) == dtype
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="processes to 1"):
+        loading.choose_device("mps")
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ({"torch.backends.mps.is_available": lambda: True}, "Apple's GPU"),
+        ({"torch.xpu.is_available": lambda: True}, "Intel GPUs"),
+        ({"pathlib.Path.exists": lambda path: str(path) == "/dev/kfd"}, "ROCm build"),
+        ({"pathlib.Path.glob": lambda *_: ["nvidia0"], "torch.version.cuda": None}, "CPU build"),
+        ({"pathlib.Path.glob": lambda *_: ["nvidia0"], "torch.version.cuda": "13.0"}, "too old"),
+        ({}, ""),
+    ],
+)
+def test_a_gpu_that_is_not_used_is_told_in_a_line(monkeypatch, capfd, there, said):
+    def driver():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\n…")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.init", driver)
+    monkeypatch.setattr("pathlib.Path.glob", lambda *_: [])
+    for name, value in there.items():
+        monkeypatch.setattr(name, value)
+    assert loading.choose_device("cpu") == CPU and capfd.readouterr().err == ""
+    assert loading.choose_device("auto") == CPU
+    told = capfd.readouterr().err
+    assert said in told and told.count("\n") == bool(said)
+
+
 def test_loading_says_nothing():
     script = (
         "import torch; from verse.model import adapters, loading; loading.deterministic(1, 1);"

@@ -135,14 +135,31 @@ def test_a_promise_of_memory_is_kept(monkeypatch):
     assert memory.available_bytes(gpu, 100) == 20 * GIB
 
 
-def test_the_next_way_is_tried_where_memory_runs_out(capsys):
+def test_apples_gpu_has_what_the_system_recommends(monkeypatch):
+    held = []
+    monkeypatch.setattr("torch.mps.recommended_max_memory", lambda: 12 * GIB)
+    monkeypatch.setattr("torch.mps.driver_allocated_memory", lambda: 2 * GIB)
+    monkeypatch.setattr("torch.mps.set_per_process_memory_fraction", held.append)
+    gpu = torch.device("mps")
+    assert memory.available_bytes(gpu, "auto") == 10 * GIB and held == []
+    assert memory.available_bytes(gpu, 6) == 6 * GIB and held == [0.5]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GiB, max allowed: 9 GiB)"),
+    ],
+)
+def test_the_next_way_is_tried_where_memory_runs_out(capsys, error):
     ways = [memory.MemoryPlan(micro_batch_size=poems) for poems in (4, 2, 1)]
     tried = []
 
     def work(way):
         tried.append(way.micro_batch_size)
         if way.micro_batch_size > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return "done"
 
     assert memory.run_with_oom_fallback(ways, work, "buy more") == "done"
@@ -150,6 +167,15 @@ def test_the_next_way_is_tried_where_memory_runs_out(capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2
     with pytest.raises(UserError, match="out of GPU memory: buy more"):
         memory.run_with_oom_fallback(ways[:2], work, "buy more")
+    with pytest.raises(RuntimeError, match="a bug"):
+        memory.run_with_oom_fallback(ways, raises(RuntimeError("a bug")), "buy more")
+
+
+def raises(error):
+    def work(_):
+        raise error
+
+    return work
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not on glibc")

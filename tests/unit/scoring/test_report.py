@@ -139,9 +139,14 @@ def test_a_contestant_more_is_an_entry_more(monkeypatch):
     html = page(row(kimi="白日依山盡。"), row(kimi=REST))
     heads = [re.findall("<h4>(.*?) <span", part)[0] for part in answers(html)]
     assert heads == ["未調", "已調", "月之暗面", "原作"]
-    assert html.count("Kimi &lt;b&gt;") == 4  # the table's head, its caption, two poems
+    # The fold, the table's head, its caption, its cells, two poems.
+    assert html.count("Kimi &lt;b&gt;") == 1 + 2 + len(METRICS) + 2
     table = re.search("<tbody>(.*?)</tbody>", html, re.DOTALL)[1]
-    assert len(re.findall("<td>", table)) == len(re.findall("<circle", table)) == len(METRICS) * 4
+    assert (
+        len(re.findall("<td data-name=", table))
+        == len(re.findall("<circle", table))
+        == len(METRICS) * 4
+    )
     assert list(contestants.CONTESTANTS)[-1] == "kimi", "the page's order is that of the answers"
 
 
@@ -166,13 +171,14 @@ def test_metrics_are_told_with_their_intervals_headline_first():
         "of&lt;our&gt;own",
     ]
     form = body.splitlines()[1]
-    assert "<td>0.931<small>±0.035</small></td>" in form and "<td>1.000<small>±0.000" in form
+    assert ">0.931<small>±0.035</small></td>" in form and ">1.000<small>±0.000" in form
     assert 'class="interval" d="M92.6 12H99.7"' in form  # 3 + 100 (0.9312 - 0.0354) to the same +
 
 
 def test_metrics_that_a_group_lacks_are_dashes():
     html = render([], {"base": {}, "tuned": {"repeats": 12.5}, "reference": {"repeats": 100.0}})
-    assert "<td>—</td><td>12.500</td><td>100.000</td>" in html
+    cells = re.findall('<td data-name="(.*?)">(.*?)</td>', html)
+    assert cells == [("base", "—"), ("tuned", "12.500"), ("true", "100.000")]
 
 
 def test_a_page_of_the_first_poems_says_so():
@@ -494,6 +500,20 @@ def test_browser_lays_out_within_the_width(visit, width, scheme):
             browser.save_screenshot(f"{folder}/{width}-{scheme}-{place or 'top'}.png")
 
 
+@pytest.mark.parametrize("width", [400, 1400])
+def test_browser_shows_a_true_poem_before_any_table(visit, width):
+    """Numbers are folded away; on a small screen each then stands below its contestant's name."""
+    browser = visit(width, 1100)
+    truth = browser.find_element("css selector", "#p1 .answer:last-child .verse")
+    assert truth.rect["y"] + truth.rect["height"] < 1100
+    cell = browser.find_element("css selector", "tbody tr:first-child td:nth-last-child(2)")
+    assert not cell.is_displayed()
+    browser.find_element("css selector", "summary").click()
+    assert cell.is_displayed() and cell.rect["x"] + cell.rect["width"] <= width
+    name = "return getComputedStyle(arguments[0], '::before').content"
+    assert browser.execute_script(name, cell) == ('"true"' if width == 400 else "none")
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_browser_sets_many_contestants_apart(visit, tmp_path_factory, width):
     """Six lines of seven characters from each of six, and a raw answer."""
@@ -506,7 +526,7 @@ def test_browser_sets_many_contestants_apart(visit, tmp_path_factory, width):
     scored = {name: scored[name] for name in everyone}
     html = render([scored], measure([scored]), everyone)
     browser = visit(width, address=saved(html, tmp_path_factory))
-    browser.execute_script("document.querySelector('details').open = true")
+    browser.execute_script("document.querySelector('details.raw').open = true")
     lay_out(browser)
     overlaps = browser.execute_script("""
         const boxes = [...document.querySelectorAll('article .verse, article .raw')]

@@ -33,7 +33,7 @@ def audit(monkeypatch):
     [
         ((0, "", "No known vulnerabilities found\n"), 0, "no known vulnerabilities"),
         ((1, TABLE, "Found 1 known vulnerability in 1 package\n"), 1, "PYSEC-1"),
-        ((1, "", LOST), 2, "requirements/runtime.txt: nothing is known, since"),
+        ((1, "", LOST), 2, "requirements/pip.txt: nothing is known, since"),
         ((1, "", ""), 2, "it said nothing"),
     ],
 )

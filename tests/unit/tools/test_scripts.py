@@ -110,7 +110,7 @@ def test_readme(of_the_run, tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(row) + "\n" for row in of_one)
         (tmp_path / name).write_text(text, "utf-8")
-    monkeypatch.setattr(readme, "picture", lambda: None)
+    monkeypatch.setattr(readme, "pictures", lambda: None)
     readme.main()
     for name in readme.READMES:
         before, after = ((folder / name).read_text("utf-8") for folder in (ROOT, tmp_path))

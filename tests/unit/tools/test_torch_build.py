@@ -24,7 +24,12 @@ def setup(monkeypatch):
         module.asked.append(arguments)
         return module.answers.get(arguments[0], "")
 
+    def install(*arguments):
+        module.asked.append(("install", *arguments))
+        return module.answers.get("install", True)
+
     monkeypatch.setattr(module, "pip", pip)
+    monkeypatch.setattr(module, "install", install)
     monkeypatch.setattr(module, "nvidia_gpu", lambda: False)
     monkeypatch.setattr(module.sys, "platform", "linux")
     return module
@@ -43,7 +48,8 @@ def test_without_a_gpu_torch_alone_comes_from_the_cpu_index(setup, capsys):
     (arguments,) = installed(setup)
     assert arguments[-3:] == ("--index-url", setup.INDEX, f"torch=={VERSION}")
     assert "--no-deps" in arguments
-    assert capsys.readouterr().out.count("\n") == 1
+    size, choice = capsys.readouterr().out.splitlines()
+    assert "to download: " in size and "CPU build" in choice
 
 
 def test_a_gpu_keeps_the_default_index(setup, monkeypatch, capsys):
@@ -93,7 +99,7 @@ def test_off_linux_nothing_is_asked(setup, monkeypatch):
 
 
 def test_an_installation_that_breaks_off_is_said(setup, capsys):
-    setup.answers["install"] = None
+    setup.answers["install"] = False
     setup.main()
     assert "failed" in capsys.readouterr().out
 

@@ -5,7 +5,7 @@ from itertools import chain, pairwise
 
 import pytest
 import torch
-from tiny_models import build, examples, training
+from tiny_models import NoFloat64, build, examples, training
 from torch import nn
 from torch.nn import functional
 
@@ -86,6 +86,16 @@ def smoothed(model, batch):
     return functional.cross_entropy(
         model(batch), batch.labels, ignore_index=IGNORED, reduction="sum", label_smoothing=0.1
     )
+
+
+def test_a_training_does_without_float64_on_apples_gpu(settings, poems, tmp_path, monkeypatch):
+    expected, trained = run(settings, poems, training(), tmp_path / "a")
+    monkeypatch.setattr(evaluation, "widest_float", lambda _: torch.float32)
+    with NoFloat64():
+        curves, found = run(settings, poems, training(), tmp_path / "b")
+    assert found == trained and curves.train == expected.train
+    for one, other in zip(curves.validation, expected.validation, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
 def test_another_objective_is_a_function(settings, poems, tmp_path):

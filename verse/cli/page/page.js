@@ -147,7 +147,7 @@ async function write() {
   const stopper = running = new AbortController();
   const {signal} = stopper, seed = Number(form.elements.seed.value), now = controls();
   $("error").replaceChildren();
-  $("said").textContent = "";
+  $("said").textContent = "寫作中 writing";
   $("write").disabled = true;
   $("stop").hidden = false;
   try {
@@ -195,7 +195,10 @@ async function writeOne(section, asked, length, signal) {
       const last = events.at(-1);
       if (last.error) throw {words: last.error};
       done = last.done;
-      if (!done) lay(section, last.text, {length});
+      if (done) continue;
+      lay(section, last.text, {length});
+      const line = [...last.text.matchAll(LINE)].findLast(one => one[2])?.[0];
+      if (line && asked.model === state.models.at(-1).name) $("said").textContent = line;
     }
     if (!done) throw null;
     const {text, pieces, tokens, answer} = done;

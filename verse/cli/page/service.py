@@ -221,7 +221,7 @@ class PageService:
 
     def model(self, name: str) -> LoadedModel:
         if name not in self.models:
-            raise Refusal(400, "這裏沒有這個模型。", "This model is not here.")
+            raise Refusal(400, "這裡沒有這個模型。", "This model is not here.")
         return self.models[name]
 
     def decoding(self, controls: Controls) -> Any:

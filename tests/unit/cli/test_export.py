@@ -1,0 +1,116 @@
+"""`verse export gguf`: what the converter is told, and what comes of its failures.
+
+The converter itself is not here: it is stood in for.
+"""
+
+import argparse
+import io
+import json
+import sys
+import tarfile
+
+import pytest
+from safetensors.torch import load_file
+from tiny_models import byte_pairs
+from transformers import AutoTokenizer
+
+from verse import params
+from verse.cli import export
+from verse.errors import UserError
+from verse.model.prompts import prompt_writer
+from verse.poems.sources import INSTRUCTION
+
+P = params.read()
+COUPLET = "國破山河在，城春草木深。"
+
+
+@pytest.mark.parametrize("template", ["plain", "homework", "chat"])
+def test_a_chat_with_a_couplet_alone_is_the_prompt(tmp_path, template):
+    tokenizer = AutoTokenizer.from_pretrained("models/mini")
+    tokenizer.chat_template = "{% for m in messages %}<u>{{ m['content'] }}</u>{% endfor %}"
+    p = P.model_copy(update={"model": P.model.model_copy(update={"template": template})})
+    prompt = prompt_writer(template, tokenizer)({"instruction": INSTRUCTION, "input": COUPLET})
+    before, after = export.around_couplet(p, tokenizer)
+    assert before + COUPLET + after == prompt
+    tokenizer.save_pretrained(tmp_path)
+    export.describe(tokenizer, tmp_path, before, after)
+    told = AutoTokenizer.from_pretrained(tmp_path)
+    chat = [{"role": "user", "content": COUPLET}]
+    assert told.apply_chat_template(chat, tokenize=False) == prompt
+    asked = export.modelfile(p, "x.gguf", before, after).split('"""')[1]
+    assert asked.replace("{{ .Prompt }}", COUPLET) == prompt
+
+
+def test_only_a_tokenizer_that_begins_with_a_space_says_so(tmp_path):
+    for tokenizer in (AutoTokenizer.from_pretrained("models/mini"), byte_pairs()):
+        tokenizer.save_pretrained(tmp_path)
+        export.describe(tokenizer, tmp_path, "", "")
+        config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+        assert config["add_prefix_space"] is False
+
+
+def test_the_decoding_is_that_of_the_parameters():
+    settings = export.modelfile(P, "x.gguf", "a", "b").splitlines()
+    assert settings[0] == "FROM ./x.gguf"
+    assert f"PARAMETER temperature {P.decoding.temperature}" in settings
+    greedy = P.model_copy(update={"decoding": P.decoding.model_copy(update={"do_sample": False})})
+    assert "PARAMETER temperature 0" in export.modelfile(greedy, "x.gguf", "a", "b").splitlines()
+
+
+def test_the_converter_is_fetched_once_and_nothing_else_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "cache_dir", lambda: tmp_path)
+    calls = []
+
+    def pip(*command):
+        calls.append(command)
+        folder = command[command.index("--dest") + 1]
+        with tarfile.open(f"{folder}/llama_cpp_python-1.tar.gz", "w:gz") as packed:
+            for name in (
+                "vendor/llama.cpp/convert_hf_to_gguf.py",
+                "vendor/llama.cpp/conversion/base.py",
+                "vendor/llama.cpp/gguf-py/gguf/__init__.py",
+                "vendor/llama.cpp/src/llama.cpp",
+                "setup.py",
+            ):
+                member = tarfile.TarInfo(f"llama_cpp_python-1/{name}")
+                member.size = 2
+                packed.addfile(member, io.BytesIO(b"1\n"))
+
+    monkeypatch.setattr(export, "run", pip)
+    program = export.converter()
+    assert program == export.converter() and len(calls) == 1
+    assert "--require-hashes" in calls[0]
+    files = [str(f.relative_to(program.parent)) for f in program.parent.rglob("*") if f.is_file()]
+    assert sorted(files) == [
+        "conversion/base.py",
+        "convert_hf_to_gguf.py",
+        "gguf-py/gguf/__init__.py",
+    ]
+
+
+def test_a_program_that_fails_is_a_line():
+    with pytest.raises(UserError, match="failed: it cannot"):
+        export.run(sys.executable, "-c", "import sys; sys.exit('first\\nit cannot')")
+
+
+def test_the_command_from_adapter_to_files(adapter, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export.merge, "ADAPTER", str(adapter))
+    monkeypatch.setattr(export.merge, "TO", str(tmp_path / "merged"))
+    monkeypatch.setattr(export, "TO", tmp_path / "gguf")
+    monkeypatch.setenv("PATH", "/nowhere")  # no llama-quantize
+    program = tmp_path / "convert.py"
+    monkeypatch.setattr(export, "converter", lambda: program)
+    program.write_text(
+        "import sys, shutil; assert sys.argv[2::2] == ['--outfile', '--outtype']\n"
+        "shutil.copy(sys.argv[1] + '/model.safetensors', sys.argv[3])\n"
+    )
+    export.main(argparse.Namespace(format="gguf"))
+    told = capsys.readouterr().out
+    assert "Modelfile, verse-f16.gguf" in told and "no 4 bits" in told
+    rows = load_file(tmp_path / "gguf/verse-f16.gguf")["model.embed_tokens.weight"].shape[0]
+    assert rows == len(AutoTokenizer.from_pretrained("models/mini"))  # no padding behind them
+
+    program.write_text("raise SystemExit('it cannot')")
+    with pytest.raises(UserError, match="it cannot"):
+        export.main(argparse.Namespace(format="gguf"))
+    assert (tmp_path / "gguf/verse-f16.gguf").exists()
