@@ -474,12 +474,16 @@ def check_tokens(
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The list of a model's layers: the largest one there is in what reads text."""
+    """The list of a model's layers: the largest one there is in what reads text.
+
+    Raises UserError if it has none.
+    """
     find: Any = getattr(model, "get_decoder", lambda: None)
     for part in (find() or model, model):
-        if lists := [module for module in part.modules() if isinstance(module, nn.ModuleList)]:
+        lists = [m for m in part.modules() if isinstance(m, nn.ModuleList) and len(m)]
+        if lists:
             return max(lists, key=lambda each: sum(w.numel() for w in each.parameters()))
-    raise ValueError("a model without layers")
+    raise UserError("model.name: its config.json leaves it no layer: get the whole model anew")
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:

@@ -163,8 +163,7 @@ def share_in_four_bits(model: PreTrainedModel) -> float:
     every = {id(weight): weight.numel() for weight in decoder_layers(model).parameters()}
     rounded = {id(layer.weight) for layer in linear_layers(model).values()}
     rounded |= set(map(id, expert_weights(model).values()))
-    size = sum(size for weight, size in every.items() if weight in rounded)
-    return size / max(1, sum(every.values()))  # a wrong config may leave no layer
+    return sum(size for weight, size in every.items() if weight in rounded) / sum(every.values())
 
 
 def plans_for_training(
