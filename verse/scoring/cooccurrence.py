@@ -1,4 +1,5 @@
-"""How Tang verse uses characters: which follow each other, and which keep company in a poem.
+"""How Tang verse uses characters: which follow each other, which keep company in a poem, and which
+face each other in a parallel couplet.
 
 The counts stand in cooccurrence.npz, which tools/cooccurrence.py makes of poems that share no line
 with the embedded poems or the homework's, so that neither what is judged nor what a model learnt
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 RIVALS = 1000  # couplets with which a poem's own is compared, at most
 AT_ONCE = 500  # answers, which bounds the memory
+UNIT = 127**2  # the product of two vectors whose cosine is 1
 
 
 class Cooccurrence(NamedTuple):
@@ -28,6 +30,10 @@ class Cooccurrence(NamedTuple):
     company: npt.NDArray[np.float32]
     """How much oftener than by chance two characters stand in couplets near each other: the
     logarithm in whole steps, so that sums of it are exact. 0 for a character and itself."""
+    facing: npt.NDArray[np.int32]
+    """A vector of length 127 for each: the nearer two, the oftener their characters face each other
+    in middle couplets. Whole numbers, so that products are exact; the last row, of all others, is
+    0."""
 
 
 @cache
@@ -38,8 +44,10 @@ def cooccurrence() -> Cooccurrence:
         characters = [chr(code) for code in file["characters"].tolist()]
         company = np.zeros((len(characters), len(characters)), np.float32)
         company[np.triu_indices(len(characters), 1)] = file["company"]
+        facing = np.pad(file["facing"].astype(np.int32), ((0, 1), (0, 0)))
     company += company.T
-    return Cooccurrence(attested, {c: number for number, c in enumerate(characters)}, company)
+    place = {c: number for number, c in enumerate(characters)}
+    return Cooccurrence(attested, place, company, facing)
 
 
 def words(lines: Sequence[str]) -> float:
@@ -47,6 +55,26 @@ def words(lines: Sequence[str]) -> float:
     attested = cooccurrence().attested
     known = [a + b in attested for line in lines for a, b in pairwise(line)]
     return sum(known) / len(known) if known else 0.0
+
+
+def parallel(lines: Sequence[str]) -> float | None:
+    """How parallel (對仗) the couplets of some lines are, the mean; None where there is none.
+
+    Of a couplet: the mean cosine of the characters that face each other, less that of those that
+    do not; 0 where its lines differ in length or have one character alone.
+    """
+    place, facing = cooccurrence().place, cooccurrence().facing
+    found = []
+    for first, second in zip(lines[::2], lines[1::2], strict=False):
+        size = len(first)
+        if size != len(second) or size < 2:
+            found.append(0.0)
+            continue
+        a, b = (facing[[place.get(c, -1) for c in line]] for line in (first, second))
+        products = a @ b.T
+        faced, total = int(np.trace(products)), int(products.sum())
+        found.append((faced - (total - faced) / (size - 1)) / size / UNIT)
+    return sum(found) / len(found) if found else None
 
 
 @dataclass(frozen=True)

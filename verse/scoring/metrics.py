@@ -24,10 +24,17 @@ METRICS = (
     Metric(
         "whole",
         "全篇",
-        "in form, as long as the true one, rhymed, in tone, its own, attested, fit for its couplet",
+        "all that a reader asks for at once, and as long as the true one",
         interval=True,
         headline=True,
         axis="y",
+    ),
+    Metric(
+        "any_length",
+        "不計句數",
+        "in form, rhymed, in tone, its own, attested, fit, parallel, neither bland nor odd",
+        interval=True,
+        headline=True,
     ),
     Metric(
         "form",
@@ -68,9 +75,33 @@ METRICS = (
         interval=True,
     ),
     Metric(
+        "parallel",
+        "對仗",
+        "how far facing characters of middle couplets suit each other; better near the true poems",
+        interval=True,
+    ),
+    Metric(
+        "surprise",
+        "出奇",
+        "nats a character to the plain embedded model; better near the true poems",
+        interval=True,
+    ),
+    Metric(
+        "in_band",
+        "得中",
+        "answers neither more nor less surprising than nine in ten true poems",
+        interval=True,
+    ),
+    Metric(
         "novel",
         "新句",
         "lines that no training poem has, up to a character",
+    ),
+    Metric(
+        "near_copies",
+        "近襲",
+        "lines of training poems up to two characters, or of other books; lower is better",
+        interval=True,
     ),
     Metric(
         "echo",

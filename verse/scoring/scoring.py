@@ -29,15 +29,21 @@ from verse.poems.lines import (
     split_lines,
 )
 from verse.poems.prosody import Analysis, analyse, rhymes
-from verse.scoring.cooccurrence import Rivals, fits, words
+from verse.scoring.cooccurrence import Rivals, fits, parallel, words
+from verse.scoring.known_lines import stands_elsewhere
 from verse.scoring.metrics import INTERVALS, KEYS, METRICS
 
-LEAST_TONE = 0.85
-"""Least share of tone rules kept by a whole poem; 87% of true poems have it."""
 LEAST_WORDS = 0.4
 """Least share of attested pairs of a whole poem; 97% of true poems have it."""
 LEAST_FIT = 0.5
 """Least fit of a whole poem: what chance has."""
+LEAST_PARALLEL = 0.07
+"""Least parallelism of a whole poem's middle couplets; 95% of true poems have it."""
+MOST_NEAR_COPIES = 0.5
+"""Most lines of a whole poem, as a share, that are near copies; 99% of true poems have fewer."""
+BANDS = {10: (3.12, 6.25), 14: (2.95, 5.59), 30: (3.36, 5.47), 42: (3.41, 5.23)}
+"""Characters after the couplet -> the nats a character between which 90% of the embedded training
+poems lie, from the 2nd to the 92nd in a hundred: `python -m tools.bands`."""
 
 BLANK = "\0"  # in place of a character; no verse has it
 LONGEST = 20  # characters of a line that can be near another; no verse is longer
@@ -45,7 +51,7 @@ LONGEST = 20  # characters of a line that can be near another; no verse is longe
 COLUMNS = ["poem", "written", *(metric.name for metric in METRICS if metric.name != "distinct2")]
 """Of metrics/poems.csv, where each metric is the mean of its column; `distinct2` is none."""
 
-SHARES = ("whole", "form", "lines", "clean", "rhyme")
+SHARES = ("whole", "any_length", "form", "lines", "clean", "rhyme", "in_band")
 """Columns of 0 and 1: their means are shares of the poems."""
 
 UNITS = 10**9  # a mean over lines as a whole number: see `resampled`
@@ -75,6 +81,9 @@ class ScoredAnswer:
     an earlier one of the answer."""
     novel: tuple[bool, ...]
     """For each line of the verse: no training poem has it, nor but for one character."""
+    near_copies: tuple[bool, ...]
+    """For each line of the verse: a training poem has it but for two characters at most, or another
+    book word for word (`stands_elsewhere`)."""
     rhyme: bool
     """The poem's even lines, the couplet's included, rhyme, and no two end on the same
     character; False where there is no verse."""
@@ -82,6 +91,10 @@ class ScoredAnswer:
     """Mean share of the tone rules kept after the couplet, 0..1; 0 where lines are uneven."""
     words: float
     """Share of neighbouring characters of the verse that are attested."""
+    parallel: float | None
+    """How parallel the verse's couplets are but the last; None where there are none."""
+    closes: bool
+    """The last couplet is no more parallel than those before, if there are any."""
     repeats: float
     """Share of the verse's characters that stand earlier in it."""
     analysis: Analysis | None
@@ -114,6 +127,11 @@ def score_answer(
         heard |= alike
     finals = [line[-1:] for line in poem[1::2]]
     characters = "".join(verse)
+    middle = parallel(verse[:-2])
+
+    def known(line: str, most: int) -> bool:
+        return any(alike in training_lines for alike in (line, *blanked(line, most)))
+
     return ScoredAnswer(
         couplet=couplet,
         answer=answer,
@@ -123,10 +141,13 @@ def score_answer(
         lines=len(lines) == true_lines,
         clean=set(IDEOGRAPHS.sub("", answer)) <= set(POEM_PUNCTUATION),
         echo=tuple(echo),
-        novel=tuple(not any(one in training_lines for one in likenesses([line])) for line in verse),
+        novel=tuple(not known(line, 1) for line in verse),
+        near_copies=tuple(known(line, 2) or stands_elsewhere(line) for line in verse),
         rhyme=bool(verse) and rhymes(poem) and len(set(finals)) == len(finals),
         tone=analysis.rest_tone,
         words=words(verse),
+        parallel=middle,
+        closes=middle is None or (parallel(verse[-2:]) or 0) <= middle,
         repeats=1 - len(set(characters)) / len(characters) if characters else 0.0,
         analysis=analysis if form else None,
     )
@@ -137,40 +158,48 @@ def learnt(answers: Iterable[str], training: Iterable[str]) -> set[str]:
 
     Takes memory for the answers, and none for the training poems, however many.
     """
-    wanted = likenesses(lines_in(answers))
+    wanted = likenesses(lines_in(answers), 2)
     return {
         alike
         for text in training
         for line, _ in split_lines(text)
-        for alike in (line, *blanked(line))
+        for alike in (line, *blanked(line, 2))
         if alike in wanted
     }
 
 
-def likenesses(lines: Iterable[str]) -> set[str]:
-    """Each line, and each with one of its characters blanked.
+def likenesses(lines: Iterable[str], most: int = 1) -> set[str]:
+    """Each line, and each with so many of its characters blanked, one or two.
 
-    Two lines of one length differ in one character at most if they have a likeness in common.
+    Two lines of one length differ in so many characters at most if they have a likeness in common.
 
     >>> sorted(likenesses(["山水"]))
     ['\\x00水', '山\\x00', '山水']
     """
-    return {alike for line in lines for alike in (line, *blanked(line))}
+    return {alike for line in lines for alike in (line, *blanked(line, most))}
 
 
-def blanked(line: str) -> Iterator[str]:
+def blanked(line: str, most: int = 1) -> Iterator[str]:
     if 1 < len(line) < LONGEST:
         for at in range(len(line)):
             yield line[:at] + BLANK + line[at + 1 :]
+    if most > 1 and 4 < len(line) < LONGEST:  # of fewer characters, too little is left
+        for at in range(len(line)):
+            for later in range(at + 1, len(line)):
+                yield line[:at] + BLANK + line[at + 1 : later] + BLANK + line[later + 1 :]
 
 
-def tabulate(scored: Sequence[ScoredAnswer], others: Rivals) -> pd.DataFrame:
+def tabulate(
+    scored: Sequence[ScoredAnswer], others: Rivals, surprises: Sequence[float]
+) -> pd.DataFrame:
     """A contestant's scored answers as a table: a row a poem, numbered from 1, in their order.
 
-    others: couplets that a poem's own is compared with. Columns: COLUMNS, and of those what
-    `whole` says of a poem is this: it is in form and as long as the true one, rhymes, keeps
-    LEAST_TONE of the tone rules, has no line of a training poem, of its own or of another
-    answer, and reaches LEAST_WORDS and LEAST_FIT.
+    others: couplets that a poem's own is compared with. surprises: of each answer's verse, as
+    `verse.model.surprise` has them. Columns: COLUMNS, NaN where an answer has nothing to measure.
+    Of those, `any_length` says of a poem: it is in form, rhymes, is in tone, has no line of a
+    training poem, of its own or of another answer and at most MOST_NEAR_COPIES, reaches LEAST_WORDS
+    and LEAST_FIT, is as surprising as BANDS have it, and its middle couplets reach LEAST_PARALLEL
+    and the last one. `whole` says that it is as long as the true one, too.
     """
     known = Counter(alike for one in scored for alike in sorted(likenesses(one.verse)))
 
@@ -179,9 +208,8 @@ def tabulate(scored: Sequence[ScoredAnswer], others: Rivals) -> pd.DataFrame:
 
     couplets = [[line for line, _ in split_lines(one.couplet)] for one in scored]
     rows = []
-    for number, (one, fit) in enumerate(
-        zip(scored, fits(couplets, [one.verse for one in scored], others), strict=True), 1
-    ):
+    fitting = fits(couplets, [one.verse for one in scored], others)
+    for number, (one, fit, nats) in enumerate(zip(scored, fitting, surprises, strict=True), 1):
         lines = len(one.verse)
         row = {
             "poem": number,
@@ -193,24 +221,39 @@ def tabulate(scored: Sequence[ScoredAnswer], others: Rivals) -> pd.DataFrame:
             "tone": one.tone,
             "fit": fit,
             "words": one.words,
+            "parallel": np.nan if one.parallel is None else one.parallel,
+            "surprise": nats,
+            "in_band": int(in_band(nats, len("".join(one.verse)))),
             "novel": share(sum(one.novel), lines),
+            "near_copies": share(sum(one.near_copies), lines),
             "echo": share(sum(one.echo), lines),
             "shared": share(sum(map(is_shared, one.verse)), lines),
             "repeats": one.repeats,
         }
-        row["whole"] = int(
+        row["any_length"] = int(
             one.form
-            and one.lines
             and one.rhyme
-            and one.tone >= LEAST_TONE
+            and bool(one.analysis and one.analysis.in_tone)
             and all(one.novel)
+            and row["near_copies"] <= MOST_NEAR_COPIES
             and not row["echo"]
             and not row["shared"]
             and one.words >= LEAST_WORDS
             and fit >= LEAST_FIT
+            and row["in_band"]
+            and not row["parallel"] < LEAST_PARALLEL
+            and one.closes
         )
+        row["whole"] = int(row["any_length"] and one.lines)
         rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def in_band(nats: float, characters: int) -> bool:
+    """Whether as many characters are as surprising as nine in ten true poems of that length, or of
+    the length next to it; False for NaN."""
+    low, high = BANDS[min(BANDS, key=lambda known: abs(known - characters))]
+    return low <= nats <= high
 
 
 def summarise(
@@ -223,9 +266,10 @@ def summarise(
 ) -> dict[str, int | float]:
     """The metrics of a contestant, by KEYS, rounded to 4 digits.
 
-    table: what `tabulate` makes of the scored answers. Each metric is the mean of its column, but
-    for `distinct2`: the distinct bigrams within the first two lines of the answers, over as many
-    bigrams as the true rests have there. So all contestants are measured at one length.
+    table: what `tabulate` makes of the scored answers. Each metric is the mean of its column, 0 if
+    that is empty, but for `distinct2`: the distinct bigrams within the first two lines of the
+    answers, over as many bigrams as the true rests have there. So all contestants are measured at
+    one length.
 
     `_ci95` is half the width of a 95% interval: of Wilson's for a share of the poems, which
     knows that 300 of 300 are not all there are; of the percentile bootstrap over poems for a mean
@@ -240,7 +284,7 @@ def summarise(
     true = sum(len(line) - 1 for rest in truths for line, _ in split_lines(rest)[:2])
     metrics["distinct2"] = min(1.0, share(len(bigrams), true))
     if len(table):
-        metrics |= {key: float(table[key].mean()) for key in COLUMNS[2:]}
+        metrics |= means_of(table[COLUMNS[2:]])
         for key in INTERVALS:
             if key in SHARES:
                 metrics[f"{key}_ci95"] = wilson(int(table[key].sum()), len(table))
@@ -260,7 +304,7 @@ def gain(
     which tells some doubt where all agree.
     """
     differences = table[INTERVALS] - baseline[INTERVALS]
-    found = {key: float(differences[key].mean()) for key in INTERVALS}
+    found = means_of(differences)
     for key in INTERVALS:
         if key in SHARES:
             found[f"{key}_ci95"] = Z * float(
@@ -269,6 +313,11 @@ def gain(
     means = [key for key in INTERVALS if key not in SHARES]
     found |= half_widths(differences[means], seed, resamples)
     return {key: round(value, 4) for key, value in found.items()}
+
+
+def means_of(table: pd.DataFrame) -> dict[str, float]:
+    """Of each column the mean of what it has, or 0."""
+    return {str(key): float(mean) for key, mean in table.mean().fillna(0).items()}
 
 
 def share(part: float, whole: int) -> float:
@@ -282,10 +331,17 @@ def wilson(part: int, whole: int) -> float:
 
 
 def half_widths(poems: pd.DataFrame, seed: int, resamples: int) -> dict[str, float]:
-    """For each column half the width of the 95% bootstrap interval of its mean, as `_ci95`."""
-    units = (poems * UNITS).round().to_numpy(dtype=float)
-    sums = np.concatenate(list(resampled(units, seed, resamples)))
-    low, high = np.quantile(sums / UNITS / len(poems), (0.025, 0.975), axis=0)
+    """For each column half the width of the 95% bootstrap interval of its mean, as `_ci95`.
+
+    A mean is of the rows that have a value; a resample that has none of them tells nothing.
+    """
+    units = (poems.fillna(0) * UNITS).round().to_numpy(dtype=float)
+    given = poems.notna().to_numpy(dtype=float)
+    sums = np.concatenate(list(resampled(np.hstack([units, given]), seed, resamples)))
+    totals, counts = np.split(sums, 2, axis=1)
+    mean = units.sum(axis=0) / np.maximum(given.sum(axis=0), 1)
+    means = np.where(counts, totals / np.maximum(counts, 1), mean) / UNITS
+    low, high = np.quantile(means, (0.025, 0.975), axis=0)
     halves = ((high - low) / 2).tolist()
     return {f"{key}_ci95": half for key, half in zip(poems.columns, halves, strict=True)}
 

@@ -31,6 +31,9 @@ COUPLET = "白日依山盡，黃河入海流。"
 RHYMED = "欲窮千里目，更上一層樓。"
 UNRHYMED = "感時花濺淚，恨別鳥驚心。"
 AGAIN = "欲窮千里目，更上一層流。"  # the couplet's own rhyme word
+TWICE = "欲窮千里目，更上一里樓。"
+OFF_TONE = "里目欲千窮，上更一層樓。"
+OFF_TONE_TWICE = "里目欲千窮，上里一層樓。"
 LONG = RHYMED + "欲窮千里目"
 
 
@@ -40,11 +43,24 @@ def written(*texts):
 
 @pytest.mark.parametrize(
     ("best", "others"),
-    [(RHYMED, [UNRHYMED, LONG, ""]), (RHYMED, [AGAIN]), (UNRHYMED, [LONG, ""])],
+    [
+        (RHYMED, [UNRHYMED, LONG, ""]),
+        (RHYMED, [AGAIN]),
+        (UNRHYMED, [LONG, ""]),
+        (RHYMED, [TWICE]),
+        (RHYMED, [OFF_TONE]),
+        (TWICE, [OFF_TONE_TWICE]),
+        (TWICE, [UNRHYMED]),
+    ],
 )
-def test_form_comes_first_then_rhyme(best, others):
+def test_form_comes_first_then_rhyme_then_tone_and_no_character_twice(best, others):
     for texts in ([best, *others], [*others, best], [*others, best, best]):
         assert {one.text for one in eligible(COUPLET, written(*texts))} == {best}
+
+
+def test_a_reduplicated_character_is_one_place():
+    doubled = "悠悠千里目，更上一層樓。"
+    assert len(eligible(COUPLET, written(RHYMED, doubled))) == 2
 
 
 def test_without_form_all_are_left():

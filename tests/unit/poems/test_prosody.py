@@ -181,12 +181,57 @@ def test_the_anthology_s_sections_agree():
         if not line.startswith("#")
     ]
     agree = {True: [], False: []}
-    for section, _, _, text in rows:
+    for section, title, _, text in rows:
         wanted = section[-2:] != "古詩"
-        agree[wanted].append(analyse(text.split()).regulated == wanted)
+        agrees = analyse(text.split()).regulated == wanted
+        assert agrees != (title in DISPUTED), title
+        agree[wanted].append(agrees)
     assert len(agree[True]) > 150 and len(agree[False]) > 25
     assert mean(agree[True] + agree[False]) >= 0.95
     assert mean(agree[True]) >= 0.95 and mean(agree[False]) >= 0.9
+
+
+DISPUTED = {
+    "終南別業": "breaks several rules",
+    "闕題": "breaks several rules",
+    "登黃鶴樓": "half old verse, as Wang Li says",
+    "聽蜀僧浚彈琴": "ends a line on three level tones and another on 仄平仄平仄",
+    "西施詠": "among the old verse, but keeps nearly all rules",
+    "宿王昌齡隱居": "among the old verse, but keeps nearly all rules",
+}
+"""Poems of the anthology on which this judge and its sections differ, and why."""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "寥落古行宮 宮花寂寞紅 白頭宮女在 閒坐說玄宗",  # on neighbouring rhymes, 東 and 冬
+        "泠泠七絃上 靜聽松風寒 古調雖自愛 今人多不彈",  # 調 is oblique, and 多 mends 自
+    ],
+)
+def test_regulated_quatrains_with_a_licence(text):
+    found = analyse(text.split())
+    assert found.regulated
+    assert not [place for place in found.breaks if place.line == 2]
+
+
+def test_a_quatrain_off_every_rhyme_is_not_regulated():
+    assert not analyse("寥落古行宮 宮花寂寞紅 白頭宮女在 閒坐說玄機".split()).regulated
+
+
+def test_a_character_is_read_as_the_word_has_it():
+    """The Guangyun reads 勞 in the departing tone for 慰."""
+    assert prosody.tone_bits("勞") == prosody.LEVEL
+    assert prosody.line_tones("慰勞")[1] == prosody.LEVEL | prosody.OBLIQUE
+    assert prosody.line_tones("勤勞")[1] == prosody.LEVEL
+
+
+def test_the_guangyun_takes_spurious_readings_away_and_fills_gaps():
+    assert {prosody.tone_bits(c) for c in "峨鄉回殷其司頹優"} == {prosody.LEVEL}
+    assert prosody.tone_bits("稍") == prosody.OBLIQUE
+    assert prosody.tone_bits("忘") == prosody.LEVEL | prosody.OBLIQUE, "verse has it level"
+    assert Reading("平", "五微") in readings("囗")
+    assert Reading("平", "六麻") in readings("靫") and readings("𢬵")
 
 
 YELLOW_CRANE = (  # 黃鶴樓: "its first half is in the manner of old verse" (詩詞格律)
@@ -352,10 +397,10 @@ def test_the_licence_takes_no_reading_away():
 
 
 def test_a_character_without_reading_keeps_no_rule():
-    found = analyse(["白囗依山盡", "黃河入海流", "欲窮千里目", "更上一層樓"])
-    assert readings("囗") == frozenset()
+    found = analyse(["白㐃依山盡", "黃河入海流", "欲窮千里目", "更上一層樓"])
+    assert readings("㐃") == frozenset()
     assert found.breaks == (Break(0, 3, "alternation"), Break(1, 1, "opposition"))
-    found = analyse(of_tones("仄囗平中仄 平中仄仄平 平平平仄仄 仄仄仄平平"))
+    found = analyse(of_tones("仄㐃平中仄 平中仄仄平 平平平仄仄 仄仄仄平平"))
     assert found.breaks == (Break(0, 3, "alternation"), Break(1, 1, "opposition"))
 
 
@@ -421,7 +466,7 @@ def test_lines_out_of_form_can_rhyme():
 anything = st.lists(st.text(st.characters(exclude_categories=())), max_size=10)
 in_form = st.tuples(st.sampled_from([4, 8]), st.sampled_from([5, 7])).flatmap(
     lambda shape: st.lists(
-        st.text("天地看東冬囗发", min_size=shape[1], max_size=shape[1]),
+        st.text("天地看東冬㐃发", min_size=shape[1], max_size=shape[1]),
         min_size=shape[0],
         max_size=shape[0],
     )
@@ -434,7 +479,7 @@ def test_any_lines_are_judged_consistently(lines):
     assert 0 <= found.tone <= 1
     assert found.rhyme == rhymes(lines)
     assert not found.rhyme or found.rhyme_group
-    assert not found.regulated or (found.rhyme and not found.near_rhyme)
+    assert not found.regulated or found.rhyme != found.near_rhyme
     assert (found.form is None) == (found.shares == {})
     assert list(found.breaks) == sorted(set(found.breaks))
     for line, position, rule in found.breaks:

@@ -1,8 +1,10 @@
 """The statistics of Tang verse, and the figures that rest on them."""
 
 import numpy as np
+import pytest
 
-from verse.scoring.cooccurrence import cooccurrence, fits, rivals, unrhymed, words
+from verse.scoring.cooccurrence import cooccurrence, fits, parallel, rivals, unrhymed, words
+from verse.scoring.known_lines import packed, stands_elsewhere, unpacked
 
 MOON = ["牀前明月光", "疑是地上霜"]
 WAR = ["烽火照西京", "心中自不平"]
@@ -57,3 +59,21 @@ def test_nothing_fits_nothing():
     assert fits([WAR, [], WAR], [[], FRONTIER, ["\x00"]], rivals([MOON]))[::2] == [0, 0]
     assert fits([WAR], [FRONTIER], rivals([])) == [0]
     assert fits([], [], rivals([MOON])) == []
+
+
+def test_middle_couplets_of_a_poem_are_parallel_and_the_last_is_not():
+    assert parallel(["兩箇黃鸝鳴翠柳", "一行白鷺上青天"]) > 0.3
+    assert parallel(["感時花濺淚", "恨別鳥驚心", "烽火連三月", "家書抵萬金"]) > 0.2
+    assert parallel(["白頭搔更短", "渾欲不勝簪"]) < 0.1
+    assert parallel(["山", "水"]) == parallel(["青山", "水"]) == parallel(["囗囗", "囗囗"]) == 0
+    assert parallel([]) is parallel(["青山橫北郭"]) is None
+
+
+def test_lines_of_other_books_are_known_word_for_word():
+    assert stands_elsewhere("小樓一夜聽春雨")  # 陸游, of the Song
+    assert not stands_elsewhere("白日依山盡") and not stands_elsewhere("\ud800")
+
+
+@pytest.mark.parametrize("hashes", [[], [0], [254, 255, 256, 5000], list(range(0, 9000, 255))])
+def test_hashes_come_back_from_their_steps(hashes):
+    assert unpacked(packed(np.array(hashes, np.int64))).tolist() == hashes

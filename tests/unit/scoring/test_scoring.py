@@ -51,16 +51,21 @@ OTHERS = rivals([["春眠不覺曉", "處處聞啼鳥"], ["空山不見人", "�
 """Couplets that a poem's own is compared with."""
 
 
+def tabulated(scored):
+    """All as surprising as true poems are."""
+    return tabulate(scored, OTHERS, [4.5 if one.verse else float("nan") for one in scored])
+
+
 def table_of(*answers, couplet=COUPLET, truth=REST, training=()):
-    known = likenesses(lines_in(training))
-    return tabulate([score_answer(couplet, answer, truth, known) for answer in answers], OTHERS)
+    known = likenesses(lines_in(training), 2)
+    return tabulated([score_answer(couplet, answer, truth, known) for answer in answers])
 
 
 def metrics_of(*answers, couplet=COUPLET, truth=REST, training=(), **options):
-    known = likenesses(lines_in(training))
+    known = likenesses(lines_in(training), 2)
     scored = [score_answer(couplet, answer, truth, known) for answer in answers]
     options = {"seed": 42, "resamples": 200} | options
-    return summarise(scored, tabulate(scored, OTHERS), [truth] * len(scored), **options)
+    return summarise(scored, tabulated(scored), [truth] * len(scored), **options)
 
 
 # lines
@@ -226,7 +231,7 @@ def test_echo_of_the_couplet_and_of_itself_up_to_a_character():
 
 def test_novel_against_the_training_lines_up_to_a_character():
     training = [OTHER_COUPLET + OTHER_REST, "欲窮萬里目"]
-    known = likenesses(lines_in(training))
+    known = likenesses(lines_in(training), 2)
     assert score_answer(COUPLET, REST, REST, known).novel == (False, True)
     assert score_answer(COUPLET, REST.replace("里", "山"), REST, known).novel == (True, True)
     assert metrics_of(REST, SIX_LINES, training=training)["novel"] == 0.75
@@ -249,8 +254,8 @@ def test_a_line_that_an_answer_has_twice_is_echo_and_not_shared():
 @given(st.lists(st.text("山水雲月，", max_size=12)), st.lists(st.text("山水雲月，", max_size=12)))
 def test_what_is_learnt_of_training_poems_judges_as_all_of_them_do(answers, training):
     known = learnt(answers, training)
-    assert known <= likenesses(lines_in(answers))
-    everything = likenesses(lines_in(training))
+    assert known <= likenesses(lines_in(answers), 2)
+    everything = likenesses(lines_in(training), 2)
     for answer in answers:
         assert score_answer(COUPLET, answer, REST, known) == score_answer(
             COUPLET, answer, REST, everything
@@ -328,7 +333,7 @@ def test_keys_and_order():
 def test_a_row_a_poem_whose_mean_is_the_metric():
     answers = [REST, "黃河入海流，\n更上一層樓，更上一層樓。", "", SIX_LINES]
     scored = [score_answer(COUPLET, answer, REST, {"更上一層樓"}) for answer in answers]
-    table = tabulate(scored, OTHERS)
+    table = tabulated(scored)
     assert list(table) == COLUMNS
     names = "poem written form lines clean rhyme tone novel echo shared".split()
     assert table[names].to_numpy().tolist()[:3] == [
@@ -346,7 +351,7 @@ def test_a_group_of_true_poems():
     truths = [REST, OTHER_REST]
     pairs = zip((COUPLET, OTHER_COUPLET), truths, strict=True)
     scored = [score_answer(couplet, rest, rest, ()) for couplet, rest in pairs]
-    metrics = summarise(scored, tabulate(scored, OTHERS), truths, seed=42, resamples=100)
+    metrics = summarise(scored, tabulated(scored), truths, seed=42, resamples=100)
     assert all(metrics[key] == 1 for key in ("form", "lines", "clean", "novel", "rhyme"))
     assert metrics["poems"] == 2 and metrics["echo"] == metrics["shared"] == 0
     assert metrics["distinct2"] == 1 and metrics["tone"] > 0.9
@@ -441,6 +446,9 @@ KNOWN = {
     **{"lines": 0.5, "lines_ci95": 0.3124, "clean": 0.6667, "rhyme": 0.3333, "rhyme_ci95": 0.3016},
     **{"tone": 0.6458, "tone_ci95": 0.3333, "fit": 0.25, "fit_ci95": 0.1667},
     **{"words": 0.5764, "words_ci95": 0.3021, "novel": 0.6667, "echo": 0.0},
+    **{"any_length": 0.0, "any_length_ci95": 0.1952},
+    **{"parallel": 0.3174, "parallel_ci95": 0.0, "surprise": 4.5, "surprise_ci95": 0.0},
+    **{"in_band": 0.6667, "in_band_ci95": 0.3016, "near_copies": 0.1667, "near_copies_ci95": 0.25},
     **{"shared": 0.3333, "shared_ci95": 0.3333, "repeats": 0.0, "repeats_ci95": 0.0},
     "distinct2": 0.5,
 }
@@ -455,7 +463,9 @@ def test_hostile_answers_are_judged(answer):
     assert len(scored.verse) == len(scored.echo) == len(scored.novel)
     assert not any(scored.novel)
     metrics = metrics_of(answer, REST, couplet=answer or COUPLET)
-    assert all(0 <= value <= 1 for name, value in metrics.items() if name != "poems")
+    assert metrics.pop("poems") == 2 and metrics.pop("surprise") == 4.5
+    assert -1 <= metrics.pop("parallel") <= 1
+    assert all(0 <= value <= 1 for value in metrics.values())
     shown = side_by_side({"prompt": answer, "true": answer})
     assert_safe(shown)
 

