@@ -25,7 +25,7 @@ test-gpu: .venv/development
 	pytest -n 4 -m gpu tests/unit/gpu
 
 soak: .venv/development
-	pytest -s tests/soak/bad_inputs.py tests/soak/models.py tests/soak/faults.py tests/soak/kills.py tests/soak/verbs.py
+	pytest -s tests/soak/bad_inputs.py tests/soak/models.py tests/soak/faults.py tests/soak/system.py tests/soak/kills.py tests/soak/verbs.py
 
 soak-servers: .venv/servers
 	pytest -s tests/soak/servers.py

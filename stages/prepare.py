@@ -6,6 +6,7 @@ Reads data/raw. Writes data/prepared/{train,validation,test}.jsonl, rows of {"in
 "input", "output"}, and metrics/data.json: what was read, dropped and kept.
 """
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,23 +15,26 @@ from verse.errors import UserError, run
 from verse.files import iter_rows, replacing, write_json, write_jsonl
 from verse.poems.lines import FORMS
 
+TRAIN, TEST = "data/raw/train.jsonl", "data/raw/test.jsonl"
+STRANGE = 0.01  # of the characters; Tang verse as Taiwan writes it has 0.003
+
 
 def main() -> None:
     p = params.read()
 
     from verse.poems import dataset  # pandas is slow to import
 
-    train, dropped = dataset.clean(iter_rows("data/raw/train.jsonl", *dataset.COLUMNS))
-    test, dropped_test = dataset.clean(
-        iter_rows("data/raw/test.jsonl", *dataset.COLUMNS), dataset.COUPLETS
-    )
+    train, dropped = dataset.clean(iter_rows(TRAIN, *dataset.COLUMNS))
+    test, dropped_test = dataset.clean(iter_rows(TEST, *dataset.COLUMNS), dataset.COUPLETS)
     read = {"train": len(train) + dropped.total(), "test": len(test) + dropped_test.total()}
     if train.empty:
         why = [f"{dropped[key]} {what}" for key, what in dataset.DROPPED.items() if dropped[key]]
         raise UserError(
-            f"data/raw/train.jsonl: no poem is left to train on: none of {read['train']} is "
+            f"{TRAIN}: no poem is left to train on: none of {read['train']} is "
             f"usable ({'; '.join(why)}): fix them or take another data.source"
         )
+    dataset.check_usable(dropped, read["train"], p.prepare, TRAIN)
+    dataset.check_usable(dropped_test, read["test"], p.prepare, TEST)
     split = dataset.split(train, test, p.prepare, p.seed)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
 
@@ -39,6 +43,7 @@ def main() -> None:
         "read": read,
         "dropped": {reason: dropped[reason] for reason in dataset.DROPPED},
         "kept": sum(map(len, parts.values())),
+        "strange": (strange := dataset.strange(parts.values())),
         **{part: dataset.describe(poems) for part, poems in parts.items()},
     }
     with replacing("data/prepared") as folder:
@@ -46,6 +51,13 @@ def main() -> None:
             write_jsonl(folder / f"{part}.jsonl", dataset.rows_of(poems))
     write_json("metrics/data.json", metrics)
     show(metrics, parts)
+    if strange["simplified"] > STRANGE or strange["unrhymed"] > STRANGE:
+        print(
+            f"prepare: {strange['simplified']:.1%} of the characters are simplified and "
+            f"{strange['unrhymed']:.1%} in no book of rhymes, of which the metrics know little: "
+            "give poems in traditional characters (opencc -c s2t)",
+            file=sys.stderr,
+        )
     if len(test) != len(split.test):
         print(f"prepare.test_poems: {len(split.test)}, where the source has {len(test)}")
 

@@ -9,15 +9,17 @@ them; metrics/poems.csv with a row per poem and contestant, the data of two plot
 metrics/plots and metrics/report.html; prints the metrics and three poems.
 """
 
-import json
 from collections import Counter
 from dataclasses import replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from verse import params
 from verse.errors import UserError, run
-from verse.files import iter_jsonl, iter_rows, read_text, write_json, write_text
+from verse.files import iter_rows, write_json, write_text
+from verse.schema import Record, iter_records, read_json
 
 if TYPE_CHECKING:
     from verse.poems.contestants import Contestant
@@ -29,6 +31,31 @@ LOSSES = "metrics/train.json"
 MANY_LINES = 9  # a plot's last bar counts the answers with as many lines or more
 SHOWN = 3
 REPORTED = 1000  # poems on the page, at most; metrics/poems.csv has all
+
+
+class Marks(Record):
+    """A row of the marks."""
+
+    contestant: str
+    poem: int
+    question: str
+    scores: list[Annotated[float, Field(ge=0, le=10)] | None]
+
+
+class Fate(Record):
+    """A row of a chat model's answers: why it has none."""
+
+    unanswered: str | None = None
+
+
+class Loss(Record):
+    loss: float
+
+
+class Losses(Record):
+    """The losses of a training, as far as they are shown."""
+
+    after: Loss
 
 
 def main() -> None:
@@ -62,7 +89,7 @@ def main() -> None:
     }
     known = learnt(chain(*answers.values()), (a + b for a, b in training))
     others = rivals([line for line, _ in split_lines(couplet)] for couplet, _ in training)
-    marked = marks.table(iter_jsonl(MARKS))
+    marked = marks.table(row.model_dump() for row in iter_records(MARKS, TypeAdapter(Marks)))
 
     answered = {
         name: [score_answer(*poem, known) for poem in zip(couplets, given, truths, strict=True)]
@@ -82,7 +109,8 @@ def main() -> None:
         metrics[name] = summarise(scored, tables[name], truths, **draws)
         if one.chat and one.answers:
             raws = [row["raw"] for row in iter_rows(one.answers, "raw", mended=True)]
-            kinds = [row.get("unanswered") or "" for row in iter_jsonl(one.answers)]
+            fates = iter_records(one.answers, TypeAdapter(Fate))
+            kinds = [row.unanswered or "" for row in fates]
             told = zip(scored, raws, kinds, strict=True)
             scored = [replace(a, raw=raw, unanswered=kind) for a, raw, kind in told]
             lost[name] = Counter(filter(None, kinds))
@@ -135,7 +163,7 @@ def headlines(
         for name, one in everyone.items()
         if name == WATCHED or one.chat
     }
-    own = shown.pop(WATCHED) | {"loss": json.loads(read_text(LOSSES))["after"]["loss"]}
+    own = shown.pop(WATCHED) | {"loss": read_json(LOSSES, TypeAdapter(Losses)).after.loss}
     return own | ({"chat": shown} if shown else {})
 
 

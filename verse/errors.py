@@ -11,6 +11,7 @@ import gc
 import io
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -47,6 +48,15 @@ REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ELOOP: "fix its circle of links",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u) or close other programs",
+    errno.ENFILE: "close other programs",
+    **dict.fromkeys(
+        (
+            *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE),
+            *(errno.ETIMEDOUT, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN),
+        ),
+        f"check the network, and {AGAIN}",
+    ),
 }
 """What to do about an error of the file system, by its number."""
 
@@ -68,11 +78,18 @@ def explain(error: BaseException, stage: str = "") -> tuple[str, int] | None:
         where = f" while writing {file}" if file else ""
         return f"the disk is full{where}: free some space and run the same command again", 1
     if is_out_of_memory(error):
-        return f"out of memory: {MEMORY.get(stage, 'close other programs, or use less data')}", 1
-    if isinstance(error, OSError) and error.errno:
-        where = f"{error.filename}: " if error.filename else ""
-        remedy = REMEDIES.get(error.errno, "check this file and its disk")
-        return f"{where}{os.strerror(error.errno).lower()}: {remedy}", 1
+        what = MEMORY.get(stage, "close other programs, or use less data")
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            what = f"raise its limit of {limit / 2**30:.1f} GiB (ulimit -v), or {what}"
+        return f"out of memory: {what}", 1
+    if "can't start new thread" in str(error):
+        limits = "raise the limits of processes (ulimit -u) and of memory (ulimit -v)"
+        return f"no thread can be started: {limits}, or close other programs", 1
+    if number := system_error(error):
+        where = f"{file}: " if (file := getattr(error, "filename", None)) else ""
+        remedy = REMEDIES.get(number, "check this file and its disk" if where else AGAIN)
+        return f"{where}{os.strerror(number).lower()}: {remedy}", 1
     return None
 
 
@@ -80,7 +97,7 @@ def system_error(error: BaseException) -> int | None:
     """The system's number of an error, also where a library written in Rust hides it in words."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
+    found = re.search(r"(?:\(os error |Os \{ code: )(\d+)", str(error))
     return int(found[1]) if found and not isinstance(error, UserError) else None
 
 
@@ -94,8 +111,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: Python's, the system's, torch's on a CPU or a GPU."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
-    said = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    said = re.compile(
+        "out of memory|can't allocate memory|annot allocate memory|failed to map segment|"
+        "CUBLAS_STATUS_ALLOC_FAILED"
+    )
+    return isinstance(error, RuntimeError | ImportError) and bool(said.search(str(error)))
 
 
 def run(main: Callable[[], None], name: str = "") -> None:
@@ -113,6 +133,8 @@ def run(main: Callable[[], None], name: str = "") -> None:
     try:
         main()
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):  # another would break into what the line ends
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         explained = explain(error, stage)
         if explained is None:
             raise

@@ -1,5 +1,6 @@
 """Files written whole or not at all, UTF-8 everywhere."""
 
+import errno
 import hashlib
 import json
 import os
@@ -17,15 +18,34 @@ from verse.errors import UserError, system_error
 
 LARGEST = 2**28  # bytes of a text that is read into memory: a million poems
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a pair, which is no character
-COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "zip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"7z\xbc\xaf": "7z",
+CONFLICT = re.compile("^(<<<<<<< |=======$|>>>>>>> )", re.MULTILINE)
+REPRO = "run dvc repro again"
+LFS_POINTER = b"version https://git-lfs.github.com/"
+WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""What goes wrong with a file that is open for writing, whose error has no file's name."""
+UNPACK, EXPORT = "unpack it first", "save it as JSON Lines, in UTF-8"
+NO_TEXT = {
+    b"\x1f\x8b": ("compressed (gzip)", UNPACK),
+    b"PK\x03\x04": ("compressed (zip)", UNPACK),
+    b"BZh": ("compressed (bzip2)", UNPACK),
+    b"\xfd7zXZ": ("compressed (xz)", UNPACK),
+    b"\x28\xb5\x2f\xfd": ("compressed (zstd)", UNPACK),
+    b"\x04\x22\x4d\x18": ("compressed (lz4)", UNPACK),
+    b"7z\xbc\xaf": ("compressed (7z)", UNPACK),
+    b"Rar!": ("compressed (rar)", UNPACK),
+    b"PAR1": ("a Parquet file", EXPORT),
+    b"ARROW1": ("an Arrow file", EXPORT),
+    b"Obj\x01": ("an Avro file", EXPORT),
+    b"SQLite format 3": ("an SQLite database", EXPORT),
+    b"\x89HDF": ("an HDF5 file", EXPORT),
+    b"\x93NUMPY": ("a NumPy array", EXPORT),
+    b"\xd0\xcf\x11\xe0": ("an old Excel or Word file", EXPORT),
+    b"%PDF": ("a PDF", EXPORT),
+    LFS_POINTER: ("a pointer of git-lfs, not the file", "git lfs pull"),
 }
-"""How compressed files begin."""
+"""What files begin with that are no text of ours, what they are, and what to do about each."""
+OFFICE = {b"xl/": "an Excel file", b"word/": "a Word file", b"mimetype": "an OpenDocument file"}
+"""What a zip archive is that has one of these names in it."""
 
 
 @contextmanager
@@ -79,9 +99,10 @@ def named(path: Path, partial: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = system_error(error)
-        file = str(getattr(error, "filename", None) or partial)
-        if number is None or not file.startswith(str(partial)):
+        number, file = system_error(error), getattr(error, "filename", None)
+        writing = not isinstance(error, OSError) or number in WRITING
+        ours = str(file).startswith(str(partial)) if file else writing
+        if number is None or not ours:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
 
@@ -207,9 +228,7 @@ def iter_lines(path: str | Path) -> Iterator[str]:
     with Path(path).open("rb") as file:
         while line := file.readline(LARGEST + 1):
             if len(line) > LARGEST:
-                raise UserError(
-                    f"{path}: a line larger than {LARGEST:,} bytes: run dvc repro again"
-                )
+                raise UserError(f"{path}: a line larger than {LARGEST:,} bytes: {REPRO}")
             yield decoded(line, path, start)
             start += len(line)
 
@@ -219,9 +238,12 @@ def decoded(content: bytes, path: str | Path, start: int = 0) -> str:
 
     Raises UserError if it is compressed or not UTF-8.
     """
-    for opening, kind in COMPRESSED.items():
+    for opening, (kind, remedy) in NO_TEXT.items():
         if start == 0 and content.startswith(opening):
-            raise UserError(f"{path}: compressed ({kind}): unpack it first")
+            for name, document in OFFICE.items() if "zip" in kind else ():
+                if name in content[:30_000]:
+                    kind, remedy = document, EXPORT
+            raise UserError(f"{path}: {kind}: {remedy}")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -241,12 +263,28 @@ def iter_jsonl(path: str | Path) -> Iterator[Any]:
     """
     for number, line in enumerate(iter_lines(path), 1):
         if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
-            except (RecursionError, ValueError):  # brackets or digits by the thousand
-                raise UserError(f"{path}, line {number}: not JSON that can be read") from None
+            yield parse_value(line.rstrip(), path, REPRO, number)
+
+
+def parse_value(text: str, path: str | Path, remedy: str, line: int = 1) -> Any:
+    """The JSON value of a text that starts on that line of a file.
+
+    Raises UserError naming the place that is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{path}, line {line + error.lineno - 1}"
+        reason = f"column {error.colno}: {error.msg[0].lower()}{error.msg[1:]}"
+        if CONFLICT.search(text):
+            reason, remedy = "git's conflict markers", "settle the merge"
+        elif error.pos >= len(text.rstrip()) or "unterminated" in reason:
+            reason += "; it looks cut off"
+        raise UserError(f"{where}: not JSON ({reason}): {remedy}") from None
+    except (RecursionError, ValueError) as error:  # brackets or digits by the thousand
+        deep = isinstance(error, RecursionError)
+        reason = "nested too deeply" if deep else "a number too long to read"
+        raise UserError(f"{path}, line {line}: not JSON ({reason}): {remedy}") from None
 
 
 def read_jsonl(path: str | Path) -> list[Any]:
@@ -264,7 +302,7 @@ def iter_rows(path: str | Path, *keys: str, mended: bool = False) -> Iterator[di
         texts = [row.get(key) for key in keys] if isinstance(row, dict) else [None]
         if not all(isinstance(t, str) and (mended or not SURROGATE.search(t)) for t in texts):
             wanted = " and ".join(keys)
-            raise UserError(f"{path}, row {number}: no text under {wanted}: run dvc repro again")
+            raise UserError(f"{path}, row {number}: no text under {wanted}: {REPRO}")
         yield {key: SURROGATE.sub("\ufffd", row[key]) if mended else row[key] for key in keys}
 
 
@@ -272,5 +310,5 @@ def read_rows(path: str | Path, *keys: str) -> list[dict[str, str]]:
     """All rows of a JSON Lines file of ours: see `iter_rows`. Raises UserError if there is none."""
     rows = list(iter_rows(path, *keys))
     if not rows:
-        raise UserError(f"{path}: holds no poems: run dvc repro again")
+        raise UserError(f"{path}: holds no poems: {REPRO}")
     return rows

@@ -32,8 +32,10 @@ def reading(part: str, settings: Model) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
-        if isinstance(error, UserError) or is_out_of_memory(error) or system_error(error):
+    except BaseException as error:
+        panic = type(error).__name__ == "PanicException"  # of a library written in Rust
+        ours = isinstance(error, UserError) or not (panic or isinstance(error, Exception))
+        if ours or is_out_of_memory(error) or system_error(error):
             raise
         said = explain(error, settings.revision, part)
         raise UserError(f"model.name {settings.name!r}: {said}") from error
@@ -68,7 +70,7 @@ def check_reach(settings: Model, cache_dir: str | None) -> None:
         )
 
 
-def explain(error: Exception, revision: str | None, part: str) -> str:
+def explain(error: BaseException, revision: str | None, part: str) -> str:
     """What is wrong with a model, and what to do, from what the libraries raised."""
     from huggingface_hub import errors
 

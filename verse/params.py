@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -30,11 +29,12 @@ from pydantic import (
 
 from verse.errors import ParameterError, UserError
 from verse.files import read_text
+from verse.schema import parse_yaml
 
 
 def _number(value: object) -> object:
     """YAML 1.1 reads `1e-3` as text; take it for the number it is."""
-    if isinstance(value, str):
+    if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", value):
         with suppress(ValueError):
             return float(value)
     return value
@@ -72,6 +72,7 @@ class Prepare(Section):
     test_poems: Count
     validation_poems: Count
     max_train: Annotated[Count | None, Field(description="a whole number above 0, or null")]
+    max_dropped: Annotated[Real, Field(ge=0, le=1)]
 
 
 class Model(Section):
@@ -233,14 +234,17 @@ class Server(Section):
     query: Values = {}
 
 
+ContestantName = Annotated[
+    str,
+    Field(
+        pattern=r"^\w[\w.-]{0,39}$",
+        description="1 to 40 letters, digits, dots, dashes and underscores",
+    ),
+]
+
+
 class Contestant(Server):
-    name: Annotated[
-        str,
-        Field(
-            pattern=r"^\w[\w.-]{0,39}$",
-            description="1 to 40 letters, digits, dots, dashes and underscores",
-        ),
-    ]
+    name: ContestantName
 
 
 class Judge(Server):
@@ -313,17 +317,9 @@ REDACTED = ("contestants", "judge")
 def read(path: str | Path = "params.yaml") -> Params:
     """The parameters in a file. Raises ParameterError with every fault of the file in one line."""
     try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise ParameterError(f"{path}{line}: not YAML ({problem})") from None
+        values = parse_yaml(read_text(path), path)
     except UserError as error:
         raise ParameterError(str(error)) from None
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, ValueError):
-        # What PyYAML lets through for a date such as 2024-99-99, `!!int x` or 10,000 brackets.
-        raise ParameterError(f"{path}: holds a value that YAML cannot make sense of") from None
     return parse(values, str(path))
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import struct
 import subprocess
 import threading
@@ -25,6 +26,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from chat_server import Server, completion
 from clones import change, clone
 from clones import outputs as outputs_of
 from forked import STAGES, is_one_line, outputs
@@ -348,6 +350,120 @@ def test_a_row_of_a_later_stage_that_was_changed_by_hand(work, stage, file, row)
     else:
         (work.path / file).write_text("")
     refused(work, stage, file)
+
+
+# What lies beside the main path
+
+
+STORED = ["{", "[]", "5", b"\x00\xff", "null", '{"score": 99, "reason": ""}', '{"text": 5}', ""]
+
+
+@pytest.mark.parametrize("value", STORED)
+@pytest.mark.parametrize("stage", ["ask", "judge"])
+def test_a_marred_store(work, stage, value):
+    """What was stored so is asked for again, with a line."""
+
+    def answer(body):
+        if "tools" not in body:
+            return 200, completion("欲窮千里目，更上一層樓。")
+        function = {"name": "auto_grader", "arguments": '{"score": 7, "reason": "好"}'}
+        return 200, completion(None, tool_calls=[{"id": "1", "function": function}])
+
+    with Server(answer) as server:
+        entry = {"base_url": server.base_url, "model": "m"}
+        asked = {"contestants": [entry | {"name": "kimi"}], "judge": entry | {"poems": 2}}
+        change(work.path / "params.yaml", asked | {"machine.max_concurrent_requests": 1})
+        env = {"XDG_CACHE_HOME": str(work.path.parent)}
+        ended = work.stages.run("ask", work.path, env=env)
+        ended = work.stages.run(stage, work.path, env=env) if stage == "judge" else ended
+        assert ended.status == 0, ended
+        expected, count = outputs(work.path), len(server.asked)
+        with sqlite3.connect(work.path.parent / "verse/answers.sqlite") as store:
+            store.execute("UPDATE answers SET value = ? WHERE rowid % 2", (value,))
+        again = work.stages.run(stage, work.path, env=env)
+        assert again.status == 0 and outputs(work.path) == expected, again
+        assert "marred answers are set aside and asked for again" in again.out
+        assert len(server.asked) > count
+    TOTALS["bad inputs"] += 1
+
+
+ROWS = ["[[]]", "5", "null", "{}", "{", '{"contestant": 1}', "<<<<<<< HEAD"]
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [
+        ("score", "data/marks/marks.jsonl"),
+        ("score", "data/generated/base.jsonl"),
+        ("score", "data/prepared/train.jsonl"),
+        ("score", "metrics/train.json"),
+        ("score", "data/answers/contestants.json"),
+        ("judge", "data/answers/contestants.json"),
+        ("judge", "data/generated/tuned.jsonl"),
+        ("judge", "data/prepared/test.jsonl"),
+        ("ask", "data/prepared/test.jsonl"),
+    ],
+)
+def test_a_file_of_ours_that_was_changed(work, stage, file, row):
+    (work.path / file).write_text(row + "\n")
+    refused(work, stage, file)
+
+
+MARKS = {"contestant": "base", "poem": 1, "question": "prosody", "scores": [5, None], "reasons": []}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"scores": bad} for bad in (5, [99], ["5"], [-1], None, [True])),
+        *({"poem": "1"}, {"poem": 1.5}, {"question": None}, {"contestant": 5}),
+    ],
+)
+def test_a_row_of_marks(work, changed):
+    (work.path / "data/marks/marks.jsonl").write_text(json.dumps(MARKS | changed) + "\n")
+    refused(work, "score", "data/marks/marks.jsonl, row 1")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "../outside.safetensors", "a/b.safetensors"])
+@pytest.mark.parametrize("stage", ["train", "baseline"])
+def test_an_index_that_leads_elsewhere(work, stage, name):
+    folder = spoilt(work)
+    names = load_file(folder / "model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, name)}
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(work, stage, "model.safetensors.index.json", "safetensors")
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "pytorch_model.bin"])
+def test_a_pickled_adapter(work, name):
+    file = work.path / "models/adapter/adapter_model.safetensors"
+    torch.save(load_file(file), file.with_name(name))
+    file.unlink()
+    line = refused(work, "generate", "adapter_model.safetensors")
+    assert "weights_only" not in line
+
+
+LOOPS = "{% for i in range(99999) %}" * 2 + "{% endfor %}" * 2
+TEMPLATES = {
+    "no end": (LOOPS, "no end within"),
+    "3 GB": ("{{ 'x' * 3000000000 }}", "GiB"),
+    "no end on a poem": ("{% if '，' in messages[-1].content %}" + LOOPS + "{% endif %}", "no end"),
+    "an error on a poem": ("{{ 1 // (messages[-1].content | length // 999) }}", "zero"),
+}
+
+
+@pytest.mark.parametrize("what", TEMPLATES)
+@pytest.mark.parametrize("stage", ["train", "baseline", "generate"])
+def test_a_template(work, stage, what):
+    template, said = TEMPLATES[what]
+    says = "{{ messages[0].content }}{{ messages[-1].content }}"
+    file = work.path / "base/tokenizer_config.json"
+    config = json.loads(file.read_text("utf-8"))
+    (work.path / "base/chat_template.jinja").unlink(missing_ok=True)
+    file.write_text(json.dumps(config | {"chat_template": says + template}), "utf-8")
+    refused(work, stage, "chat template", said, seconds=60)
 
 
 # Downloads
@@ -739,4 +855,4 @@ def test_a_folder_that_may_not_be_written(work):
 
 def test_these_are_many():
     """The last test: what has been tried is no less than was promised."""
-    assert TOTALS["bad inputs"] >= 300, TOTALS
+    assert TOTALS["bad inputs"] >= 450, TOTALS

@@ -73,10 +73,10 @@ def test_experiments_through_git_and_a_remote(copy, tmp_path):
     assert up_to_date(other)
 
 
-def test_a_queue_with_two_jobs(copy):
-    copy.dvc("exp", "run", "--queue", "--name", "q", "-S", "decoding.top_p=0.4,0.6")
-    copy.dvc("exp", "run", "--run-all", "--jobs", "2")
-    assert copy.dvc("queue", "status").count("Success") == 2
+def test_a_queue_with_three_jobs(copy):
+    copy.dvc("exp", "run", "--queue", "--name", "q", "-S", "decoding.top_p=0.4,0.6,0.8")
+    copy.dvc("exp", "run", "--run-all", "--jobs", "3")
+    assert copy.dvc("queue", "status").count("Success") == 3
     assert "Running stage 'score'" in copy.dvc("queue", "logs", "q-1")
     copy.dvc("queue", "remove", "--all")
 
@@ -130,7 +130,7 @@ def test_hooks_keep_git_and_dvc_together(copy):
     assert up_to_date(copy)
 
 
-@pytest.mark.parametrize("link", ["hardlink", "symlink"])
+@pytest.mark.parametrize("link", ["hardlink", "symlink", "reflink,copy"])
 def test_a_linked_cache(copy, link):
     """Outputs are links into the cache: whatever a stage does, the cache stays whole."""
     copy.dvc("config", "cache.type", link)

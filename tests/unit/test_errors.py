@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from verse.errors import KEPT, ParameterError, UserError, explain, run
-from verse.files import write_text
+from verse.files import replacing, write_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +52,20 @@ def raised(error, capsys, monkeypatch, stage="train"):
             "train: the disk is full: free some space and run the same command again\n",
         ),
         (
+            RuntimeError(
+                "ThreadPoolBuildError { kind: IOError(Os { code: 11, kind: WouldBlock }) }"
+            ),
+            1,
+            "train: resource temporarily unavailable: raise the limit of processes (ulimit -u) or "
+            "close other programs\n",
+        ),
+        (
+            RuntimeError("can't start new thread"),
+            1,
+            "train: no thread can be started: raise the limits of processes (ulimit -u) and of "
+            "memory (ulimit -v), or close other programs\n",
+        ),
+        (
             PermissionError(errno.EACCES, "Permission denied", "data/raw"),
             1,
             "train: data/raw: permission denied: change its owner or mode\n",
@@ -72,6 +86,8 @@ def test_one_line_and_a_status(error, status, line, capsys, monkeypatch):
     [
         MemoryError(),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ImportError("libtorch.so: failed to map segment from shared object"),
+        ImportError("libtorch.so: cannot allocate memory in static TLS block"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
         RuntimeError("CUDA error: out of memory"),
     ],
@@ -112,6 +128,83 @@ def test_dvc_is_told_to_bring_outputs_back_where_it_has_them(
     with pytest.raises(SystemExit):
         run(fail, "train")
     assert capsys.readouterr().err == f"train: no poems{KEPT * said}\n"
+
+
+NAMELESS = [
+    (errno.EMFILE, "ulimit -n"),
+    (errno.ENFILE, "close other programs"),
+    (errno.EAGAIN, "ulimit -u"),
+    (errno.ECONNREFUSED, "check the network"),
+    (errno.ECONNRESET, "check the network"),
+    (errno.EPIPE, "check the network"),
+    (errno.ETIMEDOUT, "check the network"),
+    (errno.ENETUNREACH, "check the network"),
+    (errno.EHOSTUNREACH, "check the network"),
+    (errno.EINVAL, "run the same command again"),
+    (errno.EBADF, "run the same command again"),
+]
+
+
+@pytest.mark.parametrize(("number", "remedy"), NAMELESS)
+def test_an_error_without_a_files_name_is_blamed_on_no_file(
+    number, remedy, tmp_path, capsys, monkeypatch
+):
+    """Though it comes about where a file is being written."""
+
+    def main():
+        with replacing(tmp_path / "adapter"):
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(SystemExit):
+        run(main, "train")
+    line = capsys.readouterr().err
+    assert line.startswith(f"train: {os.strerror(number).lower()}: ") and remedy in line
+    assert "adapter" not in line and "disk" not in line
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS]
+)
+def test_what_goes_wrong_with_an_open_file_is_named(number, tmp_path, capsys):
+    def main():
+        with replacing(tmp_path / "adapter"):
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(SystemExit):
+        run(main, "train")
+    assert str(tmp_path / "adapter") in capsys.readouterr().err
+
+
+LIMITED = """
+import pathlib, resource, sys, threading, time
+from verse.errors import run
+def main():
+    resource.setrlimit(resource.{limit}, ({value}, {value}))
+    {work}
+run(main, "train")
+"""
+THREADS = "[threading.Thread(target=time.sleep, args=(0.5,)).start() for _ in range(99)]"
+LIMITS = [
+    ("RLIMIT_AS", 2**28, "bytearray(2**29)", "raise its limit of 0.2 GiB (ulimit -v)"),
+    ("RLIMIT_AS", 2**28, THREADS, "(ulimit -v)"),
+    ("RLIMIT_NOFILE", 20, "[open(__file__) for _ in range(30)]", "ulimit -n"),
+    ("RLIMIT_FSIZE", 9, "pathlib.Path('big').write_text('x' * 99)", "ulimit -f"),
+]
+
+
+@pytest.mark.parametrize(("limit", "value", "work", "said"), LIMITS)
+def test_a_limit_of_the_system_is_named(tmp_path, limit, value, work, said):
+    (tmp_path / "stage.py").write_text(LIMITED.format(limit=limit, value=value, work=work))
+    done = subprocess.run(
+        [sys.executable, "stage.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and said in done.stderr, done
 
 
 def test_torchs_own_allocator():
@@ -201,3 +294,39 @@ def test_ctrl_c_is_one_line(tmp_path):
         "stage: stopped; run the same command again to go on\n"
     )
     assert process.returncode == 130
+
+
+SLOW_END = """
+import pathlib, sys, threading, time
+from verse.errors import run
+def main():
+    threading.Thread(target=time.sleep, args=(0.3,)).start()
+    pathlib.Path(sys.argv[1]).touch()
+    time.sleep(60)
+run(main)
+"""
+
+
+@pytest.mark.parametrize("pause", [n * 0.01 for n in range(12)])
+def test_a_second_ctrl_c_adds_nothing(tmp_path, pause):
+    """Whenever it comes after the line: in the end of Python too, which waits for threads."""
+    (tmp_path / "stage.py").write_text(SLOW_END)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "stage.py", tmp_path / "started"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while not (tmp_path / "started").exists():
+        time.sleep(0.01)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    line = process.stderr.readline()
+    time.sleep(pause)
+    process.send_signal(signal.SIGINT)
+    assert (line, process.stderr.read()) == (
+        "stage: stopped; run the same command again to go on\n",
+        "",
+    )
+    assert process.wait(20) == 130

@@ -1,12 +1,18 @@
 """Files are written whole or not at all."""
 
+import bz2
 import errno
 import gzip
+import io
+import lzma
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -306,3 +312,43 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
         read_text(tmp_path / "packed")
     (tmp_path / "bom").write_bytes(b"\xef\xbb\xbfa")
     assert read_text(tmp_path / "bom") == "a"
+
+
+def archive(*names):
+    """A zip file, as office programs write their documents."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name in names:
+            file.writestr(name, "<xml/>")
+    return buffer.getvalue()
+
+
+def database():
+    with sqlite3.connect(":memory:") as connection:
+        connection.execute("CREATE TABLE poems (input TEXT)")
+        return connection.serialize()
+
+
+FORMATS = {
+    "an Excel file": archive("[Content_Types].xml", "_rels/.rels", "xl/workbook.xml"),
+    "a Word file": archive("[Content_Types].xml", "_rels/.rels", "word/document.xml"),
+    "an OpenDocument file": archive("mimetype", "content.xml"),
+    "compressed (zip): unpack": archive("poems.json"),
+    "compressed (gzip): unpack": gzip.compress(b"[]"),
+    "compressed (bzip2): unpack": bz2.compress(b"[]"),
+    "compressed (xz): unpack": lzma.compress(b"[]"),
+    "an SQLite database": database(),
+    "a Parquet file": b"PAR1\x15\x04\x15\x1c",
+    "an Arrow file": b"ARROW1\x00\x00",
+    "an old Excel or Word file": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+    "a PDF": b"%PDF-1.7\n",
+    "git lfs pull": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 5\n",
+}
+
+
+@pytest.mark.parametrize("what", FORMATS)
+def test_what_is_no_text_is_called_what_it_is(tmp_path, what):
+    (tmp_path / "poems").write_bytes(FORMATS[what])
+    for read in (read_text, read_jsonl):
+        with pytest.raises(UserError, match=re.escape(what)):
+            read(tmp_path / "poems")

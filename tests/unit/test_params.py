@@ -57,6 +57,7 @@ VALUES = {
     "prepare.test_poems": COUNT,
     "prepare.validation_poems": COUNT,
     "prepare.max_train": ([*COUNT[0], None], [v for v in COUNT[1] if v is not None]),
+    "prepare.max_dropped": ([0, 0.5, 1, "1e-1"], [-0.1, 1.1, "half", "1_0", "٧", None]),
     "model.name": TEXT,
     "model.revision": TEXT_OR_NULL,
     "model.trust_remote_code": TRUTH,

@@ -3,16 +3,29 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from verse.chat import rounds
 from verse.chat.cleaning import clean, without_thought
 from verse.chat.client import CUT_END, Chat, Messages, Reply
 from verse.chat.store import Store, key_of
 from verse.params import Contestant, Machine, Server
 from verse.poems.lines import in_form
+from verse.schema import Record
 
 EXPECTED = 100  # tokens of an answer, for the estimate alone
 
 Poem = Mapping[str, str]
+
+
+class Stored(Record):
+    """What is kept of a Reply, as far as it is read again."""
+
+    text: str
+    finish: str
+
+
+REPLY = TypeAdapter(Stored)
 
 
 def finish(
@@ -28,7 +41,7 @@ def finish(
     asked = [question(poem, contestant) for poem in poems]
     keys = [key_of(contestant.name, *decides(contestant), messages) for messages in asked]
     questions = dict(zip(keys, asked, strict=True))
-    found = rounds.ask(contestant, contestant.name, questions, put, EXPECTED, store, machine)
+    found = rounds.ask(contestant, contestant.name, questions, put, REPLY, EXPECTED, store, machine)
     rows = []
     for poem, key in zip(poems, keys, strict=True):
         reply = found[key]

@@ -1,12 +1,12 @@
 """A chat server: one question, one answer, whatever happens on the way.
 
 The openai client tries again by itself what is busy, broken, late or unreachable: after a pause
-that doubles, or as long as the server says (Retry-After). A body that is no JSON counts as broken.
+that doubles, or as long as the server says (Retry-After, two minutes at most), until twice the
+timeout has passed (`connection`). A body that is no JSON counts as broken.
 What goes wrong is one question's (`NoAnswer`) or all questions' (`Fault`). What comes in is freed
 of the key, should a server repeat it.
 """
 
-import asyncio
 import json
 import os
 import re
@@ -18,9 +18,9 @@ from verse.params import Server, is_local
 
 if TYPE_CHECKING:
     import httpx2
+    import openai
 
 RETRIES = 7
-LONGEST_PAUSE = 120.0  # seconds; the client does not wait longer for a server that asks it to
 NO_KEY = "none"  # the client must have one
 SECRET = 8  # characters that a key has at least; shorter ones are made up for a local server
 SHOWN = 300  # characters of a server's own words
@@ -129,8 +129,9 @@ class Chat:
     """A connection to a server; use it as an async context."""
 
     def __init__(self, server: Server, where: str, timeout: float):
-        import httpx2  # heavy
-        import openai
+        import openai  # heavy
+
+        from verse.chat.connection import Connection
 
         self.server = server
         self.where = where
@@ -149,11 +150,11 @@ class Chat:
             include={"model", "temperature", "top_p", "max_tokens"}, exclude_none=True
         )
         try:
-            connection = httpx2.AsyncClient(
-                timeout=timeout,
+            self.connection = Connection(
+                timeout,
+                self.check,
                 follow_redirects=False,  # where it leads may be without TLS
                 trust_env=not is_local(server.base_url),  # no proxy on the way to this machine
-                event_hooks={"response": [self.check]},
             )
         except ImportError:
             raise UserError(
@@ -171,7 +172,7 @@ class Chat:
             default_headers=headers,
             default_query=query,
             max_retries=RETRIES,
-            http_client=connection,
+            http_client=self.connection,
         )
 
     async def __aenter__(self) -> "Chat":
@@ -180,27 +181,19 @@ class Chat:
     async def __aexit__(self, *error: object) -> None:
         await self.client.close()
 
-    async def check(self, response: "httpx2.Response") -> None:
+    def check(self, response: "httpx2.Response") -> None:
         """Give what only seems to be an answer its status, so that the client tries again after
         what may pass."""
-        if response.is_success:
-            response.status_code = await self.status(response)
-        if self.probing and response.status_code in (500, 501):
-            response.headers["x-should-retry"] = "false"
-
-    async def status(self, response: "httpx2.Response") -> int:
-        """The status of a body that came with one of success."""
         import httpx2
 
-        try:
-            async with asyncio.timeout(self.timeout):  # a drip has no end of its own
-                await response.aread()
-            body = json.loads(response.content)
-        except TimeoutError:
-            raise httpx2.ReadTimeout("an answer without an end", request=response.request) from None
-        except (ValueError, RecursionError):
-            raise httpx2.DecodingError("no JSON", request=response.request) from None
-        return status_within(body) or response.status_code
+        if response.is_success:
+            try:
+                body = json.loads(response.content)
+            except (ValueError, RecursionError):
+                raise httpx2.DecodingError("no JSON", request=response.request) from None
+            response.status_code = status_within(body) or response.status_code
+        if self.probing and response.status_code in (500, 501):
+            response.headers["x-should-retry"] = "false"
 
     async def reply(self, messages: Messages, **options: Any) -> Reply:
         """What the model answers.
@@ -229,15 +222,12 @@ class Chat:
         import httpx2
         import openai
 
-        most = (RETRIES + 1) * (self.timeout + LONGEST_PAUSE)
+        self.connection.begin()
         try:
-            async with asyncio.timeout(most):
-                return await self.client.post(
-                    "/chat/completions", cast_to=httpx2.Response, body=body
-                )
+            return await self.client.post("/chat/completions", cast_to=httpx2.Response, body=body)
         except openai.APIStatusError as error:
-            raise self.failure(error.status_code, error.response.text) from None
-        except (openai.APIConnectionError, TimeoutError) as error:
+            raise self.failure(error.response) from None
+        except openai.APIConnectionError as error:
             raise self.trouble(error) from None
 
     def adapt(self, said: str, body: Mapping[str, Any]) -> bool:
@@ -310,9 +300,12 @@ class Chat:
             text = text.replace(one, "…") if len(one) >= SECRET else text
         return text
 
-    def failure(self, status: int, text: str) -> UserError:
+    def failure(self, response: "httpx2.Response") -> UserError:
         """What a status means that is none of success, by the server's words too."""
-        said, tried = self.hide(words(text)), f"({RETRIES + 1} attempts)"
+        from verse.chat.connection import LONGEST_PAUSE, pause
+
+        status = response.status_code
+        said, tried = self.hide(words(response.text)), attempts(response.request)
         if status == 402 or (status in (400, 403) and QUOTA.search(said)):
             return self.fault(f"no quota left ({status})", "pay for more", said, 402)
         if status == 451 or (status not in (401, 404, 429) and FILTERED.search(said)):
@@ -325,20 +318,25 @@ class Chat:
             return self.fault(what, "fix base_url or model", said, status)
         if status == 429:
             what = f"too many questions, or no quota left {tried}"
+            if (seconds := pause(response)) > LONGEST_PAUSE:
+                what += f", it wants a pause of {seconds:,.0f} s"
             return self.fault(what, said=said, status=status)
         if status >= 500 or status in (408, 409):
             return self.lacks("failed", f"the server answers {status} {tried}", said)
         line = f"the server refuses the question: {said[:SHOWN] or status}"
         return self.lacks("refused", line, said, "see its entry in params.yaml")
 
-    def trouble(self, error: BaseException) -> UserError:
+    def trouble(self, error: "openai.APIConnectionError") -> UserError:
         import httpx2
+        import openai
 
-        cause, tried = error.__cause__, f"({RETRIES + 1} attempts)"
+        cause, tried = error.__cause__, attempts(error.request)
         if isinstance(cause, httpx2.DecodingError):
             return self.lacks("failed", f"what the server sends is no chat completion {tried}")
-        if isinstance(error, TimeoutError) or isinstance(cause, httpx2.TimeoutException):
+        if isinstance(error, openai.APITimeoutError):
             return self.lacks("failed", f"no answer within {self.timeout:g} s {tried}")
+        if cause is None:
+            return self.lacks("failed", str(error))
         if isinstance(cause, httpx2.ConnectError | httpx2.ProxyError):
             return self.fault(f"the server cannot be reached {tried}")
         return self.lacks("failed", f"the connection breaks {tried}")
@@ -370,6 +368,12 @@ class Chat:
         )
 
 
+def attempts(request: "httpx2.Request") -> str:
+    """How often a question was put, its last time with this request."""
+    number = int(request.headers.get("x-stainless-retry-count", 0)) + 1
+    return f"({number} attempt{'s' * (number > 1)})"
+
+
 def spoken(content: Any) -> Iterator[str]:
     """The texts of a message's content, a text or a list of parts; thoughts are left out."""
     for part in content if isinstance(content, list) else [content]:
@@ -384,8 +388,8 @@ def spoken(content: Any) -> Iterator[str]:
 def status_within(body: Any) -> int:
     """The status of a fault that a body with the status 200 tells of; 0 without one."""
     body = body[0] if isinstance(body, list) and len(body) == 1 else body
-    if not isinstance(body, dict):
-        return 0
+    if not isinstance(body, dict):  # words alone
+        return 400
     choices = body.get("choices")
     inner = choices[0] if isinstance(choices, list) and choices else body
     named = {"error", "error_code", "error_msg", "detail", "message", "msg", "base_resp"}

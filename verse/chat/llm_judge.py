@@ -14,7 +14,9 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field, TypeAdapter
 
 from verse.chat import rounds
 from verse.chat.answers import decides, opened
@@ -23,6 +25,7 @@ from verse.chat.client import SHOWN, Chat, Fault, Messages, NoAnswer
 from verse.chat.rounds import Answer
 from verse.chat.store import Store, key_of
 from verse.params import Judge, Machine
+from verse.schema import Record
 
 QUESTIONS = {
     "prosody": "請判斷以下詩句與唐詩格律相似程度，打0到10分的分數，分數越高越相似\n",
@@ -71,7 +74,7 @@ NUMERAL = re.compile(
 RANGE = re.compile(
     r"0\s*[到至~〜–—-]\s*10\s*分?|0 to 10|[滿满]分[是為为]?\s*10\s*分?|10\s*分[滿满制]分?"
 )
-NUMBER = r"(?<![-\d.])(\d{1,4}(?:\.\d{1,9})?)(?![\d.]*\d)"
+NUMBER = r"(?<![-\d._])([0-9]{1,4}(?:\.[0-9]{1,9})?)(?![\d.]*\d|_)"
 ALONE = re.compile(rf"\A\s*{NUMBER}\s*(?:分|/\s*10|points?|out of 10)?\s*[。.!]?\s*\Z")
 LABELLED = re.compile(
     rf"(?:[分評评]數|[分评]数|[評评得總总打]分|score|rating|grade|[給给打])[^\w-]{{0,4}}(?:結果|结果)?(?:[是為为給给]|is|of)?[^\w-]{{0,4}}{NUMBER}",
@@ -196,6 +199,14 @@ def score_in(text: str) -> float | None:
     return None
 
 
+class Mark(Record):
+    """What is kept of a mark."""
+
+    score: Annotated[float, Field(ge=0, le=10)]
+    reason: str
+
+
+MARK = TypeAdapter(Mark)
 UNMARKED = {"score": None, "reason": ""}
 
 
@@ -216,7 +227,9 @@ def mark_poems(
             keys[poem, name] = of_one
             asked |= dict.fromkeys(of_one, messages)
     shuffled = dict(sorted(asked.items()))
-    marks = rounds.ask(judge, "the judge", shuffled, MarkReader().mark, EXPECTED, store, machine)
+    marks = rounds.ask(
+        judge, "the judge", shuffled, MarkReader().mark, MARK, EXPECTED, store, machine
+    )
     found: dict[str, dict[str, list[Answer]]] = {}
     for (poem, name), of_one in keys.items():
         found.setdefault(poem, {})[name] = [UNMARKED | marks[key] for key in of_one]

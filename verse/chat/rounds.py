@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from verse.chat.client import KINDS, Chat, Messages, NoAnswer
@@ -35,20 +36,23 @@ def ask(
     where: str,
     questions: Mapping[str, Messages],
     work: Work,
+    schema: TypeAdapter[Any],
     expected: int,
     store: Store,
     machine: Machine,
 ) -> dict[str, Answer]:
     """The answer to each question, by its key: from the store, or asked for now.
 
-    where: what messages call the server. expected: tokens of an answer, for the estimate that
-    is printed before the first question.
+    where: what messages call the server. schema: what `work` returns. expected: tokens of an
+    answer, for the estimate that is printed before the first question.
 
     A question without an answer has what came all the same, and under `unanswered` its kind. After
     a fault of the whole server no other question is put; those on their way are waited for, and
     kept. Raises UserError like `work`.
     """
-    answers = {key: store.get(key) for key in questions}
+    answers = {key: store.get(key, schema) for key in questions}
+    if store.marred:
+        print(f"{store.file}: {store.marred} marred answers are set aside and asked for again")
     missing = {key: question for key, question in questions.items() if answers[key] is None}
     if missing:
         print(f"{where}: {estimate(server, missing, len(questions), expected)}", flush=True)
@@ -61,7 +65,7 @@ def ask(
         ) as bar:
             heard = len(missing) < len(questions)
             lost = asyncio.run(ask_all(server, where, missing, work, store, machine, bar, heard))
-        answers |= {key: lost.get(key) or store.get(key) for key in missing}
+        answers |= {key: lost.get(key) or store.get(key, schema) for key in missing}
         read, written = (sum(answers[key]["tokens"][place] for key in missing) for place in (0, 1))
         told = [f"{len(missing) - len(lost)} answered"]
         told += counted(one["unanswered"] for one in lost.values())
@@ -124,7 +128,7 @@ async def ask_all(
         except NoAnswer as no:
             lost[key] = answer = NOTHING | (no.reply or {}) | {"unanswered": no.kind}
             heard = heard or not no.doubtful
-            if no.doubtful and (no.kind == "failed" or not heard):
+            if no.doubtful and not (heard and no.reply):
                 if arrived > before:  # the server was well meanwhile
                     store.put(told, True)
                 elif not store.get(told):

@@ -4,13 +4,17 @@ https://huggingface.co/docs/hub/model-cards says what the hub makes of the lines
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
+from pydantic import TypeAdapter
 
+from verse.files import read_text
 from verse.hub import find_folder
 from verse.params import Params
+from verse.schema import Record, fit, parse_yaml
 from verse.scoring.metrics import METRICS
 from verse.scoring.terminal import shown
 
@@ -42,7 +46,7 @@ def write_card(
     source = p.data.source if p.data.source in ("embedded", "hw5") else "own"
     tuned = score.get("tuned", {})
     head = ModelCardData(
-        license=licence(folder) if folder else "other",
+        license=licence(folder),
         license_name=None if folder else "of-the-base-model",
         base_model=None if folder else base,  # the hub knows no other folder
         language="lzh",
@@ -77,10 +81,11 @@ def write_card(
     ]
     if tuned:
         names = [name for name in ("base", "tuned", "reference") if name in score]
+        shared = [one for one in METRICS if all(one.name in score[name] for name in names)]
         parts += [
             "## Metrics",
-            f"Shares of {tuned['poems']} test poems: before training, after it, and of the true "
-            f"poems. {ROUNDED if p.model.quantization == 'nf4' else ''}".rstrip(),
+            f"Shares of {tuned.get('poems', 'the')} test poems: before training, after it, and of "
+            f"the true poems. {ROUNDED if p.model.quantization == 'nf4' else ''}".rstrip(),
             "\n".join(
                 [
                     f"| | {' | '.join(names)} | |",
@@ -88,8 +93,7 @@ def write_card(
                     *(
                         f"| {one.name} | {' | '.join(f'{score[n][one.name]:.3f}' for n in names)} "
                         f"| {one.meaning} |"
-                        for one in METRICS
-                        if one.name in tuned
+                        for one in shared
                     ),
                 ]
             ),
@@ -104,11 +108,24 @@ def write_card(
     return f"---\n{head.to_yaml()}\n---\n" + "\n\n".join(parts) + "\n"
 
 
-def licence(folder: Path) -> str:
-    """What a base model's own card says, "other" where it has none."""
-    card = folder / "README.md"
-    named = ModelCard.load(card).data.get("license") if card.is_file() else None
-    return str(named or "other")
+class Front(Record):
+    """What stands at the top of a model's card."""
+
+    license: str | list[str] | None = None
+
+
+def licence(folder: Path | None) -> str:
+    """What a base model's own card says, "other" where it has none or is on the hub.
+
+    Raises UserError for a card that cannot be read.
+    """
+    card = folder / "README.md" if folder else None
+    if not card or not card.is_file():
+        return "other"
+    found = re.match(r"\s*---\r?\n(.*?)\n---\s", read_text(card) + "\n", re.DOTALL)
+    values = (parse_yaml(found[1], card) if found else None) or {}
+    named = fit(TypeAdapter(Front), values, card, "correct its first lines").license
+    return named if named and isinstance(named, str) else "other"
 
 
 def block(text: str) -> str:

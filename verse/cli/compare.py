@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import yaml
-
 from verse.cli.own_run import own_run
 from verse.cli.plots import draw
 from verse.cli.tradeoff import chart
 from verse.errors import UserError
-from verse.files import write_text
+from verse.files import decoded, write_text
 from verse.poems.contestants import WATCHED
+from verse.schema import SCORES, fit, parse_yaml
 from verse.scoring.metrics import METRICS, Metric
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ TEST = "data/prepared/test.jsonl"
 RESAMPLES = 10_000
 ALL = -1
 FINISHED = ("Success", None)
+UNFIT = (AttributeError, LookupError, TypeError, ValueError, StopIteration)
+"""What comes of results of another shape."""
 MARKS = {1: " ▲", -1: " ▼", 0: ""}
 
 
@@ -148,23 +149,23 @@ def read(name: str, revision: str) -> Experiment:
             own = own_run(lock, "score")
             scores, intervals, poems = results(lambda path: own[path].open("rb"))
             print(f"{name}: its results are not here: this machine's, of the same parameters")
+        halves = {row.pop("contestant"): row for row in intervals}
+        return Experiment(
+            name=name,
+            parameters={str(k): v for k, v in parameters.items() if str(k)[:8] != "machine."},
+            scores=scores[WATCHED],
+            halves=halves[WATCHED],
+            poems=poems[poems["contestant"] == WATCHED].reset_index(drop=True),
+            true=scores["reference"],
+            test=next(dep["md5"] for dep in deps if dep["path"] == TEST),
+        )
     except RevError:
         raise UserError(f"{name}: no such experiment: see dvc exp list") from None
-    except (DvcException, OSError, KeyError) as error:
+    except (DvcException, OSError, *UNFIT) as error:
         raise UserError(
             f"{name}: not all of its results are here ({error}): dvc pull, or dvc repro with its "
             "parameters"
         ) from None
-    halves = {row.pop("contestant"): row for row in intervals}
-    return Experiment(
-        name=name,
-        parameters={str(k): v for k, v in parameters.items() if str(k)[:8] != "machine."},
-        scores=scores[WATCHED],
-        halves=halves[WATCHED],
-        poems=poems[poems["contestant"] == WATCHED].reset_index(drop=True),
-        true=scores["reference"],
-        test=next(dep["md5"] for dep in deps if dep["path"] == TEST),
-    )
 
 
 def results(opened: Callable[[str], IO[Any]]) -> tuple[Any, Any, "pd.DataFrame"]:
@@ -173,13 +174,14 @@ def results(opened: Callable[[str], IO[Any]]) -> tuple[Any, Any, "pd.DataFrame"]
 
     with opened("metrics/poems.csv") as file:
         poems = pd.read_csv(file)
-    return load(opened, "metrics/score.json"), load(opened, "metrics/intervals.json"), poems
+    scores = fit(SCORES, load(opened, "metrics/score.json"), "metrics/score.json")
+    return scores, load(opened, "metrics/intervals.json"), poems
 
 
 def load(opened: Callable[[str], IO[Any]], path: str) -> Any:
     """What a YAML or JSON file holds."""
     with opened(path) as file:
-        return yaml.safe_load(file)
+        return parse_yaml(decoded(file.read(), path), path)
 
 
 # Differences

@@ -1,6 +1,7 @@
 """Couplets that people type: read as the pipeline writes them, doubted in a line, looked up."""
 
 import random
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +12,14 @@ import opencc
 
 from verse.files import read_jsonl
 from verse.poems.contestants import ASKED, CONTESTANTS, Contestant, contestants
-from verse.poems.lines import IDEOGRAPHS, lines_in, parse_lines, split_lines, write_lines
+from verse.poems.lines import (
+    IDEOGRAPHS,
+    is_simplified,
+    lines_in,
+    parse_lines,
+    split_lines,
+    write_lines,
+)
 from verse.poems.sources import INSTRUCTION
 from verse.scoring import report
 from verse.scoring.scoring import score_answer
@@ -76,19 +84,7 @@ def traditional(text: str) -> str | None:
     """The text in traditional characters, if some of it is in simplified ones."""
     other: str = TRADITIONAL.convert(text)
     changed = {a for a, b in zip(text, other, strict=False) if a != b}
-    return other if any(map(only_simplified, changed)) else None
-
-
-def only_simplified(character: str) -> bool:
-    """Whether the mainland's basic set has a character, and Taiwan's has not."""
-    return encodable(character, "gb2312") and not encodable(character, "big5")
-
-
-def encodable(character: str, encoding: str) -> bool:
-    try:
-        return bool(character.encode(encoding))
-    except UnicodeEncodeError:
-        return False
+    return other if any(map(is_simplified, changed)) else None
 
 
 @dataclass(frozen=True)
@@ -149,4 +145,12 @@ class Library:
         if not file.is_file():
             return []
         rows = read_jsonl(file)
-        return [row for row in rows if all(isinstance(row.get(key), str) for key in keys)]
+        kept = [
+            row
+            for row in rows
+            if isinstance(row, dict) and all(isinstance(row.get(key), str) for key in keys)
+        ]
+        if len(kept) < len(rows):
+            what = f"{len(rows) - len(kept)} of {len(rows)} rows have no text under"
+            print(f"{file}: {what} {' and '.join(keys)}: left out", file=sys.stderr)
+        return kept

@@ -7,11 +7,12 @@ of the pipeline, since nothing there needs it.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from verse import params
-from verse.files import read_jsonl, read_text, replacing, write_text
+from verse.files import read_rows, replacing, write_text
+from verse.hub import find_folder
+from verse.schema import SCORES, read_json
 
 ADAPTER, TO = "models/adapter", "models/merged"
 SCORE, WRITTEN, TEST = (
@@ -30,12 +31,19 @@ def main(options: argparse.Namespace) -> None:
 
     import torch  # heavy
 
-    from verse.cli.card import write_card
+    from verse.cli.card import licence, write_card
     from verse.cli.couplets import EXAMPLES
     from verse.generation.answers import end_tokens
     from verse.model import adapters, encoding, loading
     from verse.model.prompts import prompt_writer
     from verse.poems.sources import INSTRUCTION
+
+    # Before the minutes that weights take.
+    poems = read_rows(TEST, "instruction", "input") if TEST.is_file() else []
+    poem = (poems or [{"instruction": INSTRUCTION, "input": EXAMPLES[0]}])[0]
+    score = read_json(SCORE, SCORES) if SCORE.is_file() else {}
+    written = read_rows(WRITTEN, "input", "answer") if WRITTEN.is_file() else []
+    licence(find_folder(p.model.name))
 
     loading.deterministic(p.seed, p.machine.threads)
     full = p.model.model_copy(update={"quantization": "none"})
@@ -47,10 +55,6 @@ def main(options: argparse.Namespace) -> None:
         model.resize_token_embeddings(len(tokenizer))
     # No decoding of the base model's stays with it; what ends an answer here does so elsewhere.
     model.generation_config.eos_token_id = end_tokens(model, tokenizer)
-    poems = read_jsonl(TEST) if TEST.is_file() else []
-    poem = (poems or [{"instruction": INSTRUCTION, "input": EXAMPLES[0]}])[0]
-    score = json.loads(read_text(SCORE)) if SCORE.is_file() else {}
-    written = read_jsonl(WRITTEN) if WRITTEN.is_file() else []
     card = write_card(p, prompt_writer(p.model.template, tokenizer)(poem), score, written)
     with replacing(TO) as folder:
         adapters.save_model(model, tokenizer, folder)

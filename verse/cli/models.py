@@ -5,7 +5,6 @@ commit, a folder with an adapter, or a folder with a merged model. Each writes w
 would: the same prompt, the same weights, the same random stream.
 """
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from verse.errors import UserError
@@ -24,10 +24,27 @@ from verse.generation.distribution import Distribution, distribution, scores_alo
 from verse.model import memory
 from verse.model.encoding import decode
 from verse.model.opening import Opening, open_model
-from verse.params import Decoding, Model, Params
+from verse.params import Decoding, Model, Params, Text, TextOrNull
+from verse.schema import Record, fit, parse_yaml, read_json
 
 ADAPTER = "models/adapter"
 LIKELIEST = 20
+
+
+class AdapterConfig(Record):
+    """PEFT's adapter_config.json, as far as it is read here."""
+
+    base_model_name_or_path: Text
+    revision: TextOrNull = None
+
+
+class Trained(Record):
+    """The params.yaml of a commit, as far as it is read here."""
+
+    model: Model
+
+
+ADAPTER_CONFIG = TypeAdapter(AdapterConfig)
 
 
 @dataclass(frozen=True)
@@ -241,12 +258,9 @@ def beneath(adapter: Path, settings: Model) -> Model:
     config = adapter / "adapter_config.json"
     if not config.is_file():
         return settings
-    try:
-        values = json.loads(read_text(config))
-        base = {"name": values["base_model_name_or_path"], "revision": values.get("revision")}
-        return Model.model_validate(settings.model_dump() | base)
-    except (ValueError, LookupError, TypeError):
-        raise UserError(f"{config}: names no base model: take a folder that PEFT wrote") from None
+    values = read_json(config, ADAPTER_CONFIG, "take a folder that PEFT wrote")
+    base = {"name": values.base_model_name_or_path, "revision": values.revision}
+    return settings.model_copy(update=base)
 
 
 def copy_from(revision: str, folder: Path) -> Model:
@@ -254,7 +268,6 @@ def copy_from(revision: str, folder: Path) -> Model:
 
     Raises UserError if there is no such revision, or if its adapter is not in DVC's cache.
     """
-    import yaml
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.scm import RevError
@@ -271,7 +284,6 @@ def copy_from(revision: str, folder: Path) -> Model:
     except (DvcException, FileNotFoundError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{revision}: its {ADAPTER} cannot be had from DVC ({line})") from None
-    try:
-        return Model.model_validate(yaml.safe_load(read_text(file))["model"])
-    except (yaml.YAMLError, ValueError, LookupError, TypeError):
-        raise UserError(f"{revision}: its params.yaml is none that this version reads") from None
+    values = parse_yaml(read_text(file), f"{revision}: its params.yaml")
+    remedy = "take an experiment of this version"
+    return fit(TypeAdapter(Trained), values, f"{revision}: its params.yaml", remedy).model

@@ -19,6 +19,7 @@ import yaml
 from verse import params
 from verse.errors import ParameterError, UserError
 from verse.files import read_text
+from verse.schema import parse_yaml
 
 RECIPES = Path("recipes")
 
@@ -55,9 +56,9 @@ def overrides(recipe: str) -> list[str]:
         raise UserError(f"no recipe {recipe!r}; there are: {', '.join(names())}")
     path = RECIPES / f"{recipe}.yaml"
     try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError:
-        raise ParameterError(f"{path}: not YAML") from None
+        values = parse_yaml(read_text(path), f"{path}: the recipe")
+    except UserError as error:
+        raise ParameterError(str(error)) from None
     if not isinstance(values, dict):
         raise ParameterError(f"{path}: not a piece of params.yaml")
     merged = params.read().model_dump()

@@ -104,9 +104,9 @@ def main(options: argparse.Namespace) -> None:
 
 def asked(arguments: list[str]) -> list[str]:
     """The couplets asked for. Raises UserError if there is none."""
-    if arguments:
+    if any(text.strip() for text in arguments):
         return [" ".join(arguments)]
-    if sys.stdin.isatty():
+    if arguments or sys.stdin.isatty():
         raise UserError("give a couplet: verse write '白日依山盡，黃河入海流。'")
     text = sys.stdin.buffer.read().decode("utf-8-sig", "replace")
     lines = [line for line in text.splitlines() if line.strip()]

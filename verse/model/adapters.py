@@ -21,6 +21,7 @@ from verse.files import write_text
 from verse.model import distributed
 from verse.model.dropout import Masks
 from verse.model.loading import (
+    check_files,
     check_finite,
     decoder_layers,
     expert_weights,
@@ -29,6 +30,7 @@ from verse.model.loading import (
 )
 from verse.params import Lora, Model
 
+WEIGHTS = "adapter_model.safetensors"
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 """Models whose out_proj PEFT refuses, since their kernels read its weight past an adapter."""
 MERGED = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
@@ -211,10 +213,13 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool) -> 
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder}: no adapter there: run the train stage first")
+    if not (folder / WEIGHTS).is_file():  # PEFT would open a pickled one, or ask the hub
+        raise UserError(f"{folder}: has no {WEIGHTS}: run the train stage again")
+    check_files(folder)
     try:
         with adaptable(model):
             tuned = PeftModel.from_pretrained(model, folder)
-        with safe_open(folder / "adapter_model.safetensors", "pt") as stored:
+        with safe_open(folder / WEIGHTS, "pt") as stored:
             stray = set(stored.keys()) ^ set(get_peft_model_state_dict(tuned))
     except Exception as error:  # whatever the libraries make of files that are not ours
         if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno):

@@ -8,7 +8,7 @@ from itertools import chain
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from verse.errors import UserError
+from verse.errors import UserError, is_out_of_memory, system_error
 from verse.hub import find_folder, origin, reading
 from verse.params import Model
 
@@ -78,11 +78,22 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], **options: bool
 ) -> list[list[int]]:
-    """The same of many, which takes half the time. options: the tokenizer's."""
+    """The same of many, which takes half the time. options: the tokenizer's.
+
+    Raises UserError for a text that the tokenizer fails on.
+    """
     behind = 0 if options else len(affixes(tokenizer)[1])
     found: list[list[int]] = []
     for start in range(0, len(prompts), AT_ONCE):
-        some = tokenizer(prompts[start : start + AT_ONCE], **options)["input_ids"]
+        try:
+            some = tokenizer(prompts[start : start + AT_ONCE], **options)["input_ids"]
+        except Exception as error:  # such as one without a token for what it does not know
+            if is_out_of_memory(error) or system_error(error):
+                raise
+            raise UserError(
+                f"model.name: its tokenizer fails on a poem ({error}): take a model that knows "
+                "Chinese text"
+            ) from error
         found += [list(map(pooled, ids[: len(ids) - behind])) for ids in some]
     return found
 

@@ -19,10 +19,11 @@ import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 import transformers
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
@@ -40,19 +41,31 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
 from verse.errors import UserError, is_out_of_memory
+from verse.files import LFS_POINTER, NO_TEXT
 from verse.hub import find_folder, origin, reading
 from verse.params import Model
+from verse.schema import Record, read_json
 
 # Transformers renames gradient checkpointing; PEFT and its own earlier versions know the old name.
 warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
 HARMLESS = re.compile(r"rotary_emb\.inv_freq$|attn\.(masked_)?bias$|^(model\.)?mtp\.")
 """Tensors that a model never uses: constants of older files, layers that draft further tokens."""
 
+WIDER = "set model.dtype to bfloat16 or float32; if that does not help, get the model anew"
 EXPANDED = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
 """What models are published in that Transformers reads into plain numbers, such as gpt-oss."""
 
 CHANCE = re.compile("^(?!summary|classifier).*(drop|jitter)")
 """Names of what makes a model draw at random in training."""
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+class Index(Record):
+    """Which file has a tensor: none outside of the model's folder, none that is pickled."""
+
+    weight_map: dict[str, Annotated[str, Field(pattern=r"^[\w-][\w.-]*\.safetensors$")]]
+
 
 # On a CPU bitsandbytes warns that it misses an optional kernel, which is never used here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -272,6 +285,7 @@ def read_config(settings: Model, cache_dir: str | None = None) -> PretrainedConf
     folder without a config or safetensors.
     """
     check_folder(settings.name)
+    weight_files(settings, cache_dir)
     with reading("its config.json", settings):
         config = AutoConfig.from_pretrained(**origin(settings, cache_dir))
         adapter = found(settings, "adapter_config.json", cache_dir)
@@ -302,6 +316,21 @@ def read_config(settings: Model, cache_dir: str | None = None) -> PretrainedConf
         )
     check_kinds(settings.name, ("F8_E4M3",) if published == "fp8" else ())
     return config
+
+
+def weight_files(settings: Model, cache_dir: str | None) -> list[str]:
+    """The names of a model's weight files, by its index if it has one.
+
+    Raises UserError for an index that names other files than safetensors beside it: pickled ones,
+    which a library would open, or some elsewhere.
+    """
+    file = None
+    with suppress(OSError):  # not there, and no network: where it is needed that is told
+        file = found(settings, INDEX, cache_dir)
+    if file is None:
+        return [SINGLE]
+    remedy = "get the whole model anew, as safetensors"
+    return sorted(set(read_json(file, TypeAdapter(Index), remedy).weight_map.values()))
 
 
 def quantized_by(config: PretrainedConfig) -> str:
@@ -343,9 +372,18 @@ def check_folder(name: str) -> None:
         raise UserError(f"model.name {name!r}: has no weights (*.safetensors): add them")
     if not (folder / "config.json").is_file():
         raise UserError(f"model.name {name!r}: has no config.json: it is not a model folder")
+    check_files(folder)
+
+
+def check_files(folder: Path) -> None:
+    """Raise UserError for a file of a model's folder that can be none of a model's."""
     for file in folder.iterdir():
         if not file.is_dir() and not file.is_file():
             raise UserError(f"{file}: a pipe, a device or a link to nothing: remove it")
+        if file.suffix in (".safetensors", ".json", ".model", ".txt") and file.is_file():
+            with file.open("rb") as stream:
+                if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise UserError(f"{file}: {': '.join(NO_TEXT[LFS_POINTER])}")
 
 
 @torch.no_grad()
@@ -389,6 +427,8 @@ def check_causal(model: PreTrainedModel, where: str) -> None:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{where}: cannot compute ({said}): mend its config.json") from error
     if not logits.isfinite().all():
+        if model.dtype == torch.float16:
+            raise UserError(f"{where}: its scores are too large for float16: {WIDER}")
         raise UserError(f"{where}: computes numbers that are none: get the whole model anew")
     if (logits[0, 0] - logits[1, 0]).abs().max() > 0.05 * logits[:, 0].std():
         raise UserError(f"{where}: sees tokens that are still to come: take a causal model")
@@ -406,6 +446,8 @@ def check_numbers(weight: torch.Tensor, where: str, name: str) -> None:
     # The extremes take no memory, as isfinite of the whole weight would.
     counts = weight.is_floating_point() and weight.numel()
     if counts and not torch.stack(torch.aminmax(weight)).isfinite().all():
+        if weight.dtype == torch.float16 and not weight.isnan().any():
+            raise UserError(f"{where}: {name} is too large for float16: {WIDER}")
         raise UserError(f"{where}: {name} holds numbers that are none: get it anew")
 
 
@@ -432,12 +474,16 @@ def check_tokens(
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The list of a model's layers: the largest one there is in what reads text."""
+    """The list of a model's layers: the largest one there is in what reads text.
+
+    Raises UserError if it has none.
+    """
     find: Any = getattr(model, "get_decoder", lambda: None)
     for part in (find() or model, model):
-        if lists := [module for module in part.modules() if isinstance(module, nn.ModuleList)]:
+        lists = [m for m in part.modules() if isinstance(m, nn.ModuleList) and len(m)]
+        if lists:
             return max(lists, key=lambda each: sum(w.numel() for w in each.parameters()))
-    raise ValueError("a model without layers")
+    raise UserError("model.name: its config.json leaves it no layer: get the whole model anew")
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:

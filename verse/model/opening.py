@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from verse.model import adapters, distributed, encoding, loading, memory, roundtrip, sharding
-from verse.model.prompts import end_token, prompt_writer
+from verse.model.prompts import check_bounds, end_token, is_chat, plain, prompt_writer
 from verse.params import Machine, Model
 
 
@@ -30,6 +30,17 @@ class Opening:
     device: torch.device
     dtype: torch.dtype
 
+    def prompts(self, poems: list[dict[str, str]]) -> list[str]:
+        """The poems' prompts.
+
+        Raises UserError where the chat template fails, or takes too much for the first poem or
+        the longest.
+        """
+        if poems and is_chat(self.settings.template, self.tokenizer):
+            longest = max(poems, key=lambda poem: len(plain(poem)))
+            check_bounds(lambda: [self.prompt(poem) for poem in (poems[0], longest)])
+        return [self.prompt(poem) for poem in poems]
+
     def encode(self, poems: Iterable[dict[str, str]]) -> list[encoding.Example]:
         """Poems as the token ids of their prompts and completions.
 
@@ -37,7 +48,7 @@ class Opening:
         as they were (`roundtrip.check`).
         """
         poems = list(poems)
-        prompts = [self.prompt(poem) for poem in poems]
+        prompts = self.prompts(poems)
         completions = [poem["output"] for poem in poems]
         end = end_token(self.settings.template, self.tokenizer)
         examples = encoding.encode_poems(self.tokenizer, prompts, completions, end)
@@ -54,7 +65,7 @@ class Opening:
         if `checked`, if they do not hold the poems (`roundtrip.check`).
         """
         poems = list(poems)
-        texts = [self.prompt(poem) for poem in poems]
+        texts = self.prompts(poems)
         prompts = encoding.encode_prompts(self.tokenizer, texts)
         if checked:
             roundtrip.check(self.tokenizer, poems, texts, prompts)

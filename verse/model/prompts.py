@@ -12,6 +12,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from verse.errors import UserError
+from verse.model.bounded import BYTES, SECONDS, ends, held
 from verse.model.encoding import affixes, special_tokens
 
 # The system text and template of the homework's notebook (generate_training_data, evaluate).
@@ -97,6 +98,7 @@ def chat_writer(tokenizer: PreTrainedTokenizerBase) -> Callable[[dict[str, str]]
             "model.template is chat, but the model's tokenizer has no chat template: "
             "set it to plain, homework or auto"
         )
+    check_bounds(lambda: (chat_style(tokenizer), end_of_turn(tokenizer)))
     style = chat_style(tokenizer)
     before = tokenizer.convert_ids_to_tokens(affixes(tokenizer)[0])
 
@@ -137,6 +139,12 @@ def chat_style(tokenizer: PreTrainedTokenizerBase) -> Style:
     )
 
 
+def check_bounds(rendering: Callable[[], object]) -> None:
+    """Raise UserError if what renders a chat template has no end."""
+    if not ends(rendering):
+        raise UserError(fails(TimeoutError(f"has no end within {SECONDS} s")))
+
+
 def fails(error: Exception, where: str = "") -> str:
     said = str(error) or type(error).__name__
     return (
@@ -155,16 +163,21 @@ def render(
         turns = [("user", f"{SYSTEM}\n\n{user}")]
     if answer is not None:
         turns.append(("assistant", answer))
-    text: str = tokenizer.apply_chat_template(
-        [
-            {"role": role, "content": [{"type": "text", "text": text}] if style.parts else text}
-            for role, text in turns
-        ],
-        chat_template=NO_DATE + tokenizer.get_chat_template(),
-        tokenize=False,
-        add_generation_prompt=answer is None,
-        enable_thinking=False,  # some make room for thoughts otherwise
-    )
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": text}] if style.parts else text}
+        for role, text in turns
+    ]
+    try:
+        with held():
+            text: str = tokenizer.apply_chat_template(
+                messages,
+                chat_template=NO_DATE + tokenizer.get_chat_template(),
+                tokenize=False,
+                add_generation_prompt=answer is None,
+                enable_thinking=False,  # some make room for thoughts otherwise
+            )
+    except MemoryError:
+        raise ValueError(f"takes more than {BYTES // 2**30} GiB") from None
     return text
 
 

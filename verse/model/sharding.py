@@ -9,7 +9,6 @@ The processes must call the model equally often, since each has a part of what t
 How FSDP2 does it: https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,14 +38,13 @@ from verse.model.loading import (
     read_config,
     round_to_nf4,
     to_nf4,
+    weight_files,
 )
 from verse.params import Model
 
 # Gathering and letting go of weights is no computation, which `verse.model.float32` would widen.
 for _name in ("_pre_forward", "_post_forward"):
     setattr(FSDPState, _name, paused(getattr(FSDPState, _name)))
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def load_sharded(
@@ -119,10 +117,7 @@ class Stored:
 
     def __init__(self, settings: Model, cache_dir: str | None):
         self.where = f"model.name {settings.name!r}"
-        index = found(settings, INDEX, cache_dir)
-        names = [SINGLE]
-        if index:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        names = weight_files(settings, cache_dir)
         files = [found(settings, name, cache_dir) for name in names]
         self.files: dict[str, Any] = {}
         for file in filter(None, files):

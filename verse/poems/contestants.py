@@ -1,17 +1,29 @@
 """Who answers: a list, through which scores, report, plots and tables go."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import TypeAdapter
+
 from verse.errors import UserError
-from verse.files import iter_rows, read_text
+from verse.files import iter_rows
+from verse.params import ContestantName
+from verse.schema import Record, read_json
 
 TEST = "data/prepared/test.jsonl"
 """The file of the test poems."""
 
 ASKED = "data/answers/contestants.json"
 """The file that names the chat models that were asked."""
+
+
+class AskedOne(Record):
+    """A row of that file, as far as it is read again."""
+
+    name: ContestantName
+
+
+ASKED_ONES = TypeAdapter(list[AskedOne])
 
 
 @dataclass(frozen=True)
@@ -56,14 +68,10 @@ def contestants(asked: str) -> dict[str, Contestant]:
 
     asked: a file such as ASKED. Raises UserError if it is broken.
     """
-    try:
-        names = [one["name"] for one in json.loads(read_text(asked))]
-        others = {
-            name: Contestant("", name, f"data/answers/{name}/answers.jsonl", chat=True)
-            for name in names
-        }
-    except (ValueError, LookupError, TypeError):
-        raise UserError(f"{asked}: not a list of contestants: run dvc repro again") from None
+    others = {
+        one.name: Contestant("", one.name, f"data/answers/{one.name}/answers.jsonl", chat=True)
+        for one in read_json(asked, ASKED_ONES)
+    }
     models = {name: one for name, one in CONTESTANTS.items() if one.answers}
     return models | others | {n: one for n, one in CONTESTANTS.items() if n not in models}
 

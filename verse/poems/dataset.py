@@ -12,12 +12,22 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 
 import pandas as pd
 
 from verse.errors import UserError
 from verse.params import Prepare
-from verse.poems.lines import FORMS, IDEOGRAPHS, lines_in, parse_lines, split_lines, write_lines
+from verse.poems.lines import (
+    FORMS,
+    IDEOGRAPHS,
+    is_simplified,
+    lines_in,
+    parse_lines,
+    split_lines,
+    write_lines,
+)
+from verse.poems.prosody import readings
 
 COLUMNS = ["instruction", "input", "output"]
 
@@ -34,6 +44,9 @@ DROPPED = {
     "over_max_train": "a training poem more than were asked for",
     "over_test_poems": "a test poem more than were asked for",
 }
+
+UNUSABLE = dict(islice(DROPPED.items(), 6))
+"""Those of a poem in itself."""
 
 # 〇 is the numeral zero elsewhere, but Tang verse has no use for it.
 LACUNA = re.compile("[□■▢◻◼☐○●◯〇\ufffd]")
@@ -132,6 +145,35 @@ def describe(poems: pd.DataFrame) -> dict[str, int]:
         "poems": len(poems),
         **{form: forms[form] for form in (*FORMS.values(), "other")},
         "characters": sum(lines * length * count for (lines, length), count in shapes.items()),
+    }
+
+
+def check_usable(dropped: Mapping[str, int], read: int, wanted: Prepare, file: str) -> None:
+    """Raise UserError if more poems of a file are of no use than `max_dropped` of those read.
+
+    dropped: by `clean`. A poem that stands there twice is none of them.
+    """
+    counts = {what: dropped[key] for key, what in UNUSABLE.items() if dropped[key]}
+    if sum(counts.values()) > wanted.max_dropped * read:
+        why = "; ".join(f"{count} {what}" for what, count in counts.items())
+        raise UserError(
+            f"{file}: {sum(counts.values())} of {read} poems are of no use ({why}): fix them, take "
+            "another data.source, or raise prepare.max_dropped"
+        )
+
+
+def strange(poems: Iterable[pd.DataFrame]) -> dict[str, float]:
+    """The shares of characters that the metrics know little of.
+
+    simplified: in simplified script, where rhymes, tones and words are told from traditional
+    characters. unrhymed: outside of the book of rhymes.
+    """
+    texts = ("".join(lines) for part in poems for lines in poem_lines(part))
+    counts = Counter(character for text in texts for character in text)
+    total = max(1, counts.total())
+    return {
+        "simplified": round(sum(n for c, n in counts.items() if is_simplified(c)) / total, 4),
+        "unrhymed": round(sum(n for c, n in counts.items() if not readings(c)) / total, 4),
     }
 
 

@@ -9,13 +9,23 @@ import json
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from verse.download import MIB, download, public
 from verse.errors import UserError
-from verse.files import LARGEST, check_plain, digest, missing_hint, read_text, replacing, write_json
+from verse.files import (
+    LARGEST,
+    check_plain,
+    digest,
+    missing_hint,
+    parse_value,
+    read_text,
+    replacing,
+    write_json,
+)
 from verse.params import Data
 from verse.poems.lines import POEM_PUNCTUATION, write_lines
 
@@ -33,6 +43,7 @@ HW5_SHA256 = {
     REFERENCES: "bd4b3a5239ef19a00d7f0b729a05b0f2d5c6dbb41e6a64e3c5d5dd11515faf27",
 }
 HW5_LIMIT = 16 * MIB
+WANTED = "a JSON list or one record a line is wanted"
 
 
 @dataclass(frozen=True)
@@ -198,32 +209,18 @@ def parse_json(text: str, shown: str, may_be_empty: bool = False) -> list[Any]:
         if may_be_empty:  # what JSON Lines with no record looks like
             return []
         raise UserError(f"{shown}: the file is empty: give a JSON list or JSON Lines of poems")
-    if start == "<":
+    if re.match(r"\s*<[!?a-zA-Z]", text):
         raise UserError(f"{shown}: a web page, not JSON: give the data file itself")
     if start == "[":
-        records: list[Any] = parse_value(text, shown, 1)
+        records: list[Any] = parse_value(text, shown, WANTED)
         return records
     # Only a line feed ends a line: a poem may hold U+2028 or U+0085.
-    lines = enumerate(text.split("\n"), 1)
-    return [parse_value(line, shown, number) for number, line in lines if line.strip()]
-
-
-def parse_value(text: str, shown: str, line: int) -> Any:
-    """The JSON value of a text that starts on that line of the file."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{shown}, line {line + error.lineno - 1}, column {error.colno}"
-        reason = error.msg[0].lower() + error.msg[1:]
-        if error.pos >= len(text.rstrip()) or reason.startswith("unterminated"):
-            reason += "; it looks cut off"
-        raise UserError(
-            f"{where}: not JSON ({reason}): a JSON list or one record a line is wanted"
-        ) from None
-    except RecursionError:
-        raise UserError(f"{shown}, line {line}: nested too deeply to be a list of poems") from None
-    except ValueError:  # an integer of thousands of digits
-        raise UserError(f"{shown}, line {line}: a number too long to read") from None
+    lines = text.split("\n")
+    with suppress(ValueError, RecursionError):
+        _, end = json.JSONDecoder().raw_decode(text.lstrip())
+        if "\n" in text.lstrip()[:end]:
+            raise UserError(f"{shown}: a record spread over lines: {WANTED} (jq -c . writes it)")
+    return [parse_value(one, shown, WANTED, n) for n, one in enumerate(lines, 1) if one.strip()]
 
 
 def checked(

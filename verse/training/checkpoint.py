@@ -10,6 +10,7 @@ Working copies and temporary experiments share the cache, so a lock keeps traini
 apart: the second waits, and goes on from the last checkpoint of the first.
 """
 
+import hashlib
 import json
 import sys
 import time
@@ -96,7 +97,7 @@ class Checkpoints:
                 copied.wait()
                 tensors = {name: value.cpu() for name, value in tensors.items()}
         with replacing(self.file) as partial:
-            partial.write_bytes(save(tensors))
+            partial.write_bytes(save(tensors | {"seal": seal(tensors)}))
 
     def wait(self) -> None:
         """Until what was saved last is on the disk. Raises OSError if it is full."""
@@ -113,7 +114,8 @@ class Checkpoints:
     ) -> int:
         """Load the checkpoint into the arguments; the steps it has done, 0 if there is none.
 
-        A broken file counts as none, and is reported on stderr. Of processes that train together,
+        A file that is broken, was changed or holds NaN counts as none, and is reported on stderr:
+        the next checkpoint takes its place. Of processes that train together,
         process 0 reads the file for all.
         """
         self.wait()
@@ -143,11 +145,14 @@ class Checkpoints:
             return {}
         try:
             tensors = load(self.file.read_bytes())
-            json.loads(bytes(tensors["rest"].tolist()))
+            whole = tensors.pop("seal").equal(seal(tensors))
         except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError):
-            print(f"{self.file} is broken: the training starts anew", file=sys.stderr)
-            return {}
-        return tensors
+            whole = False
+        if whole and all(value.isfinite().all() for value in tensors.values()):
+            return tensors
+        what = "holds NaN or infinity" if whole else "is broken"
+        print(f"{self.file} {what}: the training starts anew", file=sys.stderr)
+        return {}
 
     def clear(self) -> None:
         """Remove this training's checkpoint, after its outputs are written.
@@ -169,6 +174,12 @@ class Checkpoints:
         for number, folder in enumerate(sorted(times, key=times.__getitem__, reverse=True)):
             if number >= KEPT_OTHERS or time.time() - times[folder] > KEPT_SECONDS:
                 discard(folder, locks_of(folder))
+
+
+def seal(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A checksum of tensors and their names, as a tensor."""
+    digest = hashlib.sha256(save(tensors)).digest()
+    return torch.frombuffer(bytearray(digest), dtype=torch.uint8)
 
 
 def copy(value: torch.Tensor) -> torch.Tensor:

@@ -119,13 +119,13 @@ def run(
     )
     scaler = torch.amp.GradScaler(device.type, enabled=plan.dtype == torch.float16)
     curves = Curves([], [])
-    start = checkpoints.restore(trained.named(), optimizer, scaler, curves)
-    trained.refresh()
-
     steps = list(task.batches())
     check_epochs(task, steps)
+    # With the first weights, so that a training that resumes proves, and writes, the same.
     passes, proof = prove(model, plan, steps, trained, task.objective)
     plan = passes.plan
+    start = checkpoints.restore(trained.named(), optimizer, scaler, curves)
+    trained.refresh()
     evaluation = distributed.all_or_none(
         lambda: Evaluation(model, plan, task.validation, passes.graph, task.objective),
         alone=plan.sharded,

@@ -83,3 +83,15 @@ def test_the_test_poems_and_the_contestants_answers_are_looked_up(tmp_path, monk
     assert empty.poem(COUPLET) == {"instruction": INSTRUCTION, "input": COUPLET}
     assert empty.truth(COUPLET) is None
     assert empty.any_couplet() in EXAMPLES
+
+
+@pytest.mark.parametrize(
+    "row", ["[]", "5", "null", '"x"', "{}", '{"input": 5, "answer": ""}', "[{}]"]
+)
+def test_a_row_that_is_none_is_left_out_and_told(tmp_path, capsys, row):
+    file = tmp_path / "data/generated/tuned.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"input": COUPLET, "answer": "。"}) + f"\n{row}\n")
+    assert Library(folder=tmp_path).others["tuned"] == {COUPLET: "。"}
+    told = "1 of 2 rows have no text under input and answer: left out"
+    assert capsys.readouterr().err == f"{file}: {told}\n"

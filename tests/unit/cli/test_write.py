@@ -244,3 +244,17 @@ def test_the_adapter_of_a_commit_comes_from_dvc(adapter, tmp_path, monkeypatch):
         copied = (folder / "adapter_model.safetensors").read_bytes()
     assert copied == (adapter / "adapter_model.safetensors").read_bytes()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[""], [" "], ["", ""], ["\n"], ["\t"], ["\u3000"], ["\u00a0"], ["\u2028"]]
+)
+def test_an_empty_couplet_is_none(verse, arguments):
+    with pytest.raises(UserError, match="give a couplet: verse write '白日依山盡，黃河入海流。'"):
+        verse(*arguments)
+
+
+@pytest.mark.parametrize("stdin", ["", "\n", " \n\t\n", "\u3000\n", "\ufeff"])
+def test_no_couplet_on_standard_input_is_told(verse, stdin):
+    with pytest.raises(UserError, match="standard input holds no couplet"):
+        verse(stdin=stdin)

@@ -11,11 +11,17 @@ from pathlib import Path
 import pytest
 import sentencepiece
 from tiny_models import settings
-from tokenizers import Tokenizer, models, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BloomConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from verse.errors import UserError
-from verse.model.encoding import affixes, check_lengths, load_tokenizer, positions
+from verse.model.encoding import (
+    affixes,
+    check_lengths,
+    encode_prompts,
+    load_tokenizer,
+    positions,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -195,3 +201,17 @@ def test_what_is_too_long_is_told_before_the_work():
         check_lengths([3, 5], 8, 4)
     with pytest.raises(UserError, match="poem 1: 8 tokens"):
         check_lengths([8], 8, 4)
+
+
+@pytest.mark.parametrize(
+    "text", ["黃河", "a", "白日\n", "🌙", "\x00", "，？", "日a", " ", "㐀", "\ud7ff"]
+)
+def test_a_tokenizer_that_fails_on_a_real_text(text):
+    """It has no token for what it does not know: the characters of any probe may pass."""
+    vocabulary = {c: i for i, c in enumerate(["<s>", "</s>", *"一白日依山盡，。"])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<none>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    built = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    assert encode_prompts(built, ["白日依山盡"]) == [[3, 4, 5, 6, 7]]
+    with pytest.raises(UserError, match="its tokenizer fails on a poem"):
+        encode_prompts(built, ["白日", text])

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from verse.errors import UserError
-from verse.model import adapters, loading
+from verse.model import adapters, loading, sharding
 
 CPU, ROOT = torch.device("cpu"), Path(__file__).parents[3]
 
@@ -76,6 +76,123 @@ def test_folders_that_are_no_models(tmp_path):
     assert "has no weights" in fault(settings)
     (tmp_path / "base" / "pytorch_model.bin").touch()
     assert "pickled weights only" in fault(settings)
+
+
+def sharded(folder, index, *, weights="a.safetensors"):
+    """A model whose index names one file for all tensors."""
+    settings = build("llama", folder / "base")
+    file = folder / "base" / "model.safetensors"
+    names = load_file(file)
+    file.rename(folder / "base" / weights)
+    text = index if isinstance(index, str) else json.dumps(index(names))
+    (folder / "base" / loading.INDEX).write_text(text)
+    return settings
+
+
+def all_in(name):
+    return lambda names: {"metadata": {}, "weight_map": dict.fromkeys(names, name)}
+
+
+ELSEWHERE = {
+    "a pickled file": all_in("pytorch_model.bin"),
+    "a pickled one among others": lambda names: {
+        "weight_map": dict.fromkeys(names, "a.safetensors") | {"model.norm.weight": "x.bin"}
+    },
+    "a file above": all_in("../outside.safetensors"),
+    "a file far above": all_in("../../../../etc/passwd.safetensors"),
+    "an absolute path": all_in("/tmp/outside.safetensors"),
+    "a folder below": all_in("below/a.safetensors"),
+    "a path that comes back": all_in("../base/a.safetensors"),
+    "a name in disguise": all_in("a.safetensors.bin"),
+    "a name of two lines": all_in("a.bin\n.safetensors"),
+    "an address": all_in("https://example.org/a.safetensors"),
+    "a back slash": all_in("..\\outside.safetensors"),
+    "no name": all_in(""),
+    "a number": all_in(5),
+    "a list": "[]",
+    "no map": '{"metadata": {}}',
+    "half a file": '{"weight_map": {"a":',
+    "a pointer": "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 5\n",
+}
+
+
+@pytest.fixture
+def no_pickles(monkeypatch):
+    """torch.load, by whatever name a library knows it."""
+
+    def load(*arguments, **options):
+        raise AssertionError("a pickle was opened")
+
+    monkeypatch.setattr(torch, "load", load)
+    monkeypatch.setattr(torch.serialization, "load", load)
+
+
+@pytest.mark.parametrize("what", ELSEWHERE)
+def test_an_index_names_safetensors_of_its_folder_alone(tmp_path, no_pickles, what):
+    settings = sharded(tmp_path, ELSEWHERE[what])
+    torch_file = tmp_path / "base" / "pytorch_model.bin"
+    for file in (torch_file, tmp_path / "outside.safetensors"):
+        file.write_bytes((tmp_path / "base" / "a.safetensors").read_bytes())
+    for load in (loading.load_model, sharding.load_sharded, loading.read_config):
+        arguments = [] if load is loading.read_config else [CPU, torch.float32]
+        more = {"dequantized": True} if load is sharding.load_sharded else {}
+        with pytest.raises(UserError) as caught:
+            load(settings, *arguments, **more)
+        line = str(caught.value)
+        assert loading.INDEX in line and "weights_only" not in line and line.count(": ") >= 2
+
+
+def test_an_index_that_is_right(tmp_path, no_pickles):
+    loading.load_model(sharded(tmp_path, all_in("a.safetensors")), CPU, torch.float32)
+
+
+PICKLED = ["adapter_model.bin", "pytorch_model.bin", "adapter_model.pt", "adapter_model.pth"]
+
+
+@pytest.mark.parametrize("name", [*PICKLED, None])
+def test_an_adapter_without_safetensors(tmp_path, no_pickles, name):
+    settings = build("llama", tmp_path / "base")
+    base = loading.load_model(settings, CPU, torch.float32)
+    tuned = adapters.add_adapter(base, training().lora, settings, seed=1)
+    adapters.save_adapter(tuned, tmp_path / "adapter", "card")
+    file = tmp_path / "adapter" / adapters.WEIGHTS
+    file.rename(file.with_name(name)) if name else file.unlink()
+    base = loading.load_model(settings, CPU, torch.float32)
+    with pytest.raises(UserError, match=r"has no adapter_model\.safetensors: run the train stage"):
+        adapters.load_adapter(base, tmp_path / "adapter", merge=False)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 45\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"],
+)
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path, name):
+    settings = build("llama", tmp_path)
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(UserError, match=f"{name}: a pointer of git-lfs, .*: git lfs pull"):
+        loading.load_model(settings, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("value", [1e30, 7e4, -1e6, float("inf"), float("nan")])
+def test_what_float16_cannot_hold_is_no_fault_of_the_model(tmp_path, dtype, value):
+    settings = build("llama", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"].float().clone()
+    weights["model.norm.weight"][3] = value
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    exact = settings.model_copy(update={"quantization": "none"})
+    try:
+        loading.load_model(exact, CPU, dtype)
+    except UserError as error:
+        narrow = dtype == torch.float16 and value == value
+        assert ("set model.dtype to bfloat16" in str(error)) == narrow
+        assert ("get it anew" in str(error)) != narrow or "get the whole model" in str(error)
+    else:
+        assert abs(value) <= 1e30 and dtype != torch.float16
 
 
 WRONG = {

@@ -1,10 +1,15 @@
 """`verse.model.prompts`: each template, and one start token however the tokenizer goes about it."""
 
+import time
+from types import SimpleNamespace
+
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from verse.errors import UserError
+from verse.model import bounded
+from verse.model.opening import Opening
 from verse.model.prompts import SYSTEM, end_of_turn, end_token, prompt_writer
 
 POEM = {
@@ -194,3 +199,72 @@ def test_chat_without_a_template_is_one_clear_line():
 def test_a_broken_template_is_one_clear_line(template, broken):
     with pytest.raises(UserError, match="chat template of the model's tokenizer fails"):
         prompt_writer(template, tokenizer(broken))
+
+
+def tall(text=""):
+    """Ten thousand million turns."""
+    loop = "{% for i in range(99999) %}"
+    return loop + loop + text + "{% endfor %}{% endfor %}"
+
+
+SAYS = "{{ messages[0].content }}{{ messages[1].content }}"
+LONG = {"instruction": "續寫此詩。", "input": "春江潮水連海平，海上明月共潮生。"}
+ENDLESS = {
+    "turns without a text": (tall(), "has no end"),
+    "turns of a letter": (tall("x"), "has no end"),
+    "a text of 3 GB": ("{{ 'x' * 3000000000 }}", "takes more than 1 GiB"),
+    "a text that doubles": (
+        "{% set n = namespace(t='x') %}{% for i in range(40) %}{% set n.t = n.t + n.t %}"
+        "{% endfor %}{{ n.t }}",
+        "takes more than 1 GiB",
+    ),
+    "a list of lists": (
+        "{% set n = namespace(t=[0] * 1000000000) %}{{ n.t | length }}",
+        "takes more than 1 GiB",
+    ),
+    "a number without an end": ("{{ 9 ** (9 ** 9) }}", "has no end"),
+    "a text that is joined": ("{{ (['x' * 1000000] * 100000) | join }}", "takes more than 1 GiB"),
+    "a text that is replaced": (
+        "{{ ('x' * 100000) | replace('x', 'y' * 100000) }}",
+        "takes more than 1 GiB",
+    ),
+    "a text that is indented": (
+        "{{ ('\\n' * 100000) | indent(100000, true, true) }}",
+        "takes more than 1 GiB",
+    ),
+    "a text that is filled up": ("{{ '%3000000000s' % 'x' }}", "takes more than 1 GiB"),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_a_template_that_takes_too_much_is_one_clear_line(what, monkeypatch):
+    monkeypatch.setattr(bounded, "SECONDS", 2)
+    template, said = ENDLESS[what]
+    began = time.monotonic()
+    with pytest.raises(UserError, match="chat template of the model's tokenizer fails") as caught:
+        prompt_writer("chat", tokenizer(template))
+    assert said in str(caught.value) or "has no end" in str(caught.value)
+    assert time.monotonic() - began < 30
+
+
+ON_SOME = {
+    "endless": "{% if 'THIS' in messages[1].content %}" + tall() + "{% endif %}",
+    "huge": "{% if 'THIS' in messages[1].content %}{{ 'x' * 3000000000 }}{% endif %}",
+    "an error": "{% if 'THIS' in messages[1].content %}{{ raise_exception('no') }}{% endif %}",
+    "nothing to divide by": "{{ 1 // (0 if 'THIS' in messages[1].content else 1) }}",
+    "an index": "{% if 'THIS' in messages[1].content %}{{ [].pop() }}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("character", ["春", "床"])
+@pytest.mark.parametrize("what", ON_SOME)
+def test_a_template_that_fails_on_a_poem_alone(what, character, monkeypatch):
+    """On the longest, or on the first; the probe passes."""
+    monkeypatch.setattr(bounded, "SECONDS", 2)
+    built = tokenizer(SAYS + ON_SOME[what].replace("THIS", character))
+    first = {"instruction": "續。", "input": "床前明月光，疑是地上霜。"}
+    settings = SimpleNamespace(template="chat")
+    opening = Opening(settings, None, None, built, prompt_writer("chat", built), None, None)
+    with pytest.raises(UserError, match="chat template of the model's tokenizer fails"):
+        opening.prompts([first, POEM, LONG])
+    assert len(opening.prompts([POEM, POEM])) == 2

@@ -56,7 +56,12 @@ def one(couplet, rest):
 
 def parts(train, test=(), *, seed=42, **wanted):
     """`dataset.split` on lists of records."""
-    wanted = {"test_poems": 1, "validation_poems": 1, "max_train": None} | wanted
+    wanted = {
+        "test_poems": 1,
+        "validation_poems": 1,
+        "max_train": None,
+        "max_dropped": 0.5,
+    } | wanted
     result = dataset.split(table(train), table(test), SimpleNamespace(**wanted), seed)
     return SimpleNamespace(
         train=rows(result.train),

@@ -6,13 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import opencc
 import pytest
 import yaml
 
 from stages import prepare
 from verse.errors import UserError
 from verse.files import read_jsonl, write_jsonl
-from verse.poems import sources
+from verse.poems import dataset, sources
 from verse.poems.sources import INSTRUCTION
 
 ROOT = Path(__file__).parents[3]
@@ -198,3 +199,109 @@ def test_the_homeworks_poems():
     assert {part: len(rows) for part, rows in parts.items()} == sizes
     assert counts["kept"] == 4938
     assert [row["input"] for row in parts["test"][:15]] == [row["input"] for row in test]
+
+
+POEMS = [
+    ("白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。"),
+    ("空山不見人，但聞人語響。", "返景入深林，復照青苔上。"),
+    ("移舟泊煙渚，日暮客愁新。", "野曠天低樹，江清月近人。"),
+    ("千山鳥飛絕，萬徑人蹤滅。", "孤舟簑笠翁，獨釣寒江雪。"),
+    ("床前明月光，疑是地上霜。", "舉頭望明月，低頭思故鄉。"),
+    ("春眠不覺曉，處處聞啼鳥。", "夜來風雨聲，花落知多少。"),
+]
+
+
+def in_script(name, count=6):
+    """The six poems, so many of them in another script of OpenCC's."""
+    convert = opencc.OpenCC(name).convert
+    for number, texts in enumerate(POEMS):
+        couplet, rest = map(convert, texts) if number < count else texts
+        yield {"instruction": INSTRUCTION, "input": couplet, "output": rest}
+
+
+@pytest.mark.parametrize(
+    ("script", "count", "told"),
+    [
+        ("t2s", 6, True),
+        ("t2s", 3, True),
+        ("t2s", 1, True),
+        ("t2jp", 6, True),
+        ("t2jp", 3, True),
+        ("t2tw", 6, False),
+        ("t2hk", 6, False),
+        ("s2t", 6, False),
+        ("t2s", 0, False),
+    ],
+)
+def test_simplified_poems_are_told_and_counted(capsys, script, count, told):
+    write_jsonl("data/raw/train.jsonl", in_script(script, count))
+    write_jsonl("data/raw/test.jsonl", [])
+    choose(test_poems=1, validation_poems=1)
+    prepare.main()
+    line = capsys.readouterr().err
+    share = metrics()["strange"]["simplified"]
+    assert (share > 0.01) is told is bool(line)
+    if told:
+        assert line.startswith(f"prepare: {share:.1%} of the characters are simplified and ")
+        assert "opencc -c s2t" in line and line.count("\n") == 1
+
+
+def test_characters_in_no_book_of_rhymes_are_told(capsys):
+    strange = {
+        "instruction": "",
+        "input": "㐀㐁㐂㐃㐄，㐅㐆㐇㐈㐉。",
+        "output": "㐊㐋㐌㐍㐎，㐏㐐㐑㐒㐓。",
+    }
+    write_jsonl("data/raw/train.jsonl", [*in_script("s2t"), strange])
+    choose(test_poems=1, validation_poems=1)
+    prepare.main()
+    assert "in no book of rhymes" in capsys.readouterr().err
+    assert metrics()["strange"]["unrhymed"] > 0.05
+
+
+def test_the_embedded_poems_are_as_the_metrics_expect():
+    every = json.loads((ROOT / "data/embedded/train.json").read_text("utf-8"))
+    poems, _ = dataset.clean(sources.checked(row, "", 1) for row in every)
+    assert all(share < prepare.STRANGE for share in dataset.strange([poems]).values())
+
+
+HOLED = [
+    {"input": "□□□□□，□□□□□。", "output": "a，b。"},
+    {"input": "白日依山盡", "output": "欲窮千里目，更上一層樓。"},
+    {"input": "白日依山盡，黃河入海流。", "output": "欲窮千里目。"},
+    {"input": "白日依山盡，黃河入海流。", "output": "(注)欲窮千里，更上一層樓。"},
+    {"input": "白日依山，黃河入海。", "output": "欲窮千里，更上一層。"},
+    {"input": "\ue000日依山盡，黃河入海流。", "output": "欲窮千里目，更上一層樓。"},
+    {"input": "", "output": ""},
+]
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "most", "stops"),
+    [
+        *((6, 6, 0.5, False), (6, 7, 0.5, True), (6, 7, 0.6, False), (6, 1, 0, True)),
+        *((6, 0, 0, False), (6, 7, 1, False), (3, 7, 0.69, True), (3, 7, 0.7, False)),
+        (6, 2, 0.2, True),
+    ],
+)
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_too_many_poems_of_no_use_stop_the_stage(part, good, bad, most, stops):
+    """In either file: a test set that is left out would be made up from training poems."""
+    rows = [{"instruction": ""} | row for row in HOLED]
+    mixed = [*list(in_script("s2t"))[:good], *rows[:bad]]
+    write_jsonl("data/raw/train.jsonl", in_script("s2t"))
+    write_jsonl(f"data/raw/{part}.jsonl", mixed)
+    choose(test_poems=1, validation_poems=1, max_dropped=most)
+    if not stops:
+        prepare.main()
+        return
+    with pytest.raises(UserError, match=f"{part}.jsonl: {bad} of {good + bad} poems are of no use"):
+        prepare.main()
+    assert not Path("data/prepared").exists()
+
+
+def test_poems_that_stand_there_twice_are_of_use():
+    write_jsonl("data/raw/train.jsonl", [*in_script("s2t")] * 9)
+    choose(test_poems=1, validation_poems=1)
+    prepare.main()
+    assert metrics()["dropped"]["duplicate"] == 48

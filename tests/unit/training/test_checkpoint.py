@@ -2,6 +2,7 @@
 resumes from one."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import nn
 
 from verse.training.checkpoint import KEPT_OTHERS, Checkpoints
@@ -69,6 +71,71 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert error.value.errno == errno.ENOSPC
     assert Checkpoints(tmp_path, "key").restore(*state(5)) == 1
     assert [file.name for file in checkpoints.folder.iterdir()] == ["checkpoint.safetensors"]
+
+
+def stored(folder):
+    """The tensors of a checkpoint after seven steps, and its file."""
+    checkpoints = Checkpoints(folder, "key")
+    checkpoints.save(7, *state(3))
+    checkpoints.wait()
+    return load(checkpoints.file.read_bytes()), checkpoints.file
+
+
+def rest(**changes):
+    values = {"step": 7, "scaler": {}, "curves": {"train": [], "validation": []}} | changes
+    text = json.dumps({key: value for key, value in values.items() if value is not None})
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+MARRED = {
+    "a weight less": lambda t: t.pop("adapter.weight"),
+    "a weight more": lambda t: t.update({"adapter.other": torch.ones(2)}),
+    "another shape": lambda t: t.update({"adapter.weight": torch.ones(3, 2)}),
+    "another value": lambda t: t["adapter.weight"].mul_(2),
+    "a moment less": lambda t: t.pop("optimizer.0.exp_avg"),
+    "no optimizer": lambda t: [t.pop(name) for name in list(t) if name.startswith("optimizer")],
+    "a step that is none": lambda t: t.update({"rest": rest(step=999)}),
+    "no step": lambda t: t.update({"rest": rest(step=None)}),
+    "no curves": lambda t: t.update({"rest": rest(curves=None)}),
+    "no rest": lambda t: t.pop("rest"),
+    "a rest of noise": lambda t: t.update({"rest": torch.full((9,), 255, dtype=torch.uint8)}),
+    "no checksum": lambda t: t.pop("seal"),
+    "half a checksum": lambda t: t.update({"seal": t["seal"][:16].clone()}),
+    "a checksum of zeros": lambda t: t["seal"].zero_(),
+    "NaN": lambda t: t["adapter.weight"].fill_(float("nan")),
+}
+
+
+@pytest.mark.parametrize("what", MARRED)
+def test_a_marred_checkpoint_is_told_and_counts_as_none(tmp_path, capsys, what):
+    tensors, file = stored(tmp_path)
+    MARRED[what](tensors)
+    file.write_bytes(save(tensors))
+    fresh, untouched = state(5), state(5)
+    assert Checkpoints(tmp_path, "key").restore(*fresh) == 0
+    assert capsys.readouterr().err == f"{file} is broken: the training starts anew\n"
+    assert torch.equal(fresh[0]["weight"], untouched[0]["weight"]) and fresh[3] == untouched[3]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_checkpoint_that_no_training_can_go_on_from(tmp_path, capsys, value):
+    """Written whole, by a training whose numbers had left the finite ones."""
+    checkpoints = Checkpoints(tmp_path, "key")
+    saved = state(3)
+    saved[0]["weight"].data[0, 0] = float(value)
+    checkpoints.save(7, *saved)
+    assert checkpoints.restore(*state(5)) == 0
+    assert "holds NaN or infinity: the training starts anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("at", [0, 3, 9, 100, -1, -40])
+def test_a_bit_that_turned(tmp_path, capsys, at):
+    _, file = stored(tmp_path)
+    content = bytearray(file.read_bytes())
+    content[at] ^= 0x10
+    file.write_bytes(content)
+    assert Checkpoints(tmp_path, "key").restore(*state(5)) == 0
+    assert "is broken: the training starts anew" in capsys.readouterr().err
 
 
 RACE = """
