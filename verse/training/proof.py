@@ -12,6 +12,8 @@ other values, and gets its own back.
 """
 
 import math
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -340,10 +342,16 @@ def rounding_of(trial: Trial, exact: Plain, numbers: range) -> Distance:
         Distance.between(trained, rounded.gradients[i].to(device), exact.gradients[n].to(device))
         for i, n in enumerate(numbers)
     ]
+    parts = torch.stack([one.parts for one in found]).amax(0)
+    # Of its kind in all layers: where a token's expert turns is in one layer here, another there.
+    kinds = [re.sub(r"\d+", "", name) for name in trained.names]
+    most: dict[str, float] = defaultdict(float)
+    for kind, part in zip(kinds, parts.tolist(), strict=True):
+        most[kind] = max(most[kind], part)
     return Distance(
         max(one.whole for one in found),
         max(abs(one.slope) for one in found),
-        torch.stack([one.parts for one in found]).amax(0),
+        torch.tensor([most[kind] for kind in kinds]),
     )
 
 
