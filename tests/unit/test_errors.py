@@ -330,3 +330,15 @@ def test_a_second_ctrl_c_adds_nothing(tmp_path, pause):
         "",
     )
     assert process.wait(20) == 130
+
+
+@pytest.mark.parametrize(("load", "policy"), [(0.5, None), (1.4, None), (2.0, "PASSIVE")])
+def test_threads_take_turns_on_a_busy_machine(load, policy, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(os, "getloadavg", lambda: (load * os.cpu_count(), 0.0, 0.0))
+    run(lambda: None, "train")
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    run(lambda: None, "train")
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE", "who has chosen is asked no more"
