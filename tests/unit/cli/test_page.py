@@ -4,6 +4,7 @@ The tests named test_browser_… drive Chromium; they need chromium, chromedrive
 VERSE_SHOTS=<folder> they leave screenshots there.
 """
 
+import argparse
 import base64
 import http.client
 import itertools
@@ -20,7 +21,8 @@ import pytest
 from verse import params
 from verse.cli.models import load_models
 from verse.cli.options import adjusted
-from verse.cli.page import service
+from verse.cli.page import main, service
+from verse.errors import UserError
 from verse.poems.lines import in_form
 from verse.poems.sources import INSTRUCTION
 
@@ -449,3 +451,10 @@ def test_browser_says_that_the_server_is_gone_and_goes_on_when_it_is_back(browse
     assert visitor.text("#tuned .whole") == poem_of(models["tuned"])[0].text
     assert visitor.text("#error") == ""
     browser.get_log("browser")  # of the refused connections
+
+
+@pytest.mark.parametrize("host", ["。", "a..b", "a" * 300, "-", "1.2.3.4.5", "\ud800"])
+def test_what_is_no_host(host):
+    options = argparse.Namespace(host=host, port=0, model=None, base=False)
+    with pytest.raises(UserError, match=r": give another --host or --port$"):
+        main(options)

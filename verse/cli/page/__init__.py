@@ -35,10 +35,10 @@ def main(options: argparse.Namespace) -> None:
 
     try:
         server = Server((options.host, options.port))
-    except OSError as error:
-        where = f"{options.host}, port {options.port}"
+    except (OSError, TypeError, ValueError) as error:  # the latter two of what is no host's name
+        where, said = f"{options.host}, port {options.port}", getattr(error, "strerror", None)
         raise UserError(
-            f"{where}: {(error.strerror or str(error)).lower()}: give another --host or --port"
+            f"{where}: {(said or str(error)).lower()}: give another --host or --port"
         ) from None
     with server:
         server.open(p, options.model, base_alone=options.base)
