@@ -146,7 +146,10 @@ def test_what_decides_no_result_reruns_nothing(first):
 
 @pytest.mark.parametrize(
     ("group", "rerun"),
-    [("bitsandbytes", {"train", "baseline", "generate"}), ("pandas", {"prepare", "score"})],
+    [
+        ("bitsandbytes", {"train", "baseline", "generate", "score"}),
+        ("pandas", {"prepare", "score"}),
+    ],
 )
 def test_a_package_that_can_change_a_number_reruns_the_stages_that_it_can_change(
     first, group, rerun

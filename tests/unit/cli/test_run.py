@@ -13,7 +13,7 @@ from verse.cli import run
 from verse.errors import ParameterError, UserError
 
 ROOT = Path(__file__).parents[3]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"), key=lambda path: path.stem)
 SEVEN_B = ("breeze", "taide", "llama", "qwen", "gemma")
 
 

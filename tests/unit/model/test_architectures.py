@@ -145,6 +145,8 @@ def test_the_pipeline_from_fetch_to_score(shape, tmp_path, monkeypatch):
     metrics = json.loads(Path("metrics/score.json").read_text("utf-8"))
     for group in ("base", "tuned", "reference"):
         assert metrics[group].pop("poems") == 6
+        assert metrics[group].pop("surprise") >= 0  # nats
+        assert -1 <= metrics[group].pop("parallel") <= 1  # a difference of likenesses
         assert all(0 <= value <= 1 for value in metrics[group].values())
     assert metrics["reference"]["form"] == 1
     answers = Path("data/generated/tuned.jsonl").read_text("utf-8").splitlines()
