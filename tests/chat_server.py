@@ -1,10 +1,14 @@
 """A chat server that fails in every way: the OpenAI API over the standard library."""
 
 import json
+import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+KEY = "sk-0123456789abcdef"
+REST = "欲窮千里目，更上一層樓。"
 FAULTS = (*("busy", "500", "hang", "cut", "half", "truncated", "page", "empty", "wrong", "drip"),)
 HANG = 8.0  # seconds
 
@@ -17,6 +21,32 @@ def completion(text, **more):
     return {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage}
 
 
+def mark():
+    """A judge's 7 points as a server sends them."""
+    function = {"name": "auto_grader", "arguments": '{"score": 7, "reason": "好"}'}
+    return completion(None, tool_calls=[{"id": "1", "function": function}])
+
+
+def poem_or_mark(body):
+    """The same rest of every poem, and the same mark."""
+    return 200, mark() if "tools" in body else completion(REST)
+
+
+class Listener:
+    """A bare socket whose `answer(client)` says what a test wants, each client in a thread."""
+
+    def __init__(self):
+        self.stop = threading.Event()
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+
+    def serve(self):
+        while not self.stop.is_set():
+            with suppress(OSError):
+                client, _ = self.socket.accept()
+                threading.Thread(target=self.answer, args=(client,), daemon=True).start()
+
+
 class Server(ThreadingHTTPServer):
     """Answers with `answer(body)`, a status and a body; or fails as `fault(number)` says.
 
@@ -27,7 +57,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, answer=None, fault=None, port=0):
         super().__init__(("127.0.0.1", port), Handler)
-        self.answer = answer or (lambda body: (200, completion("欲窮千里目，更上一層樓。")))
+        self.answer = answer or (lambda body: (200, completion(REST)))
         self.fault = fault or (lambda number: None)
         self.asked, self.answered, self.headers = [], [], []
         self.at_once = self.most_at_once = 0

@@ -26,7 +26,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from chat_server import Server, completion
+from chat_server import Listener, Server, poem_or_mark
 from clones import change, clone
 from clones import outputs as outputs_of
 from forked import STAGES, is_one_line, outputs
@@ -363,13 +363,7 @@ STORED = ["{", "[]", "5", b"\x00\xff", "null", '{"score": 99, "reason": ""}', '{
 def test_a_marred_store(work, stage, value):
     """What was stored so is asked for again, with a line."""
 
-    def answer(body):
-        if "tools" not in body:
-            return 200, completion("欲窮千里目，更上一層樓。")
-        function = {"name": "auto_grader", "arguments": '{"score": 7, "reason": "好"}'}
-        return 200, completion(None, tool_calls=[{"id": "1", "function": function}])
-
-    with Server(answer) as server:
+    with Server(poem_or_mark) as server:
         entry = {"base_url": server.base_url, "model": "m"}
         asked = {"contestants": [entry | {"name": "kimi"}], "judge": entry | {"poems": 2}}
         change(work.path / "params.yaml", asked | {"machine.max_concurrent_requests": 1})
@@ -508,20 +502,13 @@ class Broken(BaseHTTPRequestHandler):
         pass
 
 
-class Hostile:
+class Hostile(Listener):
     """A server that says what a test gives it, byte by byte, and then does something."""
 
     def __init__(self):
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/x"
-        self.stop = threading.Event()
+        super().__init__()
+        self.url = f"{self.address}/x"
         threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self):
-        while not self.stop.is_set():
-            with suppress(OSError):
-                client, _ = self.socket.accept()
-                threading.Thread(target=self.answer, args=(client,), daemon=True).start()
 
     def answer(self, client):
         with suppress(OSError), contextlib.closing(client):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 import pytest
-from chat_server import Server, completion
+from chat_server import Server, poem_or_mark
 from clones import change
 from forked import ROOT, STAGES, cache, is_one_line, outputs
 
@@ -41,13 +41,7 @@ TOTALS = {"kills": 0, "errors of the system": 0, "standard streams": 0, "runs at
 def changes():
     """The parameters that give each stage something to do; chat models answer here."""
 
-    def answer(body):
-        if "tools" not in body:
-            return 200, completion("欲窮千里目，更上一層樓。")
-        function = {"name": "auto_grader", "arguments": '{"score": 7, "reason": "好"}'}
-        return 200, completion(None, tool_calls=[{"id": "1", "function": function}])
-
-    with Server(answer) as server:
+    with Server(poem_or_mark) as server:
         chat = {"base_url": server.base_url, "model": "m"}
         yield {
             "fetch": {"data.source": "others"},

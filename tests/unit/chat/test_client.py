@@ -3,16 +3,13 @@
 import json
 
 import pytest
-from chat_server import Server, completion
+from chat_server import KEY, REST, Server, completion
 
 from verse.chat import client, rounds
 from verse.chat.answers import finish
-from verse.chat.store import Store
 from verse.errors import UserError
 from verse.params import Contestant, parse
 
-KEY = "sk-0123456789abcdef"
-REST = "欲窮千里目，更上一層樓。"
 ODD = "白日依山盡，黃河入海流。"
 
 
@@ -20,11 +17,6 @@ ODD = "白日依山盡，黃河入海流。"
 def key(monkeypatch):
     monkeypatch.setenv("TEST_KEY", KEY)
     monkeypatch.setattr(client, "RETRIES", 1)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "answers.sqlite")
 
 
 @pytest.fixture

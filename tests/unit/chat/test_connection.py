@@ -12,37 +12,25 @@ from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
-from chat_server import Handler, Server, completion
-from unit.chat.test_rounds import KEY, REST, ask, echo
+from chat_server import REST, Handler, Listener, Server, completion
+from unit.chat.test_rounds import ask, echo
 
 from verse.chat import connection
-from verse.chat.store import Store
 from verse.errors import UserError
 
 TIMEOUT = 0.6
 
 
-@pytest.fixture(autouse=True)
-def key(monkeypatch):
-    monkeypatch.setenv("TEST_KEY", KEY)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "answers.sqlite")
-
-
-class Wire:
+class Wire(Listener):
     """A server that says some bytes to each request, then more, again and again or after a pause.
 
     more: "" is silence, None hangs up, and bytes are sent every hundredth of a second.
     """
 
     def __init__(self, words, more):
-        self.words, self.more, self.stop = words, more, threading.Event()
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.base_url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/v1"
-        self.requests = 0
+        super().__init__()
+        self.words, self.more, self.requests = words, more, 0
+        self.base_url = f"{self.address}/v1"
 
     def __enter__(self):
         threading.Thread(target=self.serve, daemon=True).start()
@@ -51,12 +39,6 @@ class Wire:
     def __exit__(self, *error):
         self.stop.set()
         self.socket.close()
-
-    def serve(self):
-        while not self.stop.is_set():
-            with suppress(OSError):
-                client, _ = self.socket.accept()
-                threading.Thread(target=self.answer, args=(client,), daemon=True).start()
 
     def answer(self, client):
         with suppress(OSError), contextlib.closing(client):

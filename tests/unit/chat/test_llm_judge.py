@@ -10,7 +10,6 @@ from chat_server import FAULTS, Server, completion
 
 from verse.chat.decoys import scrambled
 from verse.chat.llm_judge import QUESTIONS, TIMES, TOOL, TRIES, mark_poems, read
-from verse.chat.store import Store
 from verse.errors import UserError
 from verse.params import Judge, parse
 from verse.poems.lines import split_lines
@@ -22,11 +21,6 @@ POEMS = [
     "白日依山盡，黃河入海流。欲窮千里目，更上一層樓。",
     "紅豆生南國，春來發幾枝。願君多采擷，此物最相思。",
 ]
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "answers.sqlite")
 
 
 def marks(server, store, poems=POEMS, timeout=60.0, **options):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chat_server import FAULTS, HANG, Server, completion
+from chat_server import FAULTS, HANG, KEY, REST, Server, completion
 
 from verse.chat import client as chat
 from verse.chat.answers import finish
@@ -19,8 +19,6 @@ from verse.params import Contestant, parse
 
 ROOT = Path(__file__).parents[3]
 MACHINE = parse(yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))).machine
-KEY = "sk-0123456789abcdef"
-REST = "欲窮千里目，更上一層樓。"
 
 
 def poems(count):
@@ -38,11 +36,6 @@ def ask(server, store, count=20, name="kimi", machine=MACHINE, timeout=60.0, **o
 @pytest.fixture
 def store(tmp_path):
     return Store(tmp_path / "cache" / "answers.sqlite")
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch):
-    monkeypatch.setenv("TEST_KEY", KEY)
 
 
 def echo(body):

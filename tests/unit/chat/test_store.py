@@ -4,8 +4,8 @@ import json
 import sqlite3
 
 import pytest
-from chat_server import Server, completion
-from unit.chat.test_rounds import KEY, MACHINE, REST, ask, echo
+from chat_server import REST, Server, completion, mark
+from unit.chat.test_rounds import MACHINE, ask, echo
 
 from verse.chat import llm_judge
 from verse.chat.llm_judge import mark_poems
@@ -21,16 +21,6 @@ MARKS = [
     *('{"score": "7", "reason": ""}', '{"score": null, "reason": ""}', '{"score": 7, "reason": 7}'),
     *('{"score": true, "reason": ""}', '{"reason": ""}', '{"score": [7], "reason": ""}', "7", "{"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch):
-    monkeypatch.setenv("TEST_KEY", KEY)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "answers.sqlite")
 
 
 def change(store, value, where="1"):
@@ -103,9 +93,7 @@ def test_what_an_earlier_version_stored_is_kept(store):
 
 @pytest.mark.parametrize("value", MARKS)
 def test_a_mark_that_is_none_is_asked_for_again(store, value):
-    function = {"name": "auto_grader", "arguments": '{"score": 7, "reason": "好"}'}
-    reply = completion(None, tool_calls=[{"id": "1", "function": function}])
-    with Server(lambda body: (200, reply)) as server:
+    with Server(lambda body: (200, mark())) as server:
         judge = Judge(base_url=server.base_url, model="m", key_env="TEST_KEY")
         for _ in range(2):
             marks = mark_poems(judge, ["白日依山盡，黃河入海流。"], Store(store.file), MACHINE)

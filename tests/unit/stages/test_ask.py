@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chat_server import FAULTS, Server, completion
+from chat_server import FAULTS, Server, completion, mark
 
 from stages import ask, check, judge
 from verse.errors import UserError
@@ -56,8 +56,7 @@ def answers(body):
     if "分數" not in text:
         poem = TEST["紅豆" in text][1]
         return 200, completion(f"好的，這是續寫：\n\n{poem}\n\n{KEY}")
-    function = {"name": "auto_grader", "arguments": '{"score": 7, "reason": "好"}'}
-    return 200, completion(None, tool_calls=[{"id": "1", "function": function}])
+    return 200, mark()
 
 
 def test_without_contestants_nobody_is_asked(project):
