@@ -12,9 +12,9 @@ metrics/plots and metrics/report.html; prints the metrics and three poems.
 from collections import Counter
 from dataclasses import replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from verse import params
 from verse.errors import UserError, run
@@ -31,15 +31,6 @@ LOSSES = "metrics/train.json"
 MANY_LINES = 9  # a plot's last bar counts the answers with as many lines or more
 SHOWN = 3
 REPORTED = 1000  # poems on the page, at most; metrics/poems.csv has all
-
-
-class Marks(Record):
-    """A row of the marks."""
-
-    contestant: str
-    poem: int
-    question: str
-    scores: list[Annotated[float, Field(ge=0, le=10)] | None]
 
 
 class Fate(Record):
@@ -89,7 +80,7 @@ def main() -> None:
     }
     known = learnt(chain(*answers.values()), (a + b for a, b in training))
     others = rivals([line for line, _ in split_lines(couplet)] for couplet, _ in training)
-    marked = marks.table(row.model_dump() for row in iter_records(MARKS, TypeAdapter(Marks)))
+    marked = marks.read(MARKS)
 
     answered = {
         name: [score_answer(*poem, known) for poem in zip(couplets, given, truths, strict=True)]

@@ -119,7 +119,7 @@ def unsloth_opened(p: Params, name: str) -> tuple[Any, Any, Any]:
 
 def unsloth_trains(p: Params) -> Numbers:
     opening, model, unsloth = unsloth_opened(p, p.model.name)
-    from verse.model.loading import linear_layers
+    from verse.model.layers import linear_layers
 
     lora = p.train.lora
     targets = lora.target_modules

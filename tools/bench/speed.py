@@ -172,7 +172,8 @@ def survey(p: Params) -> dict[str, Any]:
     import torch
 
     from verse.model.encoding import common_prefix
-    from verse.model.loading import linear_layers, load_skeleton
+    from verse.model.layers import linear_layers
+    from verse.model.loading import load_skeleton
     from verse.model.opening import open_model
 
     opening = open_model(p.model, p.machine, seed=p.seed)

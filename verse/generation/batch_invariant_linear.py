@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from verse.model.loading import expert_weights
+from verse.model.layers import expert_weights
 
 LARGEST = 256  # rows: larger products are no faster
 WIDE = 16_384  # columns of a layer, from which on

@@ -20,14 +20,8 @@ from verse.errors import UserError, is_out_of_memory
 from verse.files import write_text
 from verse.model import distributed
 from verse.model.dropout import Masks
-from verse.model.loading import (
-    check_files,
-    check_finite,
-    decoder_layers,
-    expert_weights,
-    import_bitsandbytes,
-    linear_layers,
-)
+from verse.model.layers import decoder_layers, expert_weights, import_bitsandbytes, linear_layers
+from verse.model.loading import check_files, check_finite
 from verse.params import Lora, Model
 
 WEIGHTS = "adapter_model.safetensors"

@@ -3,7 +3,7 @@
 The weights of all experts of a layer are one tensor, (experts, ., .), and no layer that
 bitsandbytes could put one of its own in place of. Each is rounded while the model loads, so that it
 is never whole on the GPU, and expanded where the layer computes: the same numbers as those of
-`verse.model.loading.round_to_nf4`.
+`verse.model.layers.round_to_nf4`.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-from verse.model.loading import expert_weights, to_nf4
+from verse.model.layers import expert_weights, to_nf4
 
 
 class Quantizer(Bnb4BitHfQuantizer):

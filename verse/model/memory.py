@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from verse.errors import UserError
 from verse.model import distributed
-from verse.model.loading import decoder_layers, expert_weights, linear_layers
+from verse.model.layers import decoder_layers, expert_weights, linear_layers
 
 GIB = 2**30
 PASS_TOKENS = 1024  # of a pass that uses a GPU well; a way that has no room for them comes last
@@ -132,8 +132,8 @@ def sizes(
         experts=sum(experts) / len(blocks) * dtype.itemsize,
         expert_ranks=sum(
             # PEFT gives the two that are held as one twice the rank.
-            count * (rows + columns) * (2 if "gate_up" in name else 1)
-            for name, (count, rows, columns) in ((n, w.shape) for n, w in found.items())
+            weight.shape[0] * sum(weight.shape[1:]) * (2 if "gate_up" in name else 1)
+            for name, weight in found.items()
         ),
     )
 

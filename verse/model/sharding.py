@@ -25,19 +25,21 @@ from verse.errors import UserError
 from verse.hub import reading
 from verse.model import distributed
 from verse.model.float32 import paused
+from verse.model.layers import (
+    decoder_layers,
+    expert_weights,
+    linear_layers,
+    outputs_first,
+    round_to_nf4,
+    to_nf4,
+)
 from verse.model.loading import (
     HARMLESS,
     check_causal,
     check_numbers,
-    decoder_layers,
-    expert_weights,
     found,
     keep_ends,
-    linear_layers,
-    outputs_first,
     read_config,
-    round_to_nf4,
-    to_nf4,
     weight_files,
 )
 from verse.params import Model

@@ -1,14 +1,30 @@
 """What a judge's marks say of the poems, and what they say of the judge."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field, TypeAdapter
 
 from verse.poems.contestants import SCRAMBLED
+from verse.schema import Record, iter_records
 
 RULES = ("tone", "rhyme")
+
+
+class Marks(Record):
+    """A row of data/marks/marks.jsonl."""
+
+    contestant: str
+    poem: int
+    question: str
+    scores: list[Annotated[float, Field(ge=0, le=10)] | None]
+
+
+def read(path: str) -> pd.DataFrame:
+    """The table of a file of marks. Raises UserError for a row that is none."""
+    return table(row.model_dump() for row in iter_records(path, TypeAdapter(Marks)))
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

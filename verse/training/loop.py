@@ -160,7 +160,7 @@ def run(
         if is_main_process:
             live(curves)
 
-    for step, batch in islice(enumerate(task.batches()), start, None):
+    for step, batch in islice(enumerate(steps), start, None):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(step, task.steps, settings.warmup)
         tokens = sum(len(e.completion) for e in batch)

@@ -28,7 +28,7 @@ from verse.model.dropout import masks_of
 from verse.model.encoding import Example
 from verse.model.float32 import in_recomputation
 from verse.model.graphs import Graph, warm_up, warn_fallback
-from verse.model.loading import decoder_layers
+from verse.model.layers import decoder_layers
 from verse.model.memory import HELD, MemoryPlan
 from verse.training.flat_params import FlatParams
 from verse.training.loss import Objective, as_rows, behind_prefix, cross_entropy, summed_loss

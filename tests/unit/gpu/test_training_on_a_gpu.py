@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, FalconConfig, GPT2Config, Mistral
 
 from verse.model import adapters, loading
 from verse.model.graphs import Graph
+from verse.model.layers import expert_weights
 from verse.training import loop, micro_batches, packing, proof
 from verse.training.checkpoint import Checkpoints
 from verse.training.flat_params import FlatParams
@@ -229,7 +230,7 @@ def test_experts_in_4_bits_are_trained(config, poems, tmp_path, capsys):
     AutoModelForCausalLM.from_config(config, dtype=HALF).save_pretrained(tmp_path)
     base, lora = settings(str(tmp_path)), training().lora
     model = loading.load_model(base, torch.device("cuda"), HALF, dequantized=False)
-    assert not loading.expert_weights(model)
+    assert not expert_weights(model)
     model = adapters.add_adapter(model, lora, base, seed=1)
     trained = FlatParams(model, HALF)
     assert any("experts" in name for name in trained.names)

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from verse.errors import UserError
 from verse.model import adapters, experts, loading
+from verse.model.layers import expert_weights, to_nf4
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
@@ -98,12 +99,10 @@ def test_experts_are_adapted_saved_and_merged(mixture, tmp_path, capsys):
 
 def test_experts_are_rounded_as_linear_layers_are(mixture):
     exact = mixture.model_copy(update={"quantization": "none"})
-    found = loading.expert_weights(loading.load_model(mixture, CPU, torch.float32))
+    found = expert_weights(loading.load_model(mixture, CPU, torch.float32))
     assert len(found) == 2 * 2
-    for name, weight in loading.expert_weights(
-        loading.load_model(exact, CPU, torch.float32)
-    ).items():
-        expected = dequantize_4bit(*loading.to_nf4(weight.detach()))
+    for name, weight in expert_weights(loading.load_model(exact, CPU, torch.float32)).items():
+        expected = dequantize_4bit(*to_nf4(weight.detach()))
         assert torch.equal(found[name], expected) and not torch.equal(found[name], weight)
 
 

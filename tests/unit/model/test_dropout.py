@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from verse.model import adapters, encoding, loading
 from verse.model.dropout import Masks, masks_of
-from verse.model.loading import decoder_layers
+from verse.model.layers import decoder_layers
 from verse.training.flat_params import FlatParams
 from verse.training.loss import behind_prefix, summed_loss
 from verse.training.micro_batches import MicroBatches, Plan, compile_layers, recompute

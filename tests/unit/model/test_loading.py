@@ -25,6 +25,7 @@ from transformers import (
 
 from verse.errors import UserError
 from verse.model import adapters, loading, sharding
+from verse.model.layers import linear_layers
 
 CPU, ROOT = torch.device("cpu"), Path(__file__).parents[3]
 
@@ -45,7 +46,7 @@ def test_nf4_touches_the_linear_layers_but_the_output(shape, tmp_path):
     )
     rounded = loading.load_model(settings, CPU, torch.float32)
     assert not rounded.training and not any(w.requires_grad for w in rounded.parameters())
-    layers = {f"{name}.weight" for name in loading.linear_layers(exact)}
+    layers = {f"{name}.weight" for name in linear_layers(exact)}
     assert layers and not any("lm_head" in name or "embed" in name for name in layers)
     for name, weight in exact.state_dict().items():
         found = rounded.state_dict()[name]

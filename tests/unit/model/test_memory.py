@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 from tiny_models import build
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from tools.bench.full_size import SHAPES
 from verse.errors import UserError
 from verse.model import loading, memory
 from verse.model.memory import GIB
@@ -20,16 +20,13 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def breeze(tmp_path_factory):
     """A model of 7 billion parameters in shape alone, as the skeleton is."""
-    config = LlamaConfig(
-        vocab_size=61872,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-    )
+    return skeleton("breeze")
+
+
+def skeleton(name):
+    make, config = SHAPES[name]
     with torch.device("meta"):
-        return LlamaForCausalLM(config)
+        return make(config)
 
 
 def best(model, free, dtype=torch.bfloat16, poems=16):
@@ -77,18 +74,7 @@ def test_each_way_needs_less_than_one_before_it_of_its_kind(breeze):
 
 
 def test_a_mixture_of_experts_is_held_in_4_bits(monkeypatch):
-    config = Qwen3MoeConfig(
-        vocab_size=151936,
-        hidden_size=2048,
-        moe_intermediate_size=768,
-        num_hidden_layers=48,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        head_dim=128,
-        num_experts=128,
-    )
-    with torch.device("meta"):
-        sizes = memory.sizes(Qwen3MoeForCausalLM(config), torch.bfloat16, "nf4")
+    sizes = memory.sizes(skeleton("qwen3-30b-a3b"), torch.bfloat16, "nf4")
     assert sizes.plain > 56 * GIB and sizes.four_bit < 16 * GIB
     monkeypatch.setattr(memory.distributed, "size", lambda: 2)
 

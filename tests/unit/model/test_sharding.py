@@ -8,7 +8,8 @@ from grouped import change, run
 from tiny_models import build, settings
 
 from verse.errors import UserError
-from verse.model import loading, sharding
+from verse.model import sharding
+from verse.model.layers import round_to_nf4
 
 CPU = torch.device("cpu")
 
@@ -81,7 +82,7 @@ def test_a_layer_in_4_bits_compiles_as_a_whole():
     """A layer that the compiler cuts keeps activations that the plan says are computed twice."""
     plain = torch.nn.Linear(128, 256).requires_grad_(False)
     packed = sharding.Nf4Linear(plain)
-    loading.round_to_nf4(plain.weight)
+    round_to_nf4(plain.weight)
     compiled = torch.compile(packed.forward, fullgraph=True, backend="eager")
     inputs = torch.randn(3, 128, requires_grad=True)
     found, expected = compiled(inputs), plain(inputs)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from verse.errors import UserError
 from verse.model import adapters, encoding, loading
+from verse.model.layers import linear_layers
 from verse.model.memory import MemoryPlan, run_with_oom_fallback
 from verse.params import Lora
 from verse.speed import Stopwatch
@@ -178,7 +179,7 @@ def test_gradients_after_an_evaluation_are_those_of_a_plain_model(settings, poem
     plain = loading.load_model(
         settings.model_copy(update={"quantization": "none"}), CPU, torch.bfloat16
     )
-    for layer in loading.linear_layers(plain).values():
+    for layer in linear_layers(plain).values():
         stored = Params4bit(
             layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
         ).to("cpu")

@@ -1,0 +1,106 @@
+"""A model's layers, and the rounding of their weights to NF4.
+
+Which layers QLoRA rounds is what Transformers with bitsandbytes takes, and the experts of a
+mixture, whose weights are one tensor.
+"""
+
+import importlib
+import os
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from verse.errors import UserError
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of a model's layers: the largest one there is in what reads text.
+
+    Raises UserError if it has none.
+    """
+    find: Any = getattr(model, "get_decoder", lambda: None)
+    for part in (find() or model, model):
+        lists = [m for m in part.modules() if isinstance(m, nn.ModuleList) and len(m)]
+        if lists:
+            return max(lists, key=lambda each: sum(w.numel() for w in each.parameters()))
+    raise UserError("model.name: its config.json leaves it no layer: get the whole model anew")
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The layers that QLoRA quantizes: linear ones but the output layer.
+
+    Transformers with bitsandbytes takes the same: Conv1D too, but no other class that is made from
+    nn.Linear, such as a router.
+    """
+    output = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if (
+            type(module) is nn.Linear or isinstance(module, Conv1D) or hasattr(module, "source_cls")
+        )
+        and module is not output
+    }
+
+
+def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of a mixture's experts that are one tensor, (experts, ., .), and no layer."""
+    return {
+        f"{name}.{own}": weight
+        for name, module in model.named_modules()
+        if "expert" in f"{name} {type(module).__name__}".lower()
+        for own, weight in module.named_parameters(recurse=False)
+        if weight.dim() == 3
+    }
+
+
+def conv1d_layers(model: nn.Module) -> list[str]:
+    """The names of layers whose weight is (inputs, outputs), as GPT-2's."""
+    return [name for name, module in model.named_modules() if isinstance(module, Conv1D)]
+
+
+def in_four_bits(layer: nn.Module) -> bool:
+    """Whether a layer holds its weight in bitsandbytes' 4 bits."""
+    return hasattr(layer, "source_cls")  # what Transformers has put it in place of
+
+
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes without PyTorch's compiler, whose own import takes a second.
+
+    bitsandbytes gives it functions at once, of optimizers and of devices that are not used here.
+    """
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # read where a function is given to the compiler
+    try:
+        importlib.import_module("bitsandbytes")
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
+
+
+@torch.no_grad()
+def round_to_nf4(weight: torch.Tensor) -> None:
+    """Replace a weight by its NF4 value, in place, as plain numbers."""
+    packed, state = to_nf4(weight)
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight.copy_(dequantize_4bit(packed, state))
+
+
+def outputs_first(layer: nn.Module) -> torch.Tensor:
+    """A layer's weight, (outputs, inputs)."""
+    weight = cast(torch.Tensor, layer.weight)
+    return weight.t() if isinstance(layer, Conv1D) else weight
+
+
+def to_nf4(weight: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """A weight in NF4 with double quantization: packed, and bitsandbytes' QuantState."""
+    import_bitsandbytes()
+    from bitsandbytes.functional import quantize_4bit
+
+    return quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
