@@ -11,22 +11,24 @@ cache and is never asked again.
 from pathlib import Path
 from typing import Any
 
-from verse import params
+from verse import params, paths
 from verse.chat.answers import finish
 from verse.chat.client import check_secrets
 from verse.chat.rounds import counted
 from verse.chat.store import Store
 from verse.errors import UserError, run
-from verse.files import cache_dir, read_rows, replacing, write_json, write_jsonl, write_text
+from verse.files import cache_dir, replacing, write_json, write_jsonl
+from verse.poem import Poem, read_poems
+from verse.poems.contestants import write_hand_in
 
 
 def main() -> None:
     p = params.read()
-    poems = read_rows("data/prepared/test.jsonl", "instruction", "input")
+    poems = read_poems(paths.TEST)
 
     for one in p.contestants:  # before the first question
         check_secrets(one, one.name)
-    with replacing("data/answers") as folder:
+    with replacing(paths.ANSWERS) as folder:
         asked = [{"name": one.name, "model": one.model} for one in p.contestants]
         write_json(folder / "contestants.json", asked)
         faults = []
@@ -43,11 +45,7 @@ def main() -> None:
 def write(folder: Path, answers: list[dict[str, Any]]) -> None:
     """The files of one contestant, and a line about it."""
     write_jsonl(folder / "answers.jsonl", answers)
-    poem = [(row["input"], row["answer"]) for row in answers]
-    lines = [f"{n}. {couplet}{rest}\n" for n, (couplet, rest) in enumerate(poem, 1)]
-    write_text(folder / "results.txt", "".join(lines))
-    predicted = [{"input": couplet, "predict": rest} for couplet, rest in poem]
-    write_json(folder / "results.json", predicted)
+    write_hand_in(folder, [Poem(row["input"], row["answer"]) for row in answers])
     trimmed = sum(bool(row["trimmed"]) for row in answers)
     lost = counted(row["unanswered"] for row in answers)
     finished = sum(not row["unanswered"] for row in answers)

@@ -7,7 +7,7 @@ is there: its folder, or its config on the hub. Writes data/checked, which is al
 that no other stage runs because of it.
 """
 
-from verse import params
+from verse import params, paths
 from verse.chat.client import check_secrets
 from verse.errors import run
 from verse.files import write_text
@@ -21,7 +21,7 @@ def main() -> None:
     if p.judge:
         check_secrets(p.judge, "the judge")
     check_reach(p.model, p.machine.cache_dir)
-    write_text("data/checked", "params.yaml is fit to run\n")
+    write_text(paths.CHECKED, "params.yaml is fit to run\n")
 
 
 if __name__ == "__main__":

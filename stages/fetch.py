@@ -6,7 +6,7 @@ Writes data/raw/train.jsonl and test.jsonl, rows of {"instruction", "input", "ou
 leaves at data/source what they were read from.
 """
 
-from verse import params
+from verse import params, paths
 from verse.errors import run
 from verse.files import cache_dir, replacing, write_jsonl
 from verse.poems import sources
@@ -14,11 +14,11 @@ from verse.poems import sources
 
 def main() -> None:
     p = params.read()
-    poems = sources.fetch(p.data, embedded="data/embedded", cache=cache_dir() / "downloads")
-    with replacing("data/raw") as folder:
-        write_jsonl(folder / "train.jsonl", poems.train)
-        write_jsonl(folder / "test.jsonl", poems.test)
-    sources.note_origin(poems.origin, "data/source")
+    poems = sources.fetch(p.data, embedded=paths.EMBEDDED, cache=cache_dir() / "downloads")
+    with replacing(paths.RAW) as folder:
+        write_jsonl(folder / "train.jsonl", (poem.row() for poem in poems.train))
+        write_jsonl(folder / "test.jsonl", (poem.row() for poem in poems.test))
+    sources.note_origin(poems.origin, paths.SOURCE)
 
     origin = poems.origin["source"] if isinstance(poems.origin, dict) else poems.origin
     print(f"{len(poems.train)} training and {len(poems.test)} test poems from {origin}")

@@ -9,13 +9,16 @@ which its grader reads.
 """
 
 import sys
+from dataclasses import replace
+from pathlib import Path
 
-from verse import params, speed
+from verse import params, paths, speed
 from verse.errors import UserError, run
-from verse.files import read_rows, write_json, write_jsonl, write_text
+from verse.files import write_jsonl
 from verse.fingerprint import fingerprint
 from verse.params import Params
-from verse.poems.contestants import MODELS, WATCHED
+from verse.poem import Poem, read_poems
+from verse.poems.contestants import MODELS, WATCHED, write_hand_in
 
 
 def main() -> None:
@@ -23,33 +26,30 @@ def main() -> None:
     if which not in MODELS:
         raise UserError(f"say which model: python -m stages.generate {' or '.join(MODELS)}")
     p = params.read()
-    poems = read_rows("data/prepared/test.jsonl", "instruction", "input")
+    poems = read_poems(paths.TEST)
 
     from verse.model import distributed  # heavy
 
     distributed.run(lambda: finish(p, poems, which), p.machine)
 
 
-def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
+def finish(p: Params, poems: list[Poem], which: str) -> None:
     from verse.generation import candidates
     from verse.generation.answers import Answer
     from verse.model import distributed, memory, sharding
     from verse.model.encoding import common_prefix
     from verse.model.opening import open_model
 
-    is_main_process = distributed.rank() == 0
     distributed.check_alike(lambda: fingerprint(MODELS[which].stage, p, times=False))
     opening = open_model(p.model, p.machine, seed=p.seed)
     share = poems[distributed.rank() :: distributed.size()]
     prompts = opening.encode_prompts(share, p.decoding.max_new_tokens)
-    at_once = max(
-        1, min(p.machine.batch_size, len(prompts) * candidates.num_candidates(p.decoding))
-    )
+    drawn_in_all = len(prompts) * candidates.num_candidates(p.decoding)
+    at_once = max(1, min(p.machine.batch_size, drawn_in_all))
     own = max(map(len, prompts), default=0) - len(common_prefix(prompts))
     tokens = own + p.decoding.max_new_tokens
     ways = opening.ways(lambda sizes: memory.plans_for_generation(sizes, at_once, tokens))
-    if is_main_process:
-        print(f"memory: {ways[0]}", flush=True)
+    distributed.say(f"memory: {ways[0]}")
     watch = speed.Stopwatch()
     drawn: dict[candidates.Key, Answer] = {}
 
@@ -72,25 +72,17 @@ def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:
         ways, work, "lower decoding.max_new_tokens, or take a smaller model"
     )
     texts = distributed.gather([one.text for one in kept])
-    if not is_main_process:
+    if distributed.rank() > 0:
         return
     speeds = watch.numbers(len(poems))
 
-    rows = [
-        {"input": poem["input"], "answer": text} for poem, text in zip(poems, texts, strict=True)
-    ]
-    lines = [f"{n}. {row['input']}{one_line(row['answer'])}" for n, row in enumerate(rows, 1)]
-    predicted = [{"input": row["input"], "predict": row["answer"]} for row in rows]
-    write_jsonl(f"data/generated/{which}.jsonl", rows)
+    answers = [replace(poem, rest=text) for poem, text in zip(poems, texts, strict=True)]
+    rows = ({"input": one.couplet, "answer": one.rest} for one in answers)
+    write_jsonl(f"{paths.GENERATED}/{which}.jsonl", rows)
     if which == WATCHED:
-        write_text("data/generated/results.txt", "\n".join(lines) + "\n")
-        write_json("data/generated/results.json", predicted)
-    speed.store("metrics/speed.json", MODELS[which].stage, speeds)
-    print(f"{len(rows)} poems finished by the {which} model")
-
-
-def one_line(text: str) -> str:
-    return "".join(text.split())
+        write_hand_in(Path(paths.GENERATED), answers)
+    speed.store(MODELS[which].stage, speeds)
+    print(f"{len(answers)} poems finished by the {which} model")
 
 
 if __name__ == "__main__":

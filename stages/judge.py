@@ -10,34 +10,31 @@ Without a judge the file is empty.
 
 from itertools import chain
 
-from verse import params
+from verse import params, paths
 from verse.chat import llm_judge
 from verse.chat.store import Store
 from verse.errors import run
-from verse.files import cache_dir, read_rows, replacing, write_jsonl
-from verse.poems.contestants import ASKED, SCRAMBLED, TEST, answers_to, contestants
+from verse.files import cache_dir, replacing, write_jsonl
+from verse.poem import read_poems
+from verse.poems.contestants import SCRAMBLED, answers_to, contestants
 
 
 def main() -> None:
     p = params.read()
-    poems = read_rows(TEST, "input", "output")
-    couplets, truths = [poem["input"] for poem in poems], [poem["output"] for poem in poems]
+    poems = read_poems(paths.TEST)
     answers = {
-        name: answers_to(couplets, one.answers)
-        for name, one in contestants(ASKED).items()
+        name: answers_to(poems, one.answers)
+        for name, one in contestants(paths.ASKED).items()
         if one.answers
     }
-    answers["reference"] = truths
+    answers["reference"] = poems
     found = []
     if p.judge:
         from verse.chat import decoys  # reads the rhyme book
 
         count = p.judge.poems
-        answers[SCRAMBLED] = decoys.scrambled(truths[:count])
-        whole = {
-            name: [a + b for a, b in zip(couplets[:count], rests[:count], strict=True)]
-            for name, rests in answers.items()
-        }
+        answers[SCRAMBLED] = decoys.scrambled(poems[:count])
+        whole = {name: [poem.text for poem in ones[:count]] for name, ones in answers.items()}
         store = Store(cache_dir() / "answers.sqlite")
         given = llm_judge.mark_poems(p.judge, chain.from_iterable(whole.values()), store, p.machine)
         found = [
@@ -53,7 +50,7 @@ def main() -> None:
             for question, of_one in given[poem].items()
         ]
         print(f"{len(found)} times {llm_judge.TIMES} marks by {p.judge.model}")
-    with replacing("data/marks") as folder:
+    with replacing(paths.MARKS) as folder:
         write_jsonl(folder / "marks.jsonl", found)
 
 

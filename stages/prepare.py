@@ -8,33 +8,32 @@ Reads data/raw. Writes data/prepared/{train,validation,test}.jsonl, rows of {"in
 
 import sys
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
-from verse import params
+from verse import params, paths
 from verse.errors import UserError, run
-from verse.files import iter_rows, replacing, write_json, write_jsonl
+from verse.files import replacing, write_json, write_jsonl
+from verse.poem import iter_poems
+from verse.poems import dataset
 from verse.poems.lines import FORMS
 
-TRAIN, TEST = "data/raw/train.jsonl", "data/raw/test.jsonl"
 STRANGE = 0.01  # of the characters; Tang verse as Taiwan writes it has 0.003
 
 
 def main() -> None:
     p = params.read()
-
-    from verse.poems import dataset  # pandas is slow to import
-
-    train, dropped = dataset.clean(iter_rows(TRAIN, *dataset.COLUMNS))
-    test, dropped_test = dataset.clean(iter_rows(TEST, *dataset.COLUMNS), dataset.COUPLETS)
+    train, dropped = dataset.clean(iter_poems(paths.RAW_TRAIN))
+    test, dropped_test = dataset.clean(iter_poems(paths.RAW_TEST), dataset.COUPLETS)
     read = {"train": len(train) + dropped.total(), "test": len(test) + dropped_test.total()}
-    if train.empty:
+    if not train:
         why = [f"{dropped[key]} {what}" for key, what in dataset.DROPPED.items() if dropped[key]]
         raise UserError(
-            f"{TRAIN}: no poem is left to train on: none of {read['train']} is "
+            f"{paths.RAW_TRAIN}: no poem is left to train on: none of {read['train']} is "
             f"usable ({'; '.join(why)}): fix them or take another data.source"
         )
-    dataset.check_usable(dropped, read["train"], p.prepare, TRAIN)
-    dataset.check_usable(dropped_test, read["test"], p.prepare, TEST)
+    dataset.check_usable(dropped, read["train"], p.prepare, paths.RAW_TRAIN)
+    dataset.check_usable(dropped_test, read["test"], p.prepare, paths.RAW_TEST)
     split = dataset.split(train, test, p.prepare, p.seed)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
 
@@ -43,13 +42,13 @@ def main() -> None:
         "read": read,
         "dropped": {reason: dropped[reason] for reason in dataset.DROPPED},
         "kept": sum(map(len, parts.values())),
-        "strange": (strange := dataset.strange(parts.values())),
+        "strange": (strange := dataset.strange(chain(*parts.values()))),
         **{part: dataset.describe(poems) for part, poems in parts.items()},
     }
-    with replacing("data/prepared") as folder:
+    with replacing(paths.PREPARED) as folder:
         for part, poems in parts.items():
-            write_jsonl(folder / f"{part}.jsonl", dataset.rows_of(poems))
-    write_json("metrics/data.json", metrics)
+            write_jsonl(folder / f"{part}.jsonl", (poem.row() for poem in poems))
+    write_json(paths.DATA_FIGURES, metrics)
     show(metrics, parts)
     if strange["simplified"] > STRANGE or strange["unrhymed"] > STRANGE:
         print(

@@ -10,33 +10,23 @@ metrics/plots and metrics/report.html; prints the metrics and three poems.
 """
 
 from collections import Counter
-from dataclasses import replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from verse import params
+from verse import params, paths
 from verse.errors import UserError, run
-from verse.files import iter_rows, write_json, write_text
-from verse.schema import Record, iter_records, read_json
+from verse.files import write_json, write_text
+from verse.poem import Poem, iter_poems
+from verse.schema import Record, read_json
 
 if TYPE_CHECKING:
     from verse.poems.contestants import Contestant
-    from verse.scoring.scoring import ScoredAnswer
 
-TRAIN = "data/prepared/train.jsonl"
-MARKS = "data/marks/marks.jsonl"
-LOSSES = "metrics/train.json"
 MANY_LINES = 9  # a plot's last bar counts the answers with as many lines or more
 SHOWN = 3
 REPORTED = 1000  # poems on the page, at most; metrics/poems.csv has all
-
-
-class Fate(Record):
-    """A row of a chat model's answers: why it has none."""
-
-    unanswered: str | None = None
 
 
 class Loss(Record):
@@ -55,8 +45,7 @@ def main() -> None:
     import pandas as pd
 
     from verse.model.surprise import surprises
-    from verse.poems.contestants import ASKED, GAIN_OVER, TEST, answers_to, contestants
-    from verse.poems.lines import split_lines
+    from verse.poems.contestants import GAIN_OVER, answers_to, contestants
     from verse.scoring import baselines, marks
     from verse.scoring.cooccurrence import rivals
     from verse.scoring.metrics import HEADLINES, apart
@@ -64,32 +53,27 @@ def main() -> None:
     from verse.scoring.scoring import gain, learnt, score_answer, summarise, tabulate
     from verse.scoring.terminal import gains_table, metrics_table, side_by_side
 
-    test = poems_in(TEST)
+    test, training = (list(iter_poems(path)) for path in (paths.TEST, paths.TRAIN))
     if not test:
-        raise UserError(f"{TEST}: no poems to score: raise prepare.test_poems")
-    couplets, truths = zip(*test, strict=True)
-    training = poems_in(TRAIN)
-    everyone = contestants(ASKED)
+        raise UserError(f"{paths.TEST}: no poems to score: raise prepare.test_poems")
+    everyone = contestants(paths.ASKED)
     answers = {
-        name: answers_to(couplets, one.answers)
+        name: answers_to(test, one.answers, chat=one.chat)
         if one.answers
         else getattr(baselines, one.baseline)(test, training, p.seed)
         if one.baseline
-        else list(truths)
+        else test
         for name, one in everyone.items()
     }
-    known = learnt(chain(*answers.values()), (a + b for a, b in training))
-    others = rivals([line for line, _ in split_lines(couplet)] for couplet, _ in training)
-    marked = marks.read(MARKS)
+    known = learnt(chain(*answers.values()), training)
+    others = rivals(poem.couplet_lines for poem in training)
+    marked = marks.read(paths.MARKED)
 
     answered = {
-        name: [score_answer(*poem, known) for poem in zip(couplets, given, truths, strict=True)]
+        name: [score_answer(*both, known) for both in zip(given, test, strict=True)]
         for name, given in answers.items()
     }
-    verses = [
-        ([line for line, _ in split_lines(one.couplet)], one.verse)
-        for one in chain(*answered.values())
-    ]
+    verses = [(one.poem.couplet_lines, one.verse) for one in chain(*answered.values())]
     nats = iter(surprises(verses, p.machine))  # of all at once: the model is read once
 
     tables, metrics, shown, plots, lost = {}, {}, {}, {}, {}
@@ -97,19 +81,14 @@ def main() -> None:
     for name, one in everyone.items():
         scored = answered[name]
         tables[name] = tabulate(scored, others, list(islice(nats, len(scored))))
-        metrics[name] = summarise(scored, tables[name], truths, **draws)
+        metrics[name] = summarise(scored, tables[name], test, **draws)
         if one.chat and one.answers:
-            raws = [row["raw"] for row in iter_rows(one.answers, "raw", mended=True)]
-            fates = iter_records(one.answers, TypeAdapter(Fate))
-            kinds = [row.unanswered or "" for row in fates]
-            told = zip(scored, raws, kinds, strict=True)
-            scored = [replace(a, raw=raw, unanswered=kind) for a, raw, kind in told]
-            lost[name] = Counter(filter(None, kinds))
+            lost[name] = Counter(poem.unanswered for poem in answers[name] if poem.unanswered)
             shares = {"unanswered": lost[name].total()} | lost[name]
-            metrics[name] |= trimming(scored)
-            metrics[name] |= {kind: round(n / len(kinds), 4) for kind, n in shares.items()}
+            metrics[name] |= trimming(answers[name])
+            metrics[name] |= {kind: round(n / len(test), 4) for kind, n in shares.items()}
         if not one.baseline:
-            plots[name] = lines_plot(scored)
+            plots[name] = lines_plot(answers[name])
             shown[name] = scored[:REPORTED]
     gains = {
         name: gain(tables[name], tables[GAIN_OVER], **draws)
@@ -123,22 +102,22 @@ def main() -> None:
     rows = [dict(zip(shown, row, strict=True)) for row in zip(*shown.values(), strict=True)]
     poems = pd.concat(tables, names=["contestant"]).reset_index("contestant").round(4)
     scores, intervals = apart(metrics)
-    write_json("metrics/score.json", scores)
-    write_json("metrics/headlines.json", headlines(scores, everyone))
-    write_json("metrics/intervals.json", intervals)
-    write_json("metrics/gains.json", [{"contestant": n, **one} for n, one in gains.items()])
-    write_json("metrics/judge.json", marks.measure(marked, poems))
-    write_text("metrics/poems.csv", poems.to_csv(index=False, lineterminator="\n"))
-    write_text("metrics/plots/quality.csv", quality_plot(metrics, HEADLINES))
+    write_json(paths.SCORE, scores)
+    write_json(paths.HEADLINES, headlines(scores, everyone))
+    write_json(paths.INTERVALS, intervals)
+    write_json(paths.GAINS, [{"contestant": n, **one} for n, one in gains.items()])
+    write_json(paths.JUDGE, marks.measure(marked, poems))
+    write_text(paths.POEMS, poems.to_csv(index=False, lineterminator="\n"))
+    write_text(paths.QUALITY, quality_plot(metrics, HEADLINES))
     for name, plot in plots.items():
-        write_text(f"metrics/plots/lines/{name}.csv", plot)
-    write_text("metrics/report.html", render(rows, metrics, everyone, len(test), lost))
+        write_text(f"{paths.LINES}/{name}.csv", plot)
+    write_text(paths.REPORT, render(rows, metrics, everyone, len(test), lost))
 
     print(metrics_table(metrics))
     print("\n" + gains_table(gains, GAIN_OVER))
     for row in rows[:SHOWN]:
-        texts = {everyone[name].english: one.answer for name, one in row.items()}
-        print("\n" + side_by_side({"prompt": row["reference"].couplet, **texts}))
+        texts = {everyone[name].english: one.poem.rest for name, one in row.items()}
+        print("\n" + side_by_side({"prompt": row["reference"].poem.couplet, **texts}))
 
 
 def headlines(
@@ -154,22 +133,18 @@ def headlines(
         for name, one in everyone.items()
         if name == WATCHED or one.chat
     }
-    own = shown.pop(WATCHED) | {"loss": read_json(LOSSES, TypeAdapter(Losses)).after.loss}
+    own = shown.pop(WATCHED) | {
+        "loss": read_json(paths.TRAINING_FIGURES, TypeAdapter(Losses)).after.loss
+    }
     return own | ({"chat": shown} if shown else {})
 
 
-def poems_in(path: str) -> list[tuple[str, str]]:
-    """The couplets and rests of a file."""
-    rows = iter_rows(path, "input", "output", mended=True)
-    return [(row["input"], row["output"]) for row in rows]
-
-
-def trimming(poems: list["ScoredAnswer"]) -> dict[str, float]:
+def trimming(poems: list[Poem]) -> dict[str, float]:
     """The metrics of what a chat model wrote before it was trimmed."""
     from verse.poems.lines import in_form
 
     raw = sum(in_form(one.couplet, one.raw or "") for one in poems)
-    trimmed = sum("".join((one.raw or "").split()) != one.answer for one in poems)
+    trimmed = sum("".join((one.raw or "").split()) != one.rest for one in poems)
     return {
         "raw": round(raw / len(poems), 4),
         "trimmed": round(trimmed / len(poems), 4),
@@ -182,9 +157,9 @@ def quality_plot(metrics: dict[str, dict[str, Any]], keys: list[str]) -> str:
     return "answers,share\n" + "".join(rows)
 
 
-def lines_plot(poems: list["ScoredAnswer"]) -> str:
+def lines_plot(poems: list[Poem]) -> str:
     """CSV, a bar a row: for each number of lines, the share of the answers that have as many."""
-    counts = Counter(min(len(one.written), MANY_LINES) for one in poems)
+    counts = Counter(min(len(one.rest_lines), MANY_LINES) for one in poems)
     labels = [*map(str, range(MANY_LINES)), f"{MANY_LINES}+"]
     rows = [f"{label},{counts[i] / len(poems):.4f}\n" for i, label in enumerate(labels)]
     return "lines,share\n" + "".join(rows)

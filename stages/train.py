@@ -12,18 +12,12 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verse import params, speed
+from verse import params, paths, speed
 from verse.errors import run
-from verse.files import (
-    cache_dir,
-    digest,
-    read_rows,
-    replacing,
-    write_json,
-    write_text,
-)
+from verse.files import cache_dir, digest, replacing, write_json, write_text
 from verse.fingerprint import fingerprint
 from verse.params import Params
+from verse.poem import Poem, read_poems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,21 +25,17 @@ if TYPE_CHECKING:
     from verse.training.loop import Curves
     from verse.training.proof import Proof
 
-KEYS = ("instruction", "input", "output")
-PLOTS = Path("metrics/plots")
-TRAIN, VALIDATION = "data/prepared/train.jsonl", "data/prepared/validation.jsonl"
-
 
 def main() -> None:
     p = params.read()
-    poems, held_out = (read_rows(path, *KEYS) for path in (TRAIN, VALIDATION))
+    poems, held_out = (read_poems(path) for path in (paths.TRAIN, paths.VALIDATION))
 
     from verse.model import distributed  # heavy
 
     distributed.run(lambda: train(p, poems, held_out), p.machine)
 
 
-def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]) -> None:
+def train(p: Params, poems: list[Poem], held_out: list[Poem]) -> None:
     from verse.model import adapters, distributed, loading, memory
     from verse.model.opening import open_model
     from verse.training import checkpoint, curves, loop, packing
@@ -64,17 +54,19 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
     tokens = packing.tokens_of_a_pass(examples)
     rank = p.train.lora.r
     ways = opening.ways(lambda sizes: memory.plans_for_training(sizes, share, tokens, rank))
+    distributed.say(f"memory: {ways[0]}")
     if is_main_process:
-        print(f"memory: {ways[0]}", flush=True)
         checkpoints.remove_old()
     watch = speed.Stopwatch()
-    live = curves.Growing(PLOTS)
+    live = curves.Growing(Path(paths.PLOTS))
 
     def work(way: memory.MemoryPlan) -> tuple["Curves", "Proof", "PreTrainedModel"]:
         base = opening.load(way, (e.prompt + e.completion for e in examples + validation))
-        if (asked := loading.still(base)) and is_main_process:
+        if asked := loading.still(base):
             said = ", ".join(f"{name} {value}" for name, value in asked.items())
-            print(f"dropout of the model's own is off, train.lora.dropout alone counts: {said}")
+            distributed.say(
+                f"dropout of the model's own is off, train.lora.dropout alone counts: {said}"
+            )
         model = adapters.add_adapter(base, p.train.lora, p.model, seed=p.seed)
         steps = list(task.batches())
         plan = choose_plan(way, model, opening.dtype, examples + validation, steps)
@@ -90,16 +82,16 @@ def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]
     metrics = summary(losses, proof, model)
     facts = {
         "Training": p.train.model_dump(),
-        "Data": {"poems": len(poems), "sha256": digest(TRAIN)},
+        "Data": {"poems": len(poems), "sha256": digest(paths.TRAIN)},
         "Losses": metrics,
     }
-    with replacing("models/adapter") as folder:
+    with replacing(paths.ADAPTER) as folder:
         card = adapters.model_card(p.model.name, p.model.revision, facts)
         adapters.save_adapter(model, folder, card)
     for name, points in (("train", losses.train), ("validation", losses.validation)):
-        write_text(curves.file_of(PLOTS, name), curves.HEAD + curves.rows(points))
-    write_json("metrics/train.json", metrics)
-    speed.store("metrics/speed.json", "train", numbers)
+        write_text(curves.file_of(Path(paths.PLOTS), name), curves.HEAD + curves.rows(points))
+    write_json(paths.TRAINING_FIGURES, metrics)
+    speed.store("train", numbers)
     checkpoints.clear()
     before, after = metrics["before"], metrics["after"]
     print(

@@ -17,6 +17,7 @@ from transformers import (
 from verse.model import encoding
 from verse.model.prompts import prompt_writer
 from verse.params import Decoding, Lora, Machine, Model, Train
+from verse.poem import Poem
 
 INSTRUCTION = "完成這首詩。"
 POEMS = [
@@ -168,7 +169,7 @@ def decoding(**changes) -> Decoding:
 def prompts(tokenizer) -> list[str]:
     """The poems' prompts, by the tokenizer's chat template if it has one."""
     write = prompt_writer("auto", tokenizer)
-    return [write({"instruction": INSTRUCTION, "input": couplet}) for couplet, _ in POEMS]
+    return [write(Poem(couplet, instruction=INSTRUCTION)) for couplet, _ in POEMS]
 
 
 def examples(tokenizer) -> list[encoding.Example]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from verse import params
 from verse.model.surprise import surprises
-from verse.poems.lines import split_lines
+from verse.poem import Poem
 
 TRAIN = Path(__file__).parents[1] / "data/embedded/train.json"
 MOST_BLAND, MOST_ODD = 2, 92
@@ -23,10 +23,7 @@ LEAST = 200
 
 def main() -> None:
     rows = json.loads(TRAIN.read_text("utf-8"))
-    poems = [
-        tuple([line for line, _ in split_lines(row[key])] for key in ("input", "output"))
-        for row in rows
-    ]
+    poems = [(Poem(row["input"]).lines, Poem(row["output"]).lines) for row in rows]
     nats = np.array(surprises(poems, params.read().machine))
     sizes = np.array([len("".join(rest)) for _, rest in poems])
     for size in sorted(set(sizes.tolist())):

@@ -24,8 +24,8 @@ from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.support.wait import WebDriverWait
 
 from verse.files import read_jsonl, write_text
+from verse.poem import split_lines
 from verse.poems.contestants import CONTESTANTS, WATCHED
-from verse.poems.lines import split_lines
 from verse.scoring.metrics import HEADLINES, METRICS
 from verse.scoring.terminal import side_by_side
 

@@ -17,7 +17,6 @@ from filelock import FileLock, Timeout
 from verse.errors import UserError, system_error
 
 LARGEST = 2**28  # bytes of a text that is read into memory: a million poems
-SURROGATE = re.compile("[\ud800-\udfff]")  # half a pair, which is no character
 CONFLICT = re.compile("^(<<<<<<< |=======$|>>>>>>> )", re.MULTILINE)
 REPRO = "run dvc repro again"
 LFS_POINTER = b"version https://git-lfs.github.com/"
@@ -290,25 +289,3 @@ def parse_value(text: str, path: str | Path, remedy: str, line: int = 1) -> Any:
 def read_jsonl(path: str | Path) -> list[Any]:
     """All rows of a JSON Lines file: see `iter_jsonl`."""
     return list(iter_jsonl(path))
-
-
-def iter_rows(path: str | Path, *keys: str, mended: bool = False) -> Iterator[dict[str, str]]:
-    """The texts under `keys` in each row of a JSON Lines file of ours, one row at a time.
-
-    mended: half a surrogate pair, which a chat model may write, becomes �; else it is a fault.
-    Raises UserError naming the row where one was changed by hand.
-    """
-    for number, row in enumerate(iter_jsonl(path), 1):
-        texts = [row.get(key) for key in keys] if isinstance(row, dict) else [None]
-        if not all(isinstance(t, str) and (mended or not SURROGATE.search(t)) for t in texts):
-            wanted = " and ".join(keys)
-            raise UserError(f"{path}, row {number}: no text under {wanted}: {REPRO}")
-        yield {key: SURROGATE.sub("\ufffd", row[key]) if mended else row[key] for key in keys}
-
-
-def read_rows(path: str | Path, *keys: str) -> list[dict[str, str]]:
-    """All rows of a JSON Lines file of ours: see `iter_rows`. Raises UserError if there is none."""
-    rows = list(iter_rows(path, *keys))
-    if not rows:
-        raise UserError(f"{path}: holds no poems: {REPRO}")
-    return rows

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from verse.files import write_json
+from verse.paths import SPEED
 
 
 class Stopwatch:
@@ -31,13 +32,12 @@ class Stopwatch:
         return numbers
 
 
-def store(file: str | Path, stage: str, numbers: dict[str, float]) -> None:
+def store(stage: str, numbers: dict[str, float]) -> None:
     """Put a stage's numbers into the shared JSON file, leaving the other stages' alone."""
-    file = Path(file)
     try:
-        speeds = json.loads(file.read_text(encoding="utf-8"))
+        speeds = json.loads(Path(SPEED).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         speeds = {}
     speeds = speeds if isinstance(speeds, dict) else {}
     speeds[stage] = {name: round(number, 2) for name, number in numbers.items()}
-    write_json(file, dict(sorted(speeds.items())))
+    write_json(SPEED, dict(sorted(speeds.items())))

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from verse import paths
 from verse.params import Params
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,7 @@ PLUMBING = set(
 )
 DATA = ("data/", "metrics/", "models/")
 MACHINE = "machine"  # the section of params.yaml that reruns nothing
+POEM = "verse/poem.py"  # the one flat file with a say in results: how texts fall into lines
 
 
 @cache
@@ -71,8 +73,9 @@ def packages(file: str) -> set[str]:
 
 
 def folders(stage: str) -> set[str]:
-    """The folders of the library that a stage's script imports from, directly or not."""
-    return {str(Path(file).parent) for file in closure(script(stage))} - {"stages", "verse"}
+    """What of the library a stage's script imports from, directly or not: folders, and POEM."""
+    files = closure(script(stage))
+    return {str(Path(file).parent) for file in files} - {"stages", "verse"} | files & {POEM}
 
 
 def sections_read(file: str) -> set[str]:
@@ -236,3 +239,33 @@ def test_the_library_opens_with_a_docstring_alone():
     """An import of any module runs this file, which no stage lists."""
     assert [type(node) for node in tree("verse/__init__.py").body] == [ast.Expr]
     assert ast.get_docstring(tree("verse/__init__.py"))
+
+
+PATHS = {value for name, value in vars(paths).items() if name.isupper()}
+BESIDE = {  # of the pipeline, which no stage reads or writes under DVC's eyes
+    *(paths.EMBEDDED, paths.MERGED, paths.GGUF, paths.SPEED),
+}
+
+
+def test_every_path_of_dvc_yaml_stands_in_one_place():
+    read = {dep for s in STAGES for dep in STAGES[s]["deps"] if dep.startswith(DATA)}
+    wrote = {path for stage in STAGES for path, _ in outputs(stage)}
+    in_folders = {f"{paths.PLOTS}/{part}_loss.csv" for part in ("train", "validation")}
+    in_folders |= {f"{paths.GENERATED}/results.{kind}" for kind in ("txt", "json")}
+    assert read | wrote <= PATHS | in_folders
+    under = {path for path in PATHS if within(path, read | wrote)}
+    above = {path for path in PATHS if any(within(known, {path}) for known in read | wrote)}
+    assert PATHS - under - above == BESIDE
+
+
+def test_no_other_code_spells_a_path_of_the_pipeline():
+    files = [*(ROOT / "verse").rglob("*.py"), *(ROOT / "stages").glob("*.py")]
+    spelled = {
+        (file.name, node.value)
+        for file in files
+        if file != Path(paths.__file__)
+        for node in ast.walk(tree(str(file.relative_to(ROOT))))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if re.fullmatch(r"(data|metrics|models)/[\w./-]*", node.value)
+    }
+    assert spelled == set()

@@ -11,7 +11,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -23,9 +22,7 @@ from verse import files
 from verse.errors import UserError
 from verse.files import (
     iter_lines,
-    iter_rows,
     read_jsonl,
-    read_rows,
     read_text,
     replacing,
     write_json,
@@ -219,37 +216,6 @@ def test_broken_rows_are_named(tmp_path, content, message):
         read_jsonl(tmp_path / "a.jsonl")
 
 
-@pytest.mark.parametrize("row", ["[]", "null", "{}", '{"a": 1}', '{"a": "\\ud800"}'])
-def test_a_row_that_was_changed_by_hand_is_named(tmp_path, row):
-    (tmp_path / "a.jsonl").write_text(f'{{"a": "x"}}\n{row}\n')
-    with pytest.raises(UserError, match="row 2: no text under a"):
-        read_rows(tmp_path / "a.jsonl", "a")
-    (tmp_path / "a.jsonl").write_text("\n")
-    with pytest.raises(UserError, match="holds no poems"):
-        read_rows(tmp_path / "a.jsonl", "a")
-    assert list(iter_rows(tmp_path / "a.jsonl", "a")) == []
-
-
-def test_half_a_surrogate_pair_is_mended_where_that_is_asked_for(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"a": "山\\ud800", "b": 1}\n')
-    assert list(iter_rows(tmp_path / "a.jsonl", "a", mended=True)) == [{"a": "山\ufffd"}]
-    with pytest.raises(UserError, match="row 1: no text under b"):
-        list(iter_rows(tmp_path / "a.jsonl", "b", mended=True))
-
-
-def test_rows_pass_through_without_being_held(tmp_path):
-    write_jsonl(tmp_path / "a.jsonl", ({"a": "山" * 100} for _ in range(10_000)))
-    assert (tmp_path / "a.jsonl").stat().st_size > 3_000_000
-    tracemalloc.start()
-    try:
-        write_jsonl(tmp_path / "b.jsonl", iter_rows(tmp_path / "a.jsonl", "a"))
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 300_000
-    assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
-
-
 def test_rows_that_fail_half_way_leave_what_was_there(tmp_path):
     def rows():
         yield {"a": 1}
@@ -285,10 +251,10 @@ def test_rows_are_read_from_a_file_larger_than_the_memory_for_one(tmp_path, monk
     write_jsonl(tmp_path / "a.jsonl", [{"a": "山"}] * 3)
     with pytest.raises(UserError, match="larger than 13 bytes"):
         read_text(tmp_path / "a.jsonl")
-    assert len(read_rows(tmp_path / "a.jsonl", "a")) == 3
+    assert len(read_jsonl(tmp_path / "a.jsonl")) == 3
     write_jsonl(tmp_path / "a.jsonl", [{"a": "山水"}])
     with pytest.raises(UserError, match="a line larger than 13 bytes"):
-        read_rows(tmp_path / "a.jsonl", "a")
+        read_jsonl(tmp_path / "a.jsonl")
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path):

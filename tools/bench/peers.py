@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verse.files import read_rows
 from verse.params import Params
+from verse.poem import read_poems
 from verse.speed import Stopwatch
 
 TRAINING, PROMPTS = "data/prepared/train.jsonl", "data/prepared/test.jsonl"
@@ -23,7 +23,7 @@ Numbers = dict[str, Any]
 
 
 def poems(path: str) -> list[dict[str, str]]:
-    return read_rows(path, "instruction", "input", "output")
+    return [poem.row() for poem in read_poems(path)]
 
 
 def product_trains(p: Params) -> Numbers:

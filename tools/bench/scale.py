@@ -23,7 +23,8 @@ from pathlib import Path
 
 import yaml
 
-from verse.files import read_rows, write_json, write_jsonl
+from verse.files import write_json, write_jsonl
+from verse.poem import read_poems
 from verse.poems.prosody import BOOK
 from verse.poems.sources import INSTRUCTION
 
@@ -110,14 +111,14 @@ def write_poems(count: int) -> None:
 
 def write_answers() -> None:
     """The answers of base and tuned, and that no chat model was asked."""
-    poems = read_rows("data/prepared/test.jsonl", "input", "output")
-    couplets, truths = [poem["input"] for poem in poems], [poem["output"] for poem in poems]
+    poems = read_poems("data/prepared/test.jsonl")
+    truths = [poem.rest for poem in poems]
     answers = {
         "base": [*truths[1:], truths[0]],
         "tuned": ["".join("山" if n % 12 == 1 else c for n, c in enumerate(t)) for t in truths],
     }
     for name, texts in answers.items():
-        rows = [{"input": a, "answer": b} for a, b in zip(couplets, texts, strict=True)]
+        rows = [{"input": a.couplet, "answer": b} for a, b in zip(poems, texts, strict=True)]
         write_jsonl(f"data/generated/{name}.jsonl", rows)
     write_json("data/answers/contestants.json", [])
     write_json("metrics/train.json", {"after": {"loss": 0.0}})
@@ -125,13 +126,12 @@ def write_answers() -> None:
 
 def read_for_training() -> None:
     """What stages/train.py does with the poems before it opens the model."""
-    from stages.train import KEYS, TRAIN, VALIDATION
-    from verse import params
+    from verse import params, paths
     from verse.model.opening import open_model
     from verse.training import loop, packing
 
     p = params.read()
-    poems, held_out = (read_rows(path, *KEYS) for path in (TRAIN, VALIDATION))
+    poems, held_out = (read_poems(path) for path in (paths.TRAIN, paths.VALIDATION))
     opening = open_model(p.model, p.machine, seed=p.seed)
     examples, validation = opening.encode(poems), opening.encode(held_out)
     task = loop.Task(examples, validation, p.train, p.seed)

@@ -21,9 +21,8 @@ import numpy as np
 import yaml
 
 from verse import params
-from verse.files import read_jsonl
 from verse.model.surprise import surprises
-from verse.poems.lines import split_lines
+from verse.poem import ANSWER, Poem, read_poems
 from verse.scoring.cooccurrence import rivals
 from verse.scoring.metrics import METRICS
 from verse.scoring.scoring import learnt, score_answer, summarise, tabulate
@@ -32,20 +31,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def main(seeds: int) -> None:
-    poems = {name: pairs(f"data/prepared/{name}.jsonl") for name in ("train", "test")}
-    others = rivals([[line for line, _ in split_lines(couplet)] for couplet, _ in poems["train"]])
-    truths = [rest for _, rest in poems["test"]]
+    training, test = (read_poems(f"data/prepared/{name}.jsonl") for name in ("train", "test"))
+    others = rivals(poem.couplet_lines for poem in training)
     runs = []
     for seed in range(1, seeds + 1):
         given = answers(seed)
-        known = learnt(given, (couplet + rest for couplet, rest in poems["train"]))
-        scored = [
-            score_answer(couplet, answer, truth, known)
-            for (couplet, truth), answer in zip(poems["test"], given, strict=True)
-        ]
-        verses = [([line for line, _ in split_lines(one.couplet)], one.verse) for one in scored]
+        known = learnt(given, training)
+        scored = [score_answer(*both, known) for both in zip(given, test, strict=True)]
+        verses = [(one.poem.couplet_lines, one.verse) for one in scored]
         table = tabulate(scored, others, surprises(verses, params.read().machine))
-        runs.append(summarise(scored, table, truths, seed=1, resamples=1000))
+        runs.append(summarise(scored, table, test, seed=1, resamples=1000))
         print(f"seed {seed}: whole {runs[-1]['whole']:.3f}", flush=True)
     print(f"{'':10}{'mean':>8}{'sd':>8}{'± of one':>10}")
     for name in (metric.name for metric in METRICS):
@@ -54,11 +49,7 @@ def main(seeds: int) -> None:
         print(f"{name:10}{np.mean(values):8.3f}{np.std(values, ddof=1):8.3f}{told:>10}")
 
 
-def pairs(path: str) -> list[tuple[str, str]]:
-    return [(row["input"], row["output"]) for row in read_jsonl(path)]
-
-
-def answers(seed: int) -> list[str]:
+def answers(seed: int) -> list[Poem]:
     """What a model trained with a seed answers, decoded with the seed of params.yaml."""
     params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
     with tempfile.TemporaryDirectory() as folder:
@@ -72,8 +63,7 @@ def answers(seed: int) -> list[str]:
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
             command = [sys.executable, "-m", *stage]
             subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
-        rows = read_jsonl(Path(folder, "data/generated/tuned.jsonl"))
-        return [row["answer"] for row in rows]
+        return read_poems(Path(folder, "data/generated/tuned.jsonl"), ANSWER)
 
 
 if __name__ == "__main__":

@@ -80,8 +80,8 @@ def main() -> None:
     homework = sources.fetch(
         Data(**data | {"source": "hw5"}), embedded=HERE, cache=cache_dir() / "downloads"
     )
-    for poem in homework.test:
-        tang_lines |= line_keys(poem["input"] + poem["output"])
+    for one in homework.test:
+        tang_lines |= line_keys(one.text)
 
     counts = Counter(read=len(song))
     kept = []

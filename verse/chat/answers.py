@@ -1,6 +1,6 @@
 """Contestants: chat models that finish the test poems."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -10,12 +10,11 @@ from verse.chat.cleaning import clean, without_thought
 from verse.chat.client import CUT_END, Chat, Messages, Reply
 from verse.chat.store import Store, key_of
 from verse.params import Contestant, Machine, Server
+from verse.poem import Poem
 from verse.poems.lines import in_form
 from verse.schema import Record
 
 EXPECTED = 100  # tokens of an answer, for the estimate alone
-
-Poem = Mapping[str, str]
 
 
 class Stored(Record):
@@ -33,7 +32,7 @@ def finish(
 ) -> list[dict[str, Any]]:
     """A contestant's answers, in the order of the poems.
 
-    poems: with `instruction` and `input`. Each answer is a row of `input`, `answer` (the poem in
+    Each answer is a row of `input`, `answer` (the poem in
     what the model wrote), `raw` (what it wrote), `trimmed` (what was taken away) and
     `finish_reason` (why the model stopped, in the server's words). Raises UserError if the server
     gives no answer.
@@ -46,10 +45,10 @@ def finish(
     for poem, key in zip(poems, keys, strict=True):
         reply = found[key]
         kind = reply.get("unanswered")
-        cleaned = clean(poem["input"], reply["text"])
+        cleaned = clean(poem.couplet, reply["text"])
         rows.append(
             {
-                "input": poem["input"],
+                "input": poem.couplet,
                 "answer": "" if kind else cleaned.poem,
                 "raw": reply["text"],
                 "trimmed": [] if kind else list(cleaned.trimmed),
@@ -74,7 +73,7 @@ async def put(chat: Chat, messages: Messages) -> Reply:
 
 def question(poem: Poem, server: Server) -> Messages:
     """What a contestant is told: the instruction and, on a line of its own, the couplet."""
-    return opened(f"{poem['instruction']}\n{poem['input']}", server)
+    return opened(f"{poem.instruction}\n{poem.couplet}", server)
 
 
 def opened(text: str, server: Server) -> Messages:

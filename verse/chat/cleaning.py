@@ -34,7 +34,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-from verse.poems.lines import IDEOGRAPHS, LOOSE_MARKS, split_lines
+from verse.poem import LOOSE_MARKS, split_lines
+from verse.poems.lines import IDEOGRAPHS
 
 LONGEST = 9
 """Characters between two marks beyond which a line is prose: verse has 5 or 7, a slip some more."""

@@ -1,34 +1,37 @@
 """Poems without sense, which measure a judge: whoever gives them high marks cannot read."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 
-from verse.poems.lines import split_lines
+from verse.poem import Poem, split_lines
 from verse.poems.prosody import tone_bits
 
 
-def scrambled(poems: Sequence[str]) -> list[str]:
-    """Each poem with other characters of the same tones: nothing but prosody stays.
+def scrambled(poems: Sequence[Poem]) -> list[Poem]:
+    """Each poem with other characters of the same tones after the couplet, where nothing but
+    prosody stays.
 
-    A character gives way to one of the same tone from anywhere in the poems, chosen by a hash of
+    A character gives way to one of the same tone from anywhere in the rests, chosen by a hash of
     its place; those that close a couplet stay, and with them the rhyme.
     """
     pool: dict[int, list[str]] = {}
-    for character in sorted({c for poem in poems for line, _ in split_lines(poem) for c in line}):
+    for character in sorted({c for poem in poems for line in poem.rest_lines for c in line}):
         pool.setdefault(tone_bits(character), []).append(character)
-    return [
+    rests = (
         "".join(
             "".join(
                 character
                 if number % 2 and place == len(line)
-                else chosen(pool[tone_bits(character)], f"{poem} {number} {place}")
+                else chosen(pool[tone_bits(character)], f"{poem.rest} {number} {place}")
                 for place, character in enumerate(line, 1)
             )
             + marks
-            for number, (line, marks) in enumerate(split_lines(poem))
+            for number, (line, marks) in enumerate(split_lines(poem.rest))
         )
         for poem in poems
-    ]
+    )
+    return [replace(poem, rest=rest) for poem, rest in zip(poems, rests, strict=True)]
 
 
 def chosen(characters: Sequence[str], place: str) -> str:

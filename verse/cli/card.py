@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from verse.files import read_text
 from verse.hub import find_folder
 from verse.params import Params
+from verse.poem import Poem
 from verse.schema import Record, fit, parse_yaml
 from verse.scoring.metrics import METRICS
 from verse.scoring.terminal import shown
@@ -33,12 +34,12 @@ def write_card(
     p: Params,
     prompt: str,
     score: Mapping[str, Mapping[str, float]],
-    written: Sequence[Mapping[str, str]],
+    written: Sequence[Poem],
 ) -> str:
     """The card: licence, base model, data, metrics, prompt, decoding and samples.
 
     prompt: that of a test poem. score: what metrics/score.json holds, {} before there is one.
-    written: the answers to the test poems, rows of {"input", "answer"}; the first are shown. What
+    written: the answers to the test poems, of which the first are shown. What
     models wrote stands in blocks of code, where it is text alone.
     """
     folder = find_folder(p.model.name)
@@ -103,7 +104,7 @@ def write_card(
             "## Samples",
             f"The first {len(written[:SAMPLES])} test poems, not the best ones: the couplet, and "
             "what the model wrote.",
-            *(block(f"{row['input']}\n{row['answer']}") for row in written[:SAMPLES]),
+            *(block(f"{one.couplet}\n{one.rest}") for one in written[:SAMPLES]),
         ]
     return f"---\n{head.to_yaml()}\n---\n" + "\n\n".join(parts) + "\n"
 

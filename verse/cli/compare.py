@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from verse import paths
 from verse.cli.own_run import own_run
 from verse.cli.plots import draw
 from verse.cli.tradeoff import chart
@@ -22,7 +23,6 @@ from verse.scoring.metrics import METRICS, Metric
 if TYPE_CHECKING:
     import pandas as pd
 
-TEST = "data/prepared/test.jsonl"
 RESAMPLES = 10_000
 ALL = -1
 FINISHED = ("Success", None)
@@ -157,7 +157,7 @@ def read(name: str, revision: str) -> Experiment:
             halves=halves[WATCHED],
             poems=poems[poems["contestant"] == WATCHED].reset_index(drop=True),
             true=scores["reference"],
-            test=next(dep["md5"] for dep in deps if dep["path"] == TEST),
+            test=next(dep["md5"] for dep in deps if dep["path"] == paths.TEST),
         )
     except RevError:
         raise UserError(f"{name}: no such experiment: see dvc exp list") from None
@@ -172,10 +172,10 @@ def results(opened: Callable[[str], IO[Any]]) -> tuple[Any, Any, "pd.DataFrame"]
     """The scores, their intervals and the table of poems. opened: opens a file by its path."""
     import pandas as pd
 
-    with opened("metrics/poems.csv") as file:
+    with opened(paths.POEMS) as file:
         poems = pd.read_csv(file)
-    scores = fit(SCORES, load(opened, "metrics/score.json"), "metrics/score.json")
-    return scores, load(opened, "metrics/intervals.json"), poems
+    scores = fit(SCORES, load(opened, paths.SCORE), paths.SCORE)
+    return scores, load(opened, paths.INTERVALS), poems
 
 
 def load(opened: Callable[[str], IO[Any]], path: str) -> Any:

@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +11,13 @@ from typing import Any
 import opencc
 
 from verse.files import read_jsonl
-from verse.poems.contestants import ASKED, CONTESTANTS, Contestant, contestants
-from verse.poems.lines import (
-    IDEOGRAPHS,
-    is_simplified,
-    lines_in,
-    parse_lines,
-    split_lines,
-    write_lines,
-)
+from verse.paths import ASKED, TEST, TRAIN
+from verse.poem import ANSWER, POEM, Poem, poem_of, split_lines
+from verse.poems.contestants import CONTESTANTS, Contestant, contestants
+from verse.poems.lines import IDEOGRAPHS, is_simplified, lines_in, parse_lines, write_lines
 from verse.poems.sources import INSTRUCTION
 from verse.scoring import report
 from verse.scoring.scoring import score_answer
-
-TEST, TRAIN = "data/prepared/test.jsonl", "data/prepared/train.jsonl"
 
 EXAMPLES = (
     "白日依山盡，黃河入海流。",
@@ -48,7 +41,7 @@ def written(text: str) -> str:
     return write_lines(lines) if is_couplet([line for line, _ in lines]) else text.strip()
 
 
-def is_couplet(lines: list[str]) -> bool:
+def is_couplet(lines: Sequence[str]) -> bool:
     return (
         len(lines) == 2
         and len(lines[0]) == len(lines[1])
@@ -59,7 +52,7 @@ def is_couplet(lines: list[str]) -> bool:
 
 def doubts(couplet: str) -> list[tuple[str, str]]:
     """What speaks against a text as a couplet, each in Chinese and in English."""
-    lines = [line for line, _ in split_lines(couplet)]
+    lines = Poem(couplet).lines
     found = []
     if not is_couplet(lines):
         lengths = "、".join(str(len(line)) for line in lines[:6]) or "0"
@@ -99,14 +92,13 @@ class Library:
     folder: Path = field(default_factory=Path)
 
     @cached_property
-    def test(self) -> Mapping[str, Mapping[str, str]]:
+    def test(self) -> Mapping[str, Poem]:
         """The test poems by their couplet."""
-        return {row["input"]: row for row in self.rows(TEST, "instruction", "input", "output")}
+        return {poem.couplet: poem for poem in self.poems(TEST, POEM)}
 
     @cached_property
     def training_lines(self) -> set[str]:
-        rows = self.rows(TRAIN, "input", "output")
-        return lines_in(row["input"] + row["output"] for row in rows)
+        return lines_in(poem.text for poem in self.poems(TRAIN, POEM))
 
     @property
     def contestants(self) -> Mapping[str, Contestant]:
@@ -117,40 +109,28 @@ class Library:
     def others(self) -> Mapping[str, Mapping[str, str]]:
         """The answers of each contestant that answered in a file, by their couplet."""
         return {
-            name: {row["input"]: row["answer"] for row in self.rows(one.answers, "input", "answer")}
+            name: {poem.couplet: poem.rest for poem in self.poems(one.answers, ANSWER)}
             for name, one in self.contestants.items()
             if one.answers and name not in self.own
         }
 
-    def poem(self, couplet: str) -> dict[str, str]:
-        """What a prompt is written from: the couplet, under the instruction it is tested with."""
-        known = self.test.get(couplet, {"instruction": INSTRUCTION})
-        return {"instruction": known["instruction"], "input": couplet}
+    def poem(self, couplet: str) -> Poem:
+        """What a prompt is written from: the test poem of that couplet, or the couplet alone."""
+        return self.test.get(couplet, Poem(couplet, instruction=INSTRUCTION))
 
-    def truth(self, couplet: str) -> str | None:
-        known = self.test.get(couplet)
-        return known["output"] if known else None
-
-    def set(self, couplet: str, text: str) -> dict[str, Any]:
+    def set(self, answer: Poem) -> dict[str, Any]:
         """An answer as the report sets it: in lines with their marks, and what was found."""
-        truth = self.truth(couplet)
-        scored = score_answer(couplet, text, text if truth is None else truth, self.training_lines)
-        return report.answer(scored)
+        truth = self.test.get(answer.couplet, answer)
+        return report.answer(score_answer(answer, truth, self.training_lines))
 
     def any_couplet(self) -> str:
         return random.choice([*self.test] or EXAMPLES)
 
-    def rows(self, path: str, *keys: str) -> list[dict[str, str]]:
+    def poems(self, path: str, keys: Mapping[str, str]) -> list[Poem]:
         file = self.folder / path
-        if not file.is_file():
-            return []
-        rows = read_jsonl(file)
-        kept = [
-            row
-            for row in rows
-            if isinstance(row, dict) and all(isinstance(row.get(key), str) for key in keys)
-        ]
-        if len(kept) < len(rows):
-            what = f"{len(rows) - len(kept)} of {len(rows)} rows have no text under"
+        rows = read_jsonl(file) if file.is_file() else []
+        found = [poem for row in rows if (poem := poem_of(row, keys))]
+        if len(found) < len(rows):
+            what = f"{len(rows) - len(found)} of {len(rows)} rows have no text under"
             print(f"{file}: {what} {' and '.join(keys)}: left out", file=sys.stderr)
-        return kept
+        return found

@@ -14,10 +14,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verse import params
+from verse import params, paths
 from verse.cli import merge
 from verse.errors import UserError
 from verse.files import cache_dir, locked, replacing, write_text
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from verse.params import Params
 
-TO = Path("models/gguf")
+TO = Path(paths.GGUF)
 LOCK = Path("requirements/gguf.txt")
 PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/")
 """Of llama.cpp's folder, what converts."""
@@ -49,7 +50,7 @@ def main(options: argparse.Namespace) -> None:
     with replacing(TO) as folder, tempfile.TemporaryDirectory() as temporary:
         folder.mkdir()
         source, whole = Path(temporary), folder / "verse-f16.gguf"
-        for file in Path(merge.TO).resolve().iterdir():
+        for file in Path(paths.MERGED).resolve().iterdir():
             (source / file.name).symlink_to(file)
         describe(tokenizer, source, before, after)
         run(sys.executable, program, source, "--outfile", whole, "--outtype", "f16")
@@ -106,9 +107,8 @@ def around_couplet(p: "Params", tokenizer: "PreTrainedTokenizerBase") -> tuple[s
     from verse.model.prompts import PROBE, prompt_writer
     from verse.poems.sources import INSTRUCTION
 
-    couplet = PROBE["input"]
-    prompt = prompt_writer(p.model.template, tokenizer)({**PROBE, "instruction": INSTRUCTION})
-    before, _, after = prompt.partition(couplet)
+    poem = replace(PROBE, instruction=INSTRUCTION)
+    before, _, after = prompt_writer(p.model.template, tokenizer)(poem).partition(poem.couplet)
     return before, after
 
 

@@ -9,17 +9,13 @@ of the pipeline, since nothing there needs it.
 import argparse
 from pathlib import Path
 
-from verse import params
-from verse.files import read_rows, replacing, write_text
+from verse import params, paths
+from verse.files import replacing, write_text
 from verse.hub import find_folder
+from verse.poem import ANSWER, Poem, read_poems
 from verse.schema import SCORES, read_json
 
-ADAPTER, TO = "models/adapter", "models/merged"
-SCORE, WRITTEN, TEST = (
-    Path("metrics/score.json"),
-    Path("data/generated/tuned.jsonl"),
-    Path("data/prepared/test.jsonl"),
-)
+SCORE, WRITTEN, TEST = map(Path, (paths.SCORE, paths.TUNED, paths.TEST))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,24 +35,24 @@ def main(options: argparse.Namespace) -> None:
     from verse.poems.sources import INSTRUCTION
 
     # Before the minutes that weights take.
-    poems = read_rows(TEST, "instruction", "input") if TEST.is_file() else []
-    poem = (poems or [{"instruction": INSTRUCTION, "input": EXAMPLES[0]}])[0]
+    unknown = [Poem(EXAMPLES[0], instruction=INSTRUCTION)]
+    poem = (read_poems(TEST) if TEST.is_file() else unknown)[0]
     score = read_json(SCORE, SCORES) if SCORE.is_file() else {}
-    written = read_rows(WRITTEN, "input", "answer") if WRITTEN.is_file() else []
+    written = read_poems(WRITTEN, ANSWER) if WRITTEN.is_file() else []
     licence(find_folder(p.model.name))
 
     loading.deterministic(p.seed, p.machine.threads)
     full = p.model.model_copy(update={"quantization": "none"})
     cache = p.machine.cache_dir
     model = loading.load_model(full, torch.device("cpu"), torch.bfloat16, cache_dir=cache)
-    model = adapters.load_adapter(model, ADAPTER, merge=True)
+    model = adapters.load_adapter(model, paths.ADAPTER, merge=True)
     tokenizer = encoding.load_tokenizer(p.model, cache)
     if model.get_input_embeddings().num_embeddings > len(tokenizer):  # rows of no token, padding
         model.resize_token_embeddings(len(tokenizer))
     # No decoding of the base model's stays with it; what ends an answer here does so elsewhere.
     model.generation_config.eos_token_id = end_tokens(model, tokenizer)
     card = write_card(p, prompt_writer(p.model.template, tokenizer)(poem), score, written)
-    with replacing(TO) as folder:
+    with replacing(paths.MERGED) as folder:
         adapters.save_model(model, tokenizer, folder)
         write_text(folder / "README.md", card)
-    print(f"merged model and its card written to {TO}")
+    print(f"merged model and its card written to {paths.MERGED}")

@@ -24,10 +24,12 @@ from verse.generation.distribution import Distribution, distribution, scores_alo
 from verse.model import memory
 from verse.model.encoding import decode
 from verse.model.opening import Opening, open_model
+from verse.model.prompts import PROBE
 from verse.params import Decoding, Model, Params, Text, TextOrNull
+from verse.paths import ADAPTER
+from verse.poem import Poem
 from verse.schema import Record, fit, parse_yaml, read_json
 
-ADAPTER = "models/adapter"
 LIKELIEST = 20
 
 
@@ -83,18 +85,18 @@ class LoadedModel:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.opening.tokenizer
 
-    def prompt(self, poem: dict[str, str], new_tokens: int) -> list[int]:
+    def prompt(self, poem: Poem, new_tokens: int) -> list[int]:
         """The token ids of a poem's prompt, after which so many others have room."""
         return self.opening.encode_prompts([poem], new_tokens, checked=False)[0]
 
     def write(
         self,
-        poems: Sequence[dict[str, str]],
+        poems: Sequence[Poem],
         decoding: Decoding,
         seed: int,
         on_text: Callable[[int, str, int], None] | None = None,
     ) -> list[Written]:
-        """Finish poems, rows of {"instruction", "input"}; of several candidates the best is kept.
+        """Finish poems; of several candidates the best is kept.
 
         on_text: called with a poem's number, its answer so far and how many tokens that has,
         after each of its tokens; of several candidates the first is told. What it raises stops
@@ -216,8 +218,7 @@ def load_models(
             raise UserError(f"{adapter}: no adapter there yet: run dvc repro first, or say --base")
         opening = open_model(settings, p.machine, seed=p.seed)
         # A sample of prompts to check the tokenizer by: the characters of any will do.
-        sample = {"instruction": "", "input": "白日依山盡，黃河入海流。"}
-        ids = opening.encode_prompts([sample], checked=False)
+        ids = opening.encode_prompts([Poem(PROBE.couplet)], checked=False)
         tokens = max(map(len, ids)) + p.decoding.max_new_tokens
         ways = opening.ways(
             lambda sizes: [

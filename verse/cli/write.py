@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from verse.cli.couplets import Library
     from verse.cli.models import LoadedModel, Written
     from verse.params import Decoding
+    from verse.poem import Poem
 
 RED, GREEN, FAINT = "31", "32", "2"
 SHOWN = 5  # alternatives beside each token
@@ -120,7 +121,7 @@ class Finished:
     """A poem, and all that can be told of it."""
 
     model: "LoadedModel"
-    poem: dict[str, str]
+    poem: "Poem"
     written: "Written"
     decoding: "Decoding"
 
@@ -131,8 +132,7 @@ class Finished:
         tokens = self.written.tokens
         prompt = self.model.prompt(self.poem, len(tokens))
         scores = self.model.scores(prompt, tokens)
-        couplet = self.poem["input"]
-        along = self.model.distributions(scores, prompt, tokens, self.decoding, couplet)
+        along = self.model.distributions(scores, prompt, tokens, self.decoding, self.poem.couplet)
         return [
             asdict(self.model.row(found, token))
             | {
@@ -147,7 +147,7 @@ class Finished:
 
 def as_json(one: Finished, explain: bool) -> str:
     row: dict[str, Any] = {
-        "input": one.poem["input"],
+        "input": one.poem.couplet,
         "answer": one.written.text,
         "seed": one.written.seed,
     }
@@ -158,11 +158,11 @@ def as_json(one: Finished, explain: bool) -> str:
 
 def as_verse(one: Finished, library: "Library", named: bool) -> str:
     """A poem, set in lines if it is in form, and what was found of it; its seed too if `named`."""
-    from verse.poems.lines import split_lines
+    from verse.poem import Poem, split_lines
     from verse.scoring.terminal import shown
 
-    couplet, text = one.poem["input"], one.written.text
-    answer = library.set(couplet, text)
+    couplet, text = one.poem.couplet, one.written.text
+    answer = library.set(Poem(couplet, text))
     rows = [coloured(shown(line + marks), FAINT) for line, marks in split_lines(couplet)]
     if answer["lines"]:
         rows += map(set_line, answer["lines"])

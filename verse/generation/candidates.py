@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -14,7 +15,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from verse.generation.answers import Answer, answer
 from verse.model.opening import Opening
 from verse.params import Decoding
-from verse.poems.lines import in_form, split_lines
+from verse.poem import Poem
+from verse.poems.lines import in_form
 from verse.poems.prosody import analyse, rhymes
 
 Key = tuple[int, int]
@@ -37,7 +39,7 @@ def num_candidates(decoding: Decoding) -> int:
 def finish(
     model: PreTrainedModel,
     opening: Opening,
-    poems: Sequence[dict[str, str]],
+    poems: Sequence[Poem],
     prompts: Sequence[list[int]],
     decoding: Decoding,
     *,
@@ -46,7 +48,7 @@ def finish(
     drawn: dict[Key, Answer],
     on_token: Callable[[Key, int], None] | None = None,
 ) -> list[Answer]:
-    """Finish poems, rows of {"instruction", "input"}: the answer that is kept for each.
+    """Finish poems: the answer that is kept for each.
 
     prompts: their token ids. drawn: gets all candidates; what it holds already is not drawn again.
     batch_size, on_token: as `answer` has them.
@@ -61,19 +63,18 @@ def finish(
         seed=lambda key: stream(seed, key[1]),
         batch_size=batch_size,
         answers=drawn,
-        couplets={key: poems[key[0]]["input"] for key in keys},
+        couplets={key: poems[key[0]].couplet for key in keys},
         on_token=on_token,
     )
     kept: list[Answer] = []
     open_cases: list[tuple[int, list[Answer]]] = []
     for number, poem in enumerate(poems):
-        best = eligible(poem["input"], [drawn[number, n] for n in numbers])
+        best = eligible(poem.couplet, [drawn[number, n] for n in numbers])
         kept.append(max(best, key=lambda one: one.likelihood))
-        if len(best) > 1 and in_form(poem["input"], best[0].text):
+        if len(best) > 1 and in_form(poem.couplet, best[0].text):
             open_cases.append((number, best))
     others = [
-        {**poems[number], "input": decoy_couplet(poems[number]["input"])}
-        for number, _ in open_cases
+        replace(poems[number], couplet=decoy_couplet(poems[number])) for number, _ in open_cases
     ]
     asked = opening.encode_prompts(others, checked=False)  # no answer to them is kept
     cases = list(zip(asked, (best for _, best in open_cases), strict=True))
@@ -96,7 +97,7 @@ def eligible(couplet: str, answers: Sequence[Answer]) -> list[Answer]:
     places, or one of both; 悠悠 is one place."""
 
     def merits(one: Answer) -> tuple[bool, bool, int]:
-        lines = [line for line, _ in split_lines(couplet + one.text)]
+        lines = Poem(couplet, one.text).lines
         finals = [line[-1] for line in lines[1::2]]
         form = in_form(couplet, one.text)
         places = [c for c, _ in groupby("".join(lines[2:]))]
@@ -108,11 +109,11 @@ def eligible(couplet: str, answers: Sequence[Answer]) -> list[Answer]:
     return [one for one, merit in zip(answers, found, strict=True) if merit == most]
 
 
-def decoy_couplet(couplet: str) -> str:
-    """A couplet that is not this one, with lines of its length if there is one."""
-    length = max((len(line) for line, _ in split_lines(couplet)), default=0)
+def decoy_couplet(poem: Poem) -> str:
+    """A couplet that is not this poem's, with lines of its length if there is one."""
+    length = max(map(len, poem.couplet_lines), default=0)
     first, second = OTHERS[min(OTHERS, key=lambda known: abs(known - length))]
-    return second if couplet == first else first
+    return second if poem.couplet == first else first
 
 
 def pmi(

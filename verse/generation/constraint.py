@@ -29,7 +29,8 @@ from verse.generation.vocabulary import (
     vocabulary_of,
 )
 from verse.params import Decoding
-from verse.poems.lines import FURTHER_LINES, split_lines
+from verse.poem import Poem
+from verse.poems.lines import FURTHER_LINES
 from verse.poems.prosody import (
     ANY,
     BOOK,
@@ -152,7 +153,7 @@ class VerseState:
     """An answer that is being written, and what its place in the poem asks of it."""
 
     def __init__(self, constraint: Constraint, couplet: str):
-        given = [line for line, _ in split_lines(couplet)] or [""]
+        given = Poem(couplet).lines or ("",)
         self.constraint, self.vocabulary = constraint, constraint.vocabulary
         self.length = len(given[-1]) or min(LENGTHS)
         self.line, self.unfinished = "", b""

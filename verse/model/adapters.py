@@ -23,6 +23,7 @@ from verse.model.dropout import Masks
 from verse.model.layers import decoder_layers, expert_weights, import_bitsandbytes, linear_layers
 from verse.model.loading import check_files, check_finite
 from verse.params import Lora, Model
+from verse.paths import ADAPTER
 
 WEIGHTS = "adapter_model.safetensors"
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
@@ -286,7 +287,7 @@ def model_card(base: str, revision: str | None, facts: dict[str, dict[str, Any]]
         "",
         "```python",
         "from peft import AutoPeftModelForCausalLM",
-        'model = AutoPeftModelForCausalLM.from_pretrained("models/adapter")',
+        f'model = AutoPeftModelForCausalLM.from_pretrained("{ADAPTER}")',
         "```",
     ]
     for title, values in facts.items():

@@ -4,7 +4,7 @@ Training, generation and whatever else runs a model begin with `open_model`, whi
 finds most mistakes; `Opening.load` reads the weights, in one of the ways of `memory`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from verse.model import adapters, distributed, encoding, loading, memory, roundtrip, sharding
 from verse.model.prompts import check_bounds, end_token, is_chat, plain, prompt_writer
 from verse.params import Machine, Model
+from verse.poem import Poem
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,12 @@ class Opening:
     positions: int | None
     """How many tokens a text may have, None for a model that sets no bound."""
     tokenizer: PreTrainedTokenizerBase
-    prompt: Callable[[dict[str, str]], str]
+    prompt: Callable[[Poem], str]
     """A poem's prompt: what the model is given before it writes the rest."""
     device: torch.device
     dtype: torch.dtype
 
-    def prompts(self, poems: list[dict[str, str]]) -> list[str]:
+    def prompts(self, poems: Sequence[Poem]) -> list[str]:
         """The poems' prompts.
 
         Raises UserError where the chat template fails, or takes too much for the first poem or
@@ -41,15 +42,14 @@ class Opening:
             check_bounds(lambda: [self.prompt(poem) for poem in (poems[0], longest)])
         return [self.prompt(poem) for poem in poems]
 
-    def encode(self, poems: Iterable[dict[str, str]]) -> list[encoding.Example]:
+    def encode(self, poems: Sequence[Poem]) -> list[encoding.Example]:
         """Poems as the token ids of their prompts and completions.
 
         Raises UserError if one is longer than the model's positions, or if they do not come back
         as they were (`roundtrip.check`).
         """
-        poems = list(poems)
         prompts = self.prompts(poems)
-        completions = [poem["output"] for poem in poems]
+        completions = [poem.rest for poem in poems]
         end = end_token(self.settings.template, self.tokenizer)
         examples = encoding.encode_poems(self.tokenizer, prompts, completions, end)
         roundtrip.check(self.tokenizer, poems, prompts, examples)
@@ -57,14 +57,13 @@ class Opening:
         return examples
 
     def encode_prompts(
-        self, poems: Iterable[dict[str, str]], max_new_tokens: int = 0, *, checked: bool = True
+        self, poems: Sequence[Poem], max_new_tokens: int = 0, *, checked: bool = True
     ) -> list[list[int]]:
         """The token ids of the poems' prompts.
 
         Raises UserError if one, with so many new tokens, is longer than the model's positions, or,
         if `checked`, if they do not hold the poems (`roundtrip.check`).
         """
-        poems = list(poems)
         texts = self.prompts(poems)
         prompts = encoding.encode_prompts(self.tokenizer, texts)
         if checked:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from verse.errors import UserError
 from verse.model.bounded import BYTES, SECONDS, ends, held
 from verse.model.encoding import affixes, special_tokens
+from verse.poem import Poem
 
 # The system text and template of the homework's notebook (generate_training_data, evaluate).
 SYSTEM = (
@@ -31,9 +32,8 @@ NO_DATE = (
 )
 
 
-# A poem and an answer to see by what a chat template makes of them.
-PROBE = {"instruction": "請續寫此詩。", "input": "白日依山盡，黃河入海流。"}
-SAID = "欲窮千里目，更上一層樓。"
+# By which is seen what a chat template makes of a poem and its answer.
+PROBE = Poem("白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。", "請續寫此詩。")
 
 
 class Style(NamedTuple):
@@ -48,23 +48,21 @@ class Style(NamedTuple):
 STYLES = [Style(True, False), Style(False, False), Style(True, True), Style(False, True)]
 
 
-def plain(poem: dict[str, str]) -> str:
+def plain(poem: Poem) -> str:
     """The instruction and, on a line of its own, the first couplet."""
-    return f"{poem['instruction']}\n{poem['input']}"
+    return f"{poem.instruction}\n{poem.couplet}"
 
 
-def homework(poem: dict[str, str]) -> str:
+def homework(poem: Poem) -> str:
     """The prompt of the homework's notebook.
 
     The notebook sets a space between prompt and completion in training but not in generation;
     here there is none in either.
     """
-    return HOMEWORK.format(system=SYSTEM, instruction=poem["instruction"], input=poem["input"])
+    return HOMEWORK.format(system=SYSTEM, instruction=poem.instruction, input=poem.couplet)
 
 
-def prompt_writer(
-    template: str, tokenizer: PreTrainedTokenizerBase
-) -> Callable[[dict[str, str]], str]:
+def prompt_writer(template: str, tokenizer: PreTrainedTokenizerBase) -> Callable[[Poem], str]:
     """The function that turns a poem into its prompt.
 
     template: "plain", "homework", "chat" (the tokenizer's own chat template), or "auto", which
@@ -88,7 +86,7 @@ def end_token(template: str, tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id if turn is None else turn
 
 
-def chat_writer(tokenizer: PreTrainedTokenizerBase) -> Callable[[dict[str, str]], str]:
+def chat_writer(tokenizer: PreTrainedTokenizerBase) -> Callable[[Poem], str]:
     """Prompts by the tokenizer's chat template, up to where the assistant's turn begins.
 
     The function that is returned raises UserError for a poem that the template fails on.
@@ -102,11 +100,11 @@ def chat_writer(tokenizer: PreTrainedTokenizerBase) -> Callable[[dict[str, str]]
     style = chat_style(tokenizer)
     before = tokenizer.convert_ids_to_tokens(affixes(tokenizer)[0])
 
-    def write(poem: dict[str, str]) -> str:
+    def write(poem: Poem) -> str:
         try:
             text = render(tokenizer, plain(poem), style)
         except Exception as error:
-            raise UserError(fails(error, f" on the poem {poem['input']}")) from error
+            raise UserError(fails(error, f" on the poem {poem.couplet}")) from error
         for number in range(len(before)):  # the tokenizer puts these there itself
             if text.startswith(written := "".join(before[number:])):
                 return text.removeprefix(written)
@@ -128,7 +126,7 @@ def chat_style(tokenizer: PreTrainedTokenizerBase) -> Style:
             failed[style] = error
             continue
         # A list of parts may also have been written as Python shows it, its line break as \n.
-        asked = [plain(PROBE)] if style.parts else [*PROBE.values()]
+        asked = [plain(PROBE)] if style.parts else [PROBE.instruction, PROBE.couplet]
         if all(part in text for part in (SYSTEM, *asked)):
             return style
     if raised := failed.get(Style(system=False, parts=False)):
@@ -189,10 +187,10 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     if not tokenizer.chat_template:
         return None
     try:
-        text = render(tokenizer, plain(PROBE), chat_style(tokenizer), SAID)
+        text = render(tokenizer, plain(PROBE), chat_style(tokenizer), PROBE.rest)
     except Exception:  # reported where prompts are written, if it matters there
         return None
-    rest = text.rpartition(SAID)[2].lstrip()
-    ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if SAID in text else []
+    _, said, rest = text.rpartition(PROBE.rest)
+    ids = tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"] if said else []
     ends = special_tokens(tokenizer) - {tokenizer.unk_token_id}
     return ids[0] if ids and ids[0] in ends else None

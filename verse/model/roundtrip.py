@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from verse.errors import UserError, printable
 from verse.model import distributed
 from verse.model.encoding import Example, affixes, decode, special_tokens
+from verse.poem import Poem
 
 MOST = 0.5  # of the poems: where more are unsound, nothing of worth comes of them
 SHOWN = 30  # characters of a text
@@ -36,7 +37,7 @@ ALWAYS = (TWICE, HELD)
 
 def check(
     tokenizer: PreTrainedTokenizerBase,
-    poems: Sequence[dict[str, str]],
+    poems: Sequence[Poem],
     prompts: Sequence[str],
     encoded: Sequence[Example | list[int]],
 ) -> None:
@@ -53,7 +54,7 @@ def check(
     most = sum(map(len, unsound.values())) > MOST * len(poems)
     for what in sorted(unsound, key=lambda what: (what not in ALWAYS, -len(unsound[what]))):
         (number, detail), *others = unsound[what]
-        poem = f"{number} ({poems[number - 1]['input']})"
+        poem = f"{number} ({poems[number - 1].couplet})"
         said = f"{what} {detail[:SHOWN]}".rstrip()
         if most or what in ALWAYS:
             more = f", and {len(others)} more of {len(poems)} are alike" if others else ""
@@ -65,7 +66,7 @@ def check(
 
 def faults(
     tokenizer: PreTrainedTokenizerBase,
-    poems: Sequence[dict[str, str]],
+    poems: Sequence[Poem],
     prompts: Sequence[str],
     encoded: Sequence[Example | list[int]],
 ) -> Iterator[tuple[str, str] | None]:
@@ -83,11 +84,11 @@ def faults(
 
     for poem, prompt, one in zip(poems, prompts, encoded, strict=True):
         ids, answer, text = (
-            (one.prompt, one.completion[:-1], poem["output"])
+            (one.prompt, one.completion[:-1], poem.rest)
             if isinstance(one, Example)
             else (one, [], "")
         )
-        asked, read = [poem["instruction"], poem["input"]], tokenizer.decode(ids)
+        asked, read = [poem.instruction, poem.couplet], tokenizer.decode(ids)
         written = decode(tokenizer, answer)
         held = special.intersection(answer) - {unknown}
         strange = ""

@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from verse.model import encoding, loading
 from verse.params import Machine, Model
+from verse.paths import MINI
 
 READER = Model(
-    name=str(Path(__file__).parents[2] / "models/mini"),
+    name=str(Path(__file__).parents[2] / MINI),
     revision=None,
     trust_remote_code=False,
     quantization="none",

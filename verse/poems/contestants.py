@@ -2,23 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from verse.errors import UserError
-from verse.files import iter_rows
+from verse.files import write_json, write_text
 from verse.params import ContestantName
+from verse.paths import ADAPTER, ANSWERS, BASE, TEST, TUNED
+from verse.poem import ANSWER, CHAT_ANSWER, Poem, iter_poems
 from verse.schema import Record, read_json
-
-TEST = "data/prepared/test.jsonl"
-"""The file of the test poems."""
-
-ASKED = "data/answers/contestants.json"
-"""The file that names the chat models that were asked."""
 
 
 class AskedOne(Record):
-    """A row of that file, as far as it is read again."""
+    """A row of the file that names the chat models that were asked, as far as it is read again."""
 
     name: ContestantName
 
@@ -44,10 +41,8 @@ class Contestant:
 
 
 CONTESTANTS = {
-    "base": Contestant("未調", "base", "data/generated/base.jsonl", stage="baseline"),
-    "tuned": Contestant(
-        "已調", "tuned", "data/generated/tuned.jsonl", stage="generate", adapter="models/adapter"
-    ),
+    "base": Contestant("未調", "base", BASE, stage="baseline"),
+    "tuned": Contestant("已調", "tuned", TUNED, stage="generate", adapter=ADAPTER),
     "random": Contestant("亂字", "random", baseline="random_characters"),
     "constant": Contestant("一律", "constant", baseline="constant"),
     "another": Contestant("他詩", "another's", baseline="another_rest"),
@@ -66,36 +61,42 @@ GAIN_OVER = "base"
 def contestants(asked: str) -> dict[str, Contestant]:
     """All contestants: CONTESTANTS and, after the other models, those that were asked.
 
-    asked: a file such as ASKED. Raises UserError if it is broken.
+    asked: the file that names those. Raises UserError if it is broken.
     """
     others = {
-        one.name: Contestant("", one.name, f"data/answers/{one.name}/answers.jsonl", chat=True)
+        one.name: Contestant("", one.name, f"{ANSWERS}/{one.name}/answers.jsonl", chat=True)
         for one in read_json(asked, ASKED_ONES)
     }
     models = {name: one for name, one in CONTESTANTS.items() if one.answers}
     return models | others | {n: one for n, one in CONTESTANTS.items() if n not in models}
 
 
-def answers_to(couplets: Sequence[str], path: str) -> list[str]:
-    """The answers of a contestant's file, in which half a surrogate pair becomes �.
+def answers_to(poems: Sequence[Poem], path: str, *, chat: bool = False) -> list[Poem]:
+    """The answers of a contestant's file; of a chat model's with all that it wrote.
 
-    Raises UserError unless they are to these couplets, in this order.
+    Raises UserError unless they are to the couplets of these poems, in this order.
     """
-    rows = [
-        (row["input"], row["answer"]) for row in iter_rows(path, "input", "answer", mended=True)
-    ]
-    if len(rows) != len(couplets):
+    answers = list(iter_poems(path, CHAT_ANSWER if chat else ANSWER))
+    if len(answers) != len(poems):
         raise UserError(
-            f"{path}: {len(rows)} answers for the {len(couplets)} poems of {TEST}: "
+            f"{path}: {len(answers)} answers for the {len(poems)} poems of {TEST}: "
             "run dvc repro to generate them anew"
         )
-    for number, (couplet, (asked, _)) in enumerate(zip(couplets, rows, strict=True), 1):
-        if asked != couplet:
+    for number, (poem, answer) in enumerate(zip(poems, answers, strict=True), 1):
+        if answer.couplet != poem.couplet:
             raise UserError(
                 f"{path}, row {number}: answers another couplet than row {number} of {TEST}: "
                 "run dvc repro to generate them anew"
             )
-    return [answer for _, answer in rows]
+    return answers
+
+
+def write_hand_in(folder: Path, answers: Sequence[Poem]) -> None:
+    """The homework's hand-in, results.txt, and results.json, which its grader reads."""
+    lines = [f"{n}. {one.couplet}{''.join(one.rest.split())}\n" for n, one in enumerate(answers, 1)]
+    write_text(folder / "results.txt", "".join(lines))
+    predicted = [{"input": one.couplet, "predict": one.rest} for one in answers]
+    write_json(folder / "results.json", predicted)
 
 
 SCRAMBLED = "scrambled"

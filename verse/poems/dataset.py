@@ -1,35 +1,22 @@
 """Training, validation and test poems: clean them, then part them so that no line leaks.
 
-Poems are the rows of a DataFrame with the text columns instruction, input and output: what to
-do, the first couplet, the rest of the poem. Which part of a split a poem goes to is decided by
-a hash of the seed and the poem, so neither the order of a file nor a poem's neighbours have a
-say in it.
+Which part of a split a poem goes to is decided by a hash of the seed and the poem, so neither the
+order of a file nor a poem's neighbours have a say in it.
 """
 
 import re
 import sys
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
 
-import pandas as pd
-
 from verse.errors import UserError
 from verse.params import Prepare
-from verse.poems.lines import (
-    FORMS,
-    IDEOGRAPHS,
-    is_simplified,
-    lines_in,
-    parse_lines,
-    split_lines,
-    write_lines,
-)
+from verse.poem import Poem
+from verse.poems.lines import FORMS, IDEOGRAPHS, is_simplified, lines_in, parse_lines, write_lines
 from verse.poems.prosody import readings
-
-COLUMNS = ["instruction", "input", "output"]
 
 # Why a record is left out, in the order in which it is looked at.
 DROPPED = {
@@ -58,25 +45,18 @@ COUPLETS = range(2, sys.maxsize, 2)
 
 @dataclass(frozen=True)
 class Split:
-    train: pd.DataFrame
-    validation: pd.DataFrame
-    test: pd.DataFrame
+    train: list[Poem]
+    validation: list[Poem]
+    test: list[Poem]
     dropped: Counter[str]
     """Poems that went to no part, by reason: shared_line, over_max_train, over_test_poems."""
 
 
-def rows_of(poems: pd.DataFrame) -> Iterator[dict[str, str]]:
-    """Poems as rows of {"instruction", "input", "output"}, one at a time."""
-    for texts in poems.itertuples(index=False, name=None):
-        yield dict(zip(COLUMNS, texts, strict=True))
-
-
 def clean(
-    rows: Iterable[Mapping[str, str]], rests: Container[int] = QUATRAIN_OR_OCTAVE
-) -> tuple[pd.DataFrame, Counter[str]]:
+    poems: Iterable[Poem], rests: Container[int] = QUATRAIN_OR_OCTAVE
+) -> tuple[list[Poem], Counter[str]]:
     """The usable poems, in order, and how many were dropped for which reason.
 
-    rows: of {"instruction", "input", "output"}.
     rests: how many lines may follow the first couplet. The homework's eighth test poem has
         eight, so COUPLETS, any even number, is right for test poems that are given.
 
@@ -85,23 +65,22 @@ def clean(
     ， after the first line of a couplet and 。 after the second, save that ？ and ！ stay.
     Rare ideographs stay as they are. The reasons for dropping a poem are DROPPED's keys up
     to "duplicate". Poems are the same if their lines are, whatever the punctuation; of two
-    rows of one poem the first in code-point order is kept, at the place of the earlier.
+    editions of one poem the first in code-point order is kept, at the place of the earlier.
     """
-    kept: dict[str, tuple[str, str, str]] = {}
+    kept: dict[str, Poem] = {}
     dropped = Counter[str]()
-    for row in rows:
-        couplet, rest = parse_lines(row["input"]), parse_lines(row["output"])
+    for poem in poems:
+        couplet, rest = parse_lines(poem.couplet), parse_lines(poem.rest)
         if reason := fault(couplet, rest, rests):
             dropped[reason] += 1
             continue
-        # Most poems have the same instruction, which is kept once.
-        poem = (sys.intern(row["instruction"]), write_lines(couplet), write_lines(rest))
+        poem = Poem(write_lines(couplet), write_lines(rest), poem.instruction)
         lines = " ".join(line for line, _ in couplet + rest)
         if lines in kept:
             dropped["duplicate"] += 1
-            poem = min(poem, kept[lines])
+            poem = min(poem, kept[lines], key=lambda one: (one.instruction, one.text))
         kept[lines] = poem
-    return pd.DataFrame(kept.values(), columns=COLUMNS, dtype="str"), dropped
+    return list(kept.values()), dropped
 
 
 def fault(
@@ -125,19 +104,9 @@ def fault(
     return None
 
 
-def poem_texts(poems: pd.DataFrame) -> Iterator[str]:
-    """The couplet and the rest of each poem."""
-    return (couplet + rest for couplet, rest in zip(poems["input"], poems["output"], strict=True))
-
-
-def poem_lines(poems: pd.DataFrame) -> Iterator[list[str]]:
-    """The lines of each poem that `clean` has passed, without punctuation."""
-    return ([line for line, _ in split_lines(text)] for text in poem_texts(poems))
-
-
-def describe(poems: pd.DataFrame) -> dict[str, int]:
+def describe(poems: Sequence[Poem]) -> dict[str, int]:
     """How many poems, of each form and of another, and characters without punctuation."""
-    shapes = Counter((len(lines), len(lines[0])) for lines in poem_lines(poems))
+    shapes = Counter((len(lines), len(lines[0])) for lines in (poem.lines for poem in poems))
     forms = Counter[str]()
     for shape, count in shapes.items():
         forms[FORMS.get(shape, "other")] += count
@@ -162,14 +131,13 @@ def check_usable(dropped: Mapping[str, int], read: int, wanted: Prepare, file: s
         )
 
 
-def strange(poems: Iterable[pd.DataFrame]) -> dict[str, float]:
+def strange(poems: Iterable[Poem]) -> dict[str, float]:
     """The shares of characters that the metrics know little of.
 
     simplified: in simplified script, where rhymes, tones and words are told from traditional
     characters. unrhymed: outside of the book of rhymes.
     """
-    texts = ("".join(lines) for part in poems for lines in poem_lines(part))
-    counts = Counter(character for text in texts for character in text)
+    counts = Counter(character for poem in poems for line in poem.lines for character in line)
     total = max(1, counts.total())
     return {
         "simplified": round(sum(n for c, n in counts.items() if is_simplified(c)) / total, 4),
@@ -177,7 +145,7 @@ def strange(poems: Iterable[pd.DataFrame]) -> dict[str, float]:
     }
 
 
-def split(train: pd.DataFrame, test: pd.DataFrame, wanted: Prepare, seed: int) -> Split:
+def split(train: Sequence[Poem], test: Sequence[Poem], wanted: Prepare, seed: int) -> Split:
     """Part clean poems into training, validation and test; no two parts share a line.
 
     Of `test` as many as `test_poems` stay, first and in their order. If they are fewer, training
@@ -191,17 +159,18 @@ def split(train: pd.DataFrame, test: pd.DataFrame, wanted: Prepare, seed: int) -
     for sorting. Raises UserError if no poem is left to train on.
     """
     given = len(test)
-    test = test.loc[ranked(test, seed).index[: wanted.test_poems].sort_values()]
+    chosen = set(ranked(test, seed)[: wanted.test_poems])
+    test = [poem for poem in test if poem in chosen]
     pool = ranked(apart(train, test), seed)
     extra = wanted.test_poems - len(test)
-    tested = pd.concat([test, pool[:extra]])
+    tested = test + pool[:extra]
     pool = apart(pool[extra:], tested)
     validation = pool[: wanted.validation_poems]
     pool = apart(pool[wanted.validation_poems :], validation)
     trained = pool[: wanted.max_train]
 
     shared = len(train) + len(test) - len(tested) - len(validation) - len(pool)
-    if trained.empty:
+    if not trained:
         raise UserError(
             f"no poem is left to train on: of {len(train)} usable ones "
             f"{len(tested) - len(test)} went to the test set, {len(validation)} to validation, "
@@ -216,13 +185,12 @@ def split(train: pd.DataFrame, test: pd.DataFrame, wanted: Prepare, seed: int) -
     return Split(trained, validation, tested, dropped)
 
 
-def apart(poems: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+def apart(poems: Iterable[Poem], others: Iterable[Poem]) -> list[Poem]:
     """The poems that share no line with any of the others, in their order."""
-    taken = lines_in(poem_texts(others))
-    return poems.loc[[taken.isdisjoint(lines) for lines in poem_lines(poems)]]
+    taken = lines_in(poem.text for poem in others)
+    return [poem for poem in poems if taken.isdisjoint(poem.lines)]
 
 
-def ranked(poems: pd.DataFrame, seed: int) -> pd.DataFrame:
+def ranked(poems: Iterable[Poem], seed: int) -> list[Poem]:
     """The poems in the order of a hash of the seed and the text of each."""
-    ranks = [sha256(f"{seed} {text}".encode()).digest() for text in poem_texts(poems)]
-    return poems.iloc[sorted(range(len(poems)), key=ranks.__getitem__)]
+    return sorted(poems, key=lambda poem: sha256(f"{seed} {poem.text}".encode()).digest())

@@ -4,6 +4,8 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable
 
+from verse.poem import LOOSE_MARKS, split_lines
+
 FURTHER_LINES = (2, 6)  # of a quatrain and of an eight-line poem, after the couplet
 FORMS = {(4, 5): "五絕", (4, 7): "七絕", (8, 5): "五律", (8, 7): "七律"}  # (lines, characters)
 
@@ -13,28 +15,9 @@ IDEOGRAPHS = re.compile(r"[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U000200
 PAUSES = "，；：？！"  # end the first line of a couplet
 STOPS = "。；？！"  # end the second one
 CLOSES = "。？！"  # end the poem
-POEM_PUNCTUATION = "，。？！；：、"
-
-# Besides the poem's own marks, what stands for them in a text out of form.
-LOOSE_MARKS = POEM_PUNCTUATION + ",.?!;:"
-LINE_ENDS = LOOSE_MARKS + "\n\r\t\v\f\x1c-\x1e\x85\u2028\u2029\u3000"
-LINE = re.compile(f"([^{LINE_ENDS}]+)([{LINE_ENDS}]*)")
 MARK = re.compile(rf"\s*([{LOOSE_MARKS}､｡．])\s*")
 
 KEPT_MARKS = {"?": "？", "!": "！", "？": "？", "！": "！"}
-
-
-def split_lines(text: str) -> list[tuple[str, str]]:
-    """The lines of any text, such as an answer, each with the marks that follow it.
-
-    A line ends at poem punctuation, its half-width likeness, a line break, a tab or an
-    ideographic space, and never is empty. Nothing is normalised.
-
-    >>> split_lines("白日依山盡，黃河入海流。")
-    [('白日依山盡', '，'), ('黃河入海流', '。')]
-    """
-    pieces = ((line.strip(), marks) for line, marks in LINE.findall(text))
-    return [(line, marks) for line, marks in pieces if line]
 
 
 def lines_in(texts: Iterable[str]) -> set[str]:

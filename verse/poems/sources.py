@@ -1,7 +1,6 @@
 """Where the poems come from: embedded, the homework, a file, a folder or a URL.
 
-`fetch` turns any of them into training and test poems of one schema, rows of
-{"instruction", "input", "output"}: what to do, the first couplet, the rest of the poem.
+`fetch` turns any of them into training and test poems.
 `note_origin` leaves behind what the poems were read from, so that a change there is noticed.
 """
 
@@ -10,7 +9,7 @@ import os
 import re
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from verse.files import (
     write_json,
 )
 from verse.params import Data
-from verse.poems.lines import POEM_PUNCTUATION, write_lines
+from verse.poem import POEM, POEM_PUNCTUATION, SURROGATE, Poem
+from verse.poems.lines import write_lines
 
 INSTRUCTION = "以下是一首唐詩的第一句話，請用你的知識判斷並完成整首詩。"
 
@@ -48,14 +48,14 @@ WANTED = "a JSON list or one record a line is wanted"
 
 @dataclass(frozen=True)
 class Poems:
-    """Rows of {"instruction", "input", "output"}, all strings; `test` may be empty.
+    """What a source holds; `test` may be empty.
 
     `origin` is the local file or folder they were read from, or, for a download, its public
     address and the sha256 of each file.
     """
 
-    train: list[dict[str, str]]
-    test: list[dict[str, str]]
+    train: list[Poem]
+    test: list[Poem]
     origin: Path | dict[str, Any]
 
 
@@ -161,7 +161,7 @@ def note_origin(origin: Path | dict[str, Any], at: str | Path) -> None:
         partial.symlink_to(target)
 
 
-def read_folder(folder: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+def read_folder(folder: Path) -> tuple[list[Poem], list[Poem]]:
     """Training and test poems of a folder: train.json(l) and test.json(l), or the homework's."""
     train, test = one_of(folder, "train"), one_of(folder, "test")
     if train:
@@ -185,14 +185,14 @@ def one_of(folder: Path, stem: str) -> Path | None:
     return found[0] if found else None
 
 
-def read_poems(path: Path, shown: str = "", *, may_be_empty: bool = False) -> list[dict[str, str]]:
+def read_poems(path: Path, shown: str = "", *, may_be_empty: bool = False) -> list[Poem]:
     """The poems of a JSON list or JSON Lines file; errors call the file `shown`."""
     shown = shown or str(path)
     try:
-        poems = parse_json(read_text(path), shown, may_be_empty)
+        poems: list[Any] = parse_json(read_text(path), shown, may_be_empty)
     except UserError as error:  # under the name that the user knows, not the cache's
         raise UserError(str(error).replace(str(path), shown, 1)) from None
-    for number, record in enumerate(poems, 1):
+    for number, record in enumerate(poems, 1):  # each in the other's place, which is freed
         poems[number - 1] = checked(record, shown, number)
     if not poems and not may_be_empty:
         raise UserError(f"{shown}: holds no poems: give a file with at least one record")
@@ -225,8 +225,8 @@ def parse_json(text: str, shown: str, may_be_empty: bool = False) -> list[Any]:
 
 def checked(
     record: object, shown: str, number: int, keys: tuple[str, ...] = ("input", "output")
-) -> dict[str, str]:
-    """A file's record as a row of {"instruction", *keys}; other keys are dropped.
+) -> Poem:
+    """The poem in a file's record, of its instruction, if it has one, and these keys.
 
     Raises UserError naming the record and the key that is missing or no string.
     """
@@ -241,12 +241,12 @@ def checked(
             raise UserError(f"{where}: no {key!r}: each record needs {' and '.join(keys)}")
         elif not isinstance(record[key], str):
             raise UserError(f"{where}: {key!r} is {json_type(record[key])}, not a string")
-        elif re.search("[\ud800-\udfff]", record[key]):
+        elif SURROGATE.search(record[key]):
             raise UserError(f"{where}: {key!r} holds half a surrogate pair: fix the escape")
         else:
             row[key] = record[key]
     row["instruction"] = sys.intern(row["instruction"])  # of most poems the same: kept once
-    return row
+    return Poem(**{POEM[key]: text for key, text in row.items()})
 
 
 def json_type(value: object) -> str:
@@ -255,7 +255,7 @@ def json_type(value: object) -> str:
     return names.get(type(value), "an object" if isinstance(value, dict) else "a number")
 
 
-def read_homework(paths: dict[str, Path]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+def read_homework(paths: dict[str, Path]) -> tuple[list[Poem], list[Poem]]:
     """Training and test poems of the homework's three files.
 
     Its test file holds prompts alone; the rest of each poem stands in the references file.
@@ -272,7 +272,7 @@ def read_homework(paths: dict[str, Path]) -> tuple[list[dict[str, str]], list[di
             "each prompt needs one line, in the same order"
         )
     test = [
-        prompt | {"output": punctuated(line, f"{references}, line {number}")}
+        replace(prompt, rest=punctuated(line, f"{references}, line {number}"))
         for number, (prompt, line) in enumerate(zip(prompts, lines, strict=True), 1)
     ]
     return read_poems(paths[TRAINING]), test

@@ -1,18 +1,16 @@
 """Answers without sense, which give every figure its scale: what can be had for nothing.
 
-Each baseline takes the couplets, the true rests and the training poems, and gives an answer a
-couplet. None of them is a model, and each comes out the same for the same poems and seed.
+Each baseline takes the true poems and the training poems, and gives an answer to each couplet. None
+of them is a model, and each comes out the same for the same poems and seed.
 """
 
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from verse.poems.lines import split_lines
+from verse.poem import Poem
 from verse.poems.prosody import LEVEL, LEVEL_GROUPS, OBLIQUE, final_groups, tone_bits
-
-Poem = tuple[str, str]
-"""A couplet and its rest."""
 
 PATTERNS = {  # of a line, by whether its second character is level and whether it rhymes
     (True, False): "平平仄仄平平仄",
@@ -23,42 +21,41 @@ PATTERNS = {  # of a line, by whether its second character is level and whether 
 """The four lines of regulated verse in seven characters; those in five are their ends."""
 
 
-def random_characters(poems: Sequence[Poem], training: Sequence[Poem], seed: int) -> list[str]:
+def random_characters(poems: Sequence[Poem], training: Sequence[Poem], seed: int) -> list[Poem]:
     """Characters of the training poems at random, where tone and rhyme allow them.
 
     The tones are those of regulated verse, on from the couplet's second line; even lines end on
     different characters of its rhyme group. As many lines as most training poems have.
     """
     lines = commonest_shape(training)[0]
-    text = "".join(a + b for a, b in training)
+    text = "".join(poem.text for poem in training)
     level, oblique = (
         text.translate({ord(c): None for c in set(text) if tone_bits(c) != bits})
         for bits in (LEVEL, OBLIQUE)
     )
-    finals = {line[-1:] for _, rest in training for line, _ in split_lines(rest)}
+    finals = {line[-1:] for poem in training for line in poem.rest_lines}
     rhymes: dict[str, list[str]] = {}
     for final in sorted(finals):
         for group in sorted(final_groups(final)):
             rhymes.setdefault(group, []).append(final)
     pools = {"平": level or "平", "仄": oblique or "仄"}
     return [
-        toned(couplet, lines, pools, rhymes, random.Random(f"{seed} {couplet}"))
-        for couplet, _ in poems
+        toned(poem, lines, pools, rhymes, random.Random(f"{seed} {poem.couplet}")) for poem in poems
     ]
 
 
 def toned(
-    couplet: str,
+    poem: Poem,
     lines: int,
     pools: Mapping[str, Sequence[str]],
     rhymes: Mapping[str, Sequence[str]],
     draw: random.Random,
-) -> str:
-    """So many lines at random, on from a couplet.
+) -> Poem:
+    """So many lines at random, on from a poem's couplet.
 
     pools: 平 and 仄 -> characters of that tone. rhymes: rhyme group -> characters that end on it.
     """
-    given = [line for line, _ in split_lines(couplet)] or [""]
+    given = poem.couplet_lines or ("",)
     length, final = len(given[-1]), given[-1][-1:]
     second = tone_bits(given[-1][1:2]) != OBLIQUE  # of seven characters; in five, it is the fourth
     second = second if length > 5 else not second
@@ -74,40 +71,38 @@ def toned(
         if closes and wanted:
             line = line[:-1] + wanted.pop()
         answer += line + "，。"[closes]
-    return answer
+    return replace(poem, rest=answer)
 
 
-def constant(poems: Sequence[Poem], training: Sequence[Poem], seed: int) -> list[str]:
+def constant(poems: Sequence[Poem], training: Sequence[Poem], seed: int) -> list[Poem]:
     """One answer for all: the rest of the first training poem of the commonest shape."""
     shape = commonest_shape(training)
-    answer = next(rest for _, rest in training if shape_of(rest) == shape)
-    return [answer] * len(poems)
+    answer = next(poem.rest for poem in training if shape_of(poem) == shape)
+    return [replace(poem, rest=answer) for poem in poems]
 
 
-def another_rest(poems: Sequence[Poem], training: Sequence[Poem], seed: int) -> list[str]:
+def another_rest(poems: Sequence[Poem], training: Sequence[Poem], seed: int) -> list[Poem]:
     """The true rest of another poem: of the next in the same shape, or of the next at all."""
-    rests = [rest for _, rest in poems]
-    shapes = [shape_of(rest) for rest in rests]
     places: dict[tuple[int, int], list[int]] = {}
-    for number, shape in enumerate(shapes):
-        places.setdefault(shape, []).append(number)
+    for number, poem in enumerate(poems):
+        places.setdefault(shape_of(poem), []).append(number)
     following = {
-        number: same[(at + 1) % len(same)] if len(same) > 1 else (number + 1) % len(rests)
+        number: same[(at + 1) % len(same)] if len(same) > 1 else (number + 1) % len(poems)
         for same in places.values()
         for at, number in enumerate(same)
     }
-    return [rests[following[number]] for number in range(len(rests))]
+    return [replace(poem, rest=poems[following[n]].rest) for n, poem in enumerate(poems)]
 
 
-def shape_of(rest: str) -> tuple[int, int]:
-    """How many lines, and how many characters the first has."""
-    lines = split_lines(rest)
-    return len(lines), len(lines[0][0]) if lines else 0
+def shape_of(poem: Poem) -> tuple[int, int]:
+    """How many lines its rest has, and how many characters the first of them."""
+    lines = poem.rest_lines
+    return len(lines), len(lines[0]) if lines else 0
 
 
 def commonest_shape(training: Sequence[Poem]) -> tuple[int, int]:
     """Of the rests: first how many lines most have, then the commonest length of those."""
-    shapes = Counter(shape_of(rest) for _, rest in training)
+    shapes = Counter(map(shape_of, training))
     numbers = Counter[int]()
     for (lines, _), count in shapes.items():
         numbers[lines] += count

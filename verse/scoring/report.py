@@ -23,8 +23,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from verse.poems.contestants import CONTESTANTS, WATCHED, Contestant
-from verse.poems.lines import FORMS, split_lines
-from verse.poems.prosody import LEVEL_GROUPS, Analysis, Break, counted_tones
+from verse.poems.lines import FORMS
+from verse.poems.prosody import LEVEL_GROUPS, Break, counted_tones
 from verse.scoring.metrics import EXTRA, METRICS
 from verse.scoring.scoring import ScoredAnswer
 
@@ -185,15 +185,13 @@ def faults(scored: ScoredAnswer) -> list[str]:
 def poem(row: Row) -> dict[str, Any]:
     """A test poem; the page sorts by its score, form, rhyme and tone of the watched answer."""
     watched, true = row[WATCHED], row["reference"]
-    couplet = split_lines(true.couplet)
-    whole = [*couplet, *split_lines(true.answer)]
-    short = len(couplet) == 2 and len(true.couplet) <= LONG
+    short = len(true.poem.couplet_lines) == 2 and len(true.poem.couplet) <= LONG
     return {
         "form": form_of(row),
         "score": f"{watched.form + watched.rhyme + watched.tone:.4f}",
         "faults": " ".join(faults(watched)),
-        "couplet": true.couplet,
-        "lines": set_lines(whole, true.analysis)[:2] if short else None,
+        "couplet": true.poem.couplet,
+        "lines": set_lines(true)[:2] if short else None,
         "answers": {name: answer(scored) for name, scored in row.items()},
     }
 
@@ -201,23 +199,22 @@ def poem(row: Row) -> dict[str, Any]:
 def answer(scored: ScoredAnswer) -> dict[str, Any]:
     """An answer: set in lines if it is in form, else the raw text; and what was found."""
     lines = None
-    if scored.form and len(scored.answer) <= LONG:
-        whole = [*split_lines(scored.couplet), *split_lines(scored.answer)]
-        lines = set_lines(whole, scored.analysis)[2:]
+    if scored.form and len(scored.poem.rest) <= LONG:
+        lines = set_lines(scored)[2:]
         for line, echo, novel in zip(lines, scored.echo, scored.novel, strict=True):
             line["seal"] = "重" * echo + "襲" * (not novel)
     return {
-        "text": scored.answer,
+        "text": scored.poem.rest,
         "lines": lines,
-        "raw": None if scored.raw == scored.answer else scored.raw,
+        "raw": None if scored.poem.raw == scored.poem.rest else scored.poem.raw,
         "findings": " · ".join(findings(scored)),
     }
 
 
 def findings(scored: ScoredAnswer) -> Iterator[str]:
     """What was found of an answer, in a few words each."""
-    if scored.unanswered:
-        yield NAMED[scored.unanswered]
+    if scored.poem.unanswered:
+        yield NAMED[scored.poem.unanswered]
     if not scored.form:
         yield "失格"
         if not scored.clean:
@@ -243,9 +240,9 @@ def findings(scored: ScoredAnswer) -> Iterator[str]:
     yield f"合律 {scored.tone:.2f}"
 
 
-def set_lines(lines: Sequence[tuple[str, str]], analysis: Analysis | None) -> list[dict[str, Any]]:
+def set_lines(scored: ScoredAnswer) -> list[dict[str, Any]]:
     """The lines of a poem, in characters, with the rules that each breaks and whether it rhymes."""
-    bare = [line for line, _ in lines]
+    bare, analysis = scored.poem.lines, scored.analysis
     unmarked = {"rules": "", "note": "", "rhymes": False}
     characters = [[{"text": character, **unmarked} for character in line] for line in bare]
     if analysis:
@@ -259,7 +256,7 @@ def set_lines(lines: Sequence[tuple[str, str]], analysis: Analysis | None) -> li
             characters[number][position]["rhymes"] = True
     return [
         {"characters": line, "marks": marks, "seal": ""}
-        for line, (_, marks) in zip(characters, lines, strict=True)
+        for line, (_, marks) in zip(characters, scored.poem.marked_lines, strict=True)
     ]
 
 

@@ -20,14 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from verse.poems.lines import (
-    FURTHER_LINES,
-    IDEOGRAPHS,
-    POEM_PUNCTUATION,
-    in_form,
-    lines_in,
-    split_lines,
-)
+from verse.poem import POEM_PUNCTUATION, Poem
+from verse.poems.lines import FURTHER_LINES, IDEOGRAPHS, in_form
 from verse.poems.prosody import Analysis, analyse, rhymes
 from verse.scoring.cooccurrence import Rivals, fits, parallel, words
 from verse.scoring.known_lines import stands_elsewhere
@@ -63,10 +57,8 @@ Z = 1.959964  # the normal distribution's 97.5% point
 class ScoredAnswer:
     """One answer, scored."""
 
-    couplet: str
-    answer: str
-    written: tuple[str, ...]
-    """All the answer's lines without punctuation."""
+    poem: Poem
+    """The couplet and the answer to it."""
     verse: tuple[str, ...]
     """Those that are scored: all of an answer in form, else as many as the true poem has; of
     fewer an even number."""
@@ -99,24 +91,16 @@ class ScoredAnswer:
     """Share of the verse's characters that stand earlier in it."""
     analysis: Analysis | None
     """Prosody of the couplet and the verse; None out of form."""
-    raw: str | None = None
-    """All that a chat model wrote, where the answer is only what counts of it."""
-    unanswered: str = ""
-    """Why a chat model gave no answer, by the name of a metric, where it gave none."""
 
 
-def score_answer(
-    couplet: str, answer: str, truth: str, training_lines: Collection[str]
-) -> ScoredAnswer:
-    """Score an answer to a couplet whose true rest is `truth`.
+def score_answer(answer: Poem, truth: Poem, training_lines: Collection[str]) -> ScoredAnswer:
+    """Score an answer to the couplet of the true poem.
 
     training_lines: as `learnt` or `likenesses` gives them of the training poems; plain lines will
     do, but then a line with one character changed passes for new.
     """
-    given = [line for line, _ in split_lines(couplet)]
-    lines = tuple(line for line, _ in split_lines(answer))
-    true_lines = len(split_lines(truth))
-    form = in_form(couplet, answer, {*FURTHER_LINES, true_lines})
+    given, lines, true_lines = answer.couplet_lines, answer.rest_lines, len(truth.rest_lines)
+    form = in_form(answer.couplet, answer.rest, {*FURTHER_LINES, true_lines})
     verse = lines if form else lines[: min(len(lines), true_lines) // 2 * 2]
     poem = (*given, *verse)
     analysis = analyse(poem)
@@ -133,13 +117,11 @@ def score_answer(
         return any(alike in training_lines for alike in (line, *blanked(line, most)))
 
     return ScoredAnswer(
-        couplet=couplet,
-        answer=answer,
-        written=lines,
+        poem=answer,
         verse=verse,
         form=form,
         lines=len(lines) == true_lines,
-        clean=set(IDEOGRAPHS.sub("", answer)) <= set(POEM_PUNCTUATION),
+        clean=set(IDEOGRAPHS.sub("", answer.rest)) <= set(POEM_PUNCTUATION),
         echo=tuple(echo),
         novel=tuple(not known(line, 1) for line in verse),
         near_copies=tuple(known(line, 2) or stands_elsewhere(line) for line in verse),
@@ -153,16 +135,16 @@ def score_answer(
     )
 
 
-def learnt(answers: Iterable[str], training: Iterable[str]) -> set[str]:
+def learnt(answers: Iterable[Poem], training: Iterable[Poem]) -> set[str]:
     """The likenesses of training lines that an answer has too, which `score_answer` looks among.
 
     Takes memory for the answers, and none for the training poems, however many.
     """
-    wanted = likenesses(lines_in(answers), 2)
+    wanted = likenesses({line for answer in answers for line in answer.rest_lines}, 2)
     return {
         alike
-        for text in training
-        for line, _ in split_lines(text)
+        for poem in training
+        for line in poem.lines
         for alike in (line, *blanked(line, 2))
         if alike in wanted
     }
@@ -206,14 +188,14 @@ def tabulate(
     def is_shared(line: str) -> bool:
         return any(known[alike] > 1 for alike in likenesses([line]))
 
-    couplets = [[line for line, _ in split_lines(one.couplet)] for one in scored]
+    couplets = [one.poem.couplet_lines for one in scored]
     rows = []
     fitting = fits(couplets, [one.verse for one in scored], others)
     for number, (one, fit, nats) in enumerate(zip(scored, fitting, surprises, strict=True), 1):
         lines = len(one.verse)
         row = {
             "poem": number,
-            "written": len(one.written),
+            "written": len(one.poem.rest_lines),
             "form": int(one.form),
             "lines": int(one.lines),
             "clean": int(one.clean),
@@ -259,7 +241,7 @@ def in_band(nats: float, characters: int) -> bool:
 def summarise(
     scored: Sequence[ScoredAnswer],
     table: pd.DataFrame,
-    truths: Sequence[str],
+    truths: Sequence[Poem],
     *,
     seed: int,
     resamples: int,
@@ -281,7 +263,7 @@ def summarise(
     metrics: dict[str, float] = dict.fromkeys(KEYS[1:], 0.0)
     openings = [line for one in scored for line in one.verse[:2]]
     bigrams = {pair for line in openings for pair in pairwise(line)}
-    true = sum(len(line) - 1 for rest in truths for line, _ in split_lines(rest)[:2])
+    true = sum(len(line) - 1 for poem in truths for line in poem.rest_lines[:2])
     metrics["distinct2"] = min(1.0, share(len(bigrams), true))
     if len(table):
         metrics |= means_of(table[COLUMNS[2:]])

@@ -2,7 +2,7 @@
 
 import unicodedata
 
-from verse.poems.lines import split_lines
+from verse.poem import split_lines
 from verse.scoring.metrics import EXTRA, METRICS
 
 

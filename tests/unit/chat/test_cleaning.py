@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verse.chat.cleaning import clean, traditional
-from verse.poems.lines import IDEOGRAPHS, LOOSE_MARKS, in_form, split_lines
+from verse.poem import LOOSE_MARKS, split_lines
+from verse.poems.lines import IDEOGRAPHS, in_form
 
 COUPLET, REST = "白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。"
 OCTAVE = "長江流不盡，明月照高樓。" + REST + "故人何處去，獨坐對孤舟。"

@@ -9,6 +9,7 @@ from verse.chat import client, rounds
 from verse.chat.answers import finish
 from verse.errors import UserError
 from verse.params import Contestant, parse
+from verse.poem import Poem
 
 ODD = "白日依山盡，黃河入海流。"
 
@@ -31,7 +32,7 @@ def machine():
 
 def ask(server, store, machine, couplets, **options):
     values = {"base_url": server.base_url, "model": "m", "key_env": "TEST_KEY"} | options
-    poems = [{"instruction": "續詩。", "input": couplet} for couplet in couplets]
+    poems = [Poem(couplet, instruction="續詩。") for couplet in couplets]
     return finish(Contestant(name="kimi", **values), poems, store, machine)
 
 

@@ -12,7 +12,7 @@ from verse.chat.decoys import scrambled
 from verse.chat.llm_judge import QUESTIONS, TIMES, TOOL, TRIES, mark_poems, read
 from verse.errors import UserError
 from verse.params import Judge, parse
-from verse.poems.lines import split_lines
+from verse.poem import Poem, split_lines
 from verse.poems.prosody import analyse, tone_bits
 
 ROOT = Path(__file__).parents[3]
@@ -243,23 +243,19 @@ def test_a_mark_in_words(text, score):
 
 
 def test_scrambled_poems_keep_tones_and_rhyme_and_no_sense():
-    truths = [
-        p["output"] for p in json.loads((ROOT / "data/embedded/test.json").read_text("utf-8"))
-    ]
-    couplets = [
-        p["input"] for p in json.loads((ROOT / "data/embedded/test.json").read_text("utf-8"))
-    ]
+    rows = json.loads((ROOT / "data/embedded/test.json").read_text("utf-8"))
+    truths = [Poem(row["input"], row["output"]) for row in rows]
     decoys = scrambled(truths)
     assert scrambled(truths) == decoys
     same = total = 0
-    for couplet, truth, decoy in zip(couplets, truths, decoys, strict=True):
-        true_lines, lines = split_lines(truth), split_lines(decoy)
+    for truth, decoy in zip(truths, decoys, strict=True):
+        assert decoy.couplet == truth.couplet
+        true_lines, lines = split_lines(truth.rest), split_lines(decoy.rest)
         assert [marks for _, marks in lines] == [marks for _, marks in true_lines]
         for (a, _), (b, _) in zip(true_lines, lines, strict=True):
             assert list(map(tone_bits, a)) == list(map(tone_bits, b))
             same += sum(x == y for x, y in zip(a, b, strict=True))
             total += len(a)
-        given = [line for line, _ in split_lines(couplet)]
-        was, now = (analyse((*given, *(line for line, _ in ones))) for ones in (true_lines, lines))
+        was, now = (analyse(poem.lines) for poem in (truth, decoy))
         assert (now.rhyme, now.tone) == (was.rhyme, pytest.approx(was.tone, abs=0.2))
     assert same / total < 0.15, "the rhymes, and a few by chance"

@@ -16,6 +16,7 @@ from verse.chat.answers import finish
 from verse.chat.store import Store, key_of
 from verse.errors import UserError
 from verse.params import Contestant, parse
+from verse.poem import Poem
 
 ROOT = Path(__file__).parents[3]
 MACHINE = parse(yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))).machine
@@ -24,7 +25,7 @@ MACHINE = parse(yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))).machi
 def poems(count):
     digits = str.maketrans("0123456789", "甲乙丙丁戊己庚辛壬癸")
     names = [f"{number:03}".translate(digits) for number in range(count)]
-    return [{"instruction": "續詩。", "input": f"白日{name}，黃河入海流。"} for name in names]
+    return [Poem(f"白日{name}，黃河入海流。", instruction="續詩。") for name in names]
 
 
 def ask(server, store, count=20, name="kimi", machine=MACHINE, timeout=60.0, **options):
@@ -49,7 +50,7 @@ def echo(body):
 def test_answers_in_the_order_of_the_poems(store):
     with Server(echo) as server:
         rows = ask(server, store)
-    assert [row["input"] for row in rows] == [poem["input"] for poem in poems(20)]
+    assert [row["input"] for row in rows] == [poem.couplet for poem in poems(20)]
     assert all(row["raw"] == row["input"][:5] + "，" + REST for row in rows)
     assert rows[0].keys() == {
         *("input", "answer", "raw", "trimmed", "finish_reason", "unanswered"),

@@ -13,6 +13,7 @@ from verse.cli.card import SAMPLES, licence, write_card
 from verse.errors import UserError
 from verse.files import write_jsonl, write_text
 from verse.model import loading
+from verse.poem import Poem
 from verse.poems.contestants import CONTESTANTS
 from verse.scoring.metrics import KEYS
 
@@ -23,7 +24,7 @@ HOSTILE = "山\n```\n# 題\n---\n<script>alert(1)</script>\x1b[31m\u2028- 水"
 
 def test_the_hub_reads_licence_base_and_metrics(tmp_path):
     file = tmp_path / "README.md"
-    written = [{"input": f"聯{n}。", "answer": f"句{n}。"} for n in range(9)]
+    written = [Poem(f"聯{n}。", f"句{n}。") for n in range(9)]
     file.write_text(write_card(P, "續詩。\n聯。", SCORE, written), "utf-8")
     card = ModelCard.load(file)
     found = {one.metric_type: one.metric_value for one in card.data.eval_results}
@@ -52,7 +53,7 @@ def test_paths_stay_at_home(tmp_path):
 
 
 def test_what_a_model_wrote_is_text_alone():
-    card = write_card(P, HOSTILE, SCORE, [{"input": "聯。", "answer": HOSTILE}] * 2)
+    card = write_card(P, HOSTILE, SCORE, [Poem("聯。", HOSTILE)] * 2)
     _, front, body = card.split("---\n", 2)
     assert "山" not in front
     for line in body.splitlines():

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from verse.cli.couplets import EXAMPLES, Library, doubts, traditional, written
+from verse.poem import Poem
 from verse.poems import contestants
 from verse.poems.sources import INSTRUCTION
 
@@ -72,16 +73,17 @@ def test_the_test_poems_and_the_contestants_answers_are_looked_up(tmp_path, monk
     monkeypatch.setitem(contestants.CONTESTANTS, "kimi", kimi)
 
     library = Library(own=frozenset(("base", "tuned")), folder=tmp_path)
-    assert library.poem(COUPLET) == {"instruction": "續。", "input": COUPLET}
-    assert library.truth(COUPLET) == rows[0]["output"]
+    assert (
+        library.poem(COUPLET) == library.test[COUPLET] == Poem(COUPLET, rows[0]["output"], "續。")
+    )
     assert library.others["kimi"] == {COUPLET: "。"}
     assert library.any_couplet() == COUPLET
-    copied = library.set(COUPLET, rows[0]["output"])
+    copied = library.set(Poem(COUPLET, rows[0]["output"]))
     assert [line["seal"] for line in copied["lines"]] == ["襲", "襲"]
 
     empty = Library(folder=tmp_path / "none")
-    assert empty.poem(COUPLET) == {"instruction": INSTRUCTION, "input": COUPLET}
-    assert empty.truth(COUPLET) is None
+    assert empty.poem(COUPLET) == Poem(COUPLET, instruction=INSTRUCTION)
+    assert empty.test == {}
     assert empty.any_couplet() in EXAMPLES
 
 

@@ -18,6 +18,7 @@ from verse import params
 from verse.cli import export
 from verse.errors import UserError
 from verse.model.prompts import prompt_writer
+from verse.poem import Poem
 from verse.poems.sources import INSTRUCTION
 
 P = params.read()
@@ -29,7 +30,7 @@ def test_a_chat_with_a_couplet_alone_is_the_prompt(tmp_path, template):
     tokenizer = AutoTokenizer.from_pretrained("models/mini")
     tokenizer.chat_template = "{% for m in messages %}<u>{{ m['content'] }}</u>{% endfor %}"
     p = P.model_copy(update={"model": P.model.model_copy(update={"template": template})})
-    prompt = prompt_writer(template, tokenizer)({"instruction": INSTRUCTION, "input": COUPLET})
+    prompt = prompt_writer(template, tokenizer)(Poem(COUPLET, instruction=INSTRUCTION))
     before, after = export.around_couplet(p, tokenizer)
     assert before + COUPLET + after == prompt
     tokenizer.save_pretrained(tmp_path)

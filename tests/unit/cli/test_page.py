@@ -23,6 +23,7 @@ from verse.cli.models import load_models
 from verse.cli.options import adjusted
 from verse.cli.page import main, service
 from verse.errors import UserError
+from verse.poem import Poem
 from verse.poems.lines import in_form
 from verse.poems.sources import INSTRUCTION
 
@@ -97,9 +98,7 @@ def models(adapter):
 def poem_of(model, seed=42, couplet=COUPLET, **changes):
     """The one candidate that the library writes, and the decoding that it is written with."""
     decoding = adjusted(P, "test", **CONTROLS | changes, candidates=1)
-    return model.write([{"instruction": INSTRUCTION, "input": couplet}], decoding, seed)[
-        0
-    ], decoding
+    return model.write([Poem(couplet, instruction=INSTRUCTION)], decoding, seed)[0], decoding
 
 
 # Over HTTP
@@ -301,7 +300,7 @@ def told(model, place, **changes):
     """What the library says of a place: token -> shares of the model, tempered and drawn."""
     poem, _ = poem_of(model)
     decoding = adjusted(P, "test", **CONTROLS | changes)
-    prompt = model.prompt({"instruction": INSTRUCTION, "input": COUPLET}, 0)
+    prompt = model.prompt(Poem(COUPLET, instruction=INSTRUCTION), 0)
     scores = model.scores(prompt, poem.tokens)
     found = list(model.distributions(scores, prompt, poem.tokens, decoding, COUPLET))[place]
     rows = {

@@ -15,6 +15,7 @@ from verse.cli.models import common, find, load_models
 from verse.cli.options import adjusted, sample_seed
 from verse.errors import ParameterError, UserError
 from verse.generation import candidates
+from verse.poem import Poem
 from verse.poems.lines import in_form
 from verse.poems.sources import INSTRUCTION
 
@@ -50,7 +51,7 @@ def rows(output):
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_poem_is_the_one_that_the_pipeline_keeps(verse, both, count):
     model, drawn = both["tuned"], {}
-    poem = {"instruction": INSTRUCTION, "input": COUPLET}
+    poem = Poem(COUPLET, instruction=INSTRUCTION)
     [kept] = candidates.finish(
         model.model,
         model.opening,
@@ -73,7 +74,7 @@ def test_of_several_candidates_the_best_is_kept_and_the_first_is_told(both, monk
     told = []
     decoding = P.decoding.model_copy(update={"candidates": 3, "max_new_tokens": 6})
     monkeypatch.setattr(candidates, "eligible", lambda _, drawn: [drawn[2]])
-    poem = {"instruction": INSTRUCTION, "input": COUPLET}
+    poem = Poem(COUPLET, instruction=INSTRUCTION)
     [kept] = both["tuned"].write([poem], decoding, 1, lambda *one: told.append(one))
     alone = decoding.model_copy(update={"candidates": 1})
     monkeypatch.undo()

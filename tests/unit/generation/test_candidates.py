@@ -1,6 +1,7 @@
 """`verse.generation.candidates`: of several answers the one that is kept."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from verse.generation.candidates import (
 from verse.model import loading, memory
 from verse.model.encoding import encode_prompt
 from verse.model.opening import open_model
+from verse.poem import Poem
 
 COUPLET = "白日依山盡，黃河入海流。"
 RHYMED = "欲窮千里目，更上一層樓。"
@@ -83,7 +85,7 @@ def opened():
     opening = open_model(p.model, p.machine.model_copy(update={"device": "cpu"}), seed=p.seed)
     instruction = "完成這首詩。"
     poems = [
-        {"instruction": instruction, "input": poem["input"]}
+        Poem(poem["input"], instruction=instruction)
         for poem in json.loads(Path("data/embedded/test.json").read_text("utf-8"))[:20]
     ]
     prompts = opening.encode_prompts(poems)
@@ -128,8 +130,8 @@ def test_kept_is_the_one_that_its_couplet_explains_best(opened):
     kept = finished(opened, range(20), drawn)
     likeliest = 0
     for number, poem in enumerate(poems):
-        best = eligible(poem["input"], [drawn[number, n] for n in range(4)])
-        [instead] = opening.encode_prompts([poem | {"input": decoy_couplet(poem["input"])}])
+        best = eligible(poem.couplet, [drawn[number, n] for n in range(4)])
+        [instead] = opening.encode_prompts([replace(poem, couplet=decoy_couplet(poem))])
         merits = [nats(prompts[number], one.tokens) - nats(instead, one.tokens) for one in best]
         assert merits[best.index(kept[number])] >= max(merits) - 0.5  # of bfloat16's last bits
         likeliest += kept[number] == max(best, key=lambda one: one.likelihood)
@@ -191,7 +193,7 @@ def test_a_number_does_not_depend_on_its_company(opened):
     opening, model, poems, _ = opened
     drawn = {}
     finished(opened, range(20), drawn)
-    [instead] = opening.encode_prompts([poems[0] | {"input": COUPLET}])
+    [instead] = opening.encode_prompts([replace(poems[0], couplet=COUPLET)])
     cases = [(instead, [drawn[number, n] for n in range(4)]) for number in range(20)]
     together = pmi(model, cases)
     assert [pmi(model, [case])[0] for case in cases] == together

@@ -12,7 +12,8 @@ from verse.generation import answers
 from verse.generation.answers import constraint_of
 from verse.generation.vocabulary import Vocabulary, split, verse_in, vocabulary_of
 from verse.model.encoding import encode_prompt
-from verse.poems.lines import in_form, split_lines
+from verse.poem import split_lines
+from verse.poems.lines import in_form
 from verse.poems.prosody import (
     BOOK,
     LEVEL_GROUPS,

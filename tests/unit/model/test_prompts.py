@@ -1,6 +1,7 @@
 """`verse.model.prompts`: each template, and one start token however the tokenizer goes about it."""
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,12 +12,9 @@ from verse.errors import UserError
 from verse.model import bounded
 from verse.model.opening import Opening
 from verse.model.prompts import SYSTEM, end_of_turn, end_token, prompt_writer
+from verse.poem import Poem
 
-POEM = {
-    "instruction": "續寫此詩。",
-    "input": "白日依山盡，黃河入海流。",
-    "output": "欲窮千里目，更上一層樓。",
-}
+POEM = Poem("白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。", "續寫此詩。")
 USER = "續寫此詩。\n白日依山盡，黃河入海流。"
 
 CHATML = (
@@ -79,7 +77,7 @@ def test_homework_is_the_notebooks_prompt():
 
 
 def test_braces_in_a_poem_are_no_fields():
-    assert "{system}{0}\n" in prompt("homework", poem=POEM | {"instruction": "{system}{0}"})
+    assert "{system}{0}\n" in prompt("homework", poem=replace(POEM, instruction="{system}{0}"))
 
 
 def test_auto_is_chat_where_the_tokenizer_has_a_template_and_plain_elsewhere():
@@ -208,7 +206,7 @@ def tall(text=""):
 
 
 SAYS = "{{ messages[0].content }}{{ messages[1].content }}"
-LONG = {"instruction": "續寫此詩。", "input": "春江潮水連海平，海上明月共潮生。"}
+LONG = replace(POEM, couplet="春江潮水連海平，海上明月共潮生。")
 ENDLESS = {
     "turns without a text": (tall(), "has no end"),
     "turns of a letter": (tall("x"), "has no end"),
@@ -262,7 +260,7 @@ def test_a_template_that_fails_on_a_poem_alone(what, character, monkeypatch):
     """On the longest, or on the first; the probe passes."""
     monkeypatch.setattr(bounded, "SECONDS", 2)
     built = tokenizer(SAYS + ON_SOME[what].replace("THIS", character))
-    first = {"instruction": "續。", "input": "床前明月光，疑是地上霜。"}
+    first = Poem("床前明月光，疑是地上霜。", instruction="續。")
     settings = SimpleNamespace(template="chat")
     opening = Opening(settings, None, None, built, prompt_writer("chat", built), None, None)
     with pytest.raises(UserError, match="chat template of the model's tokenizer fails"):

@@ -19,9 +19,10 @@ from verse.errors import UserError
 from verse.model import encoding
 from verse.model.opening import open_model
 from verse.model.prompts import SYSTEM
+from verse.poem import Poem
 
-ROWS = [{"instruction": INSTRUCTION, "input": couplet, "output": rest} for couplet, rest in POEMS]
-ALL = "".join("".join(row.values()) for row in ROWS) + SYSTEM
+ROWS = [Poem(*both, INSTRUCTION) for both in POEMS]
+ALL = "".join(poem.instruction + poem.text for poem in ROWS) + SYSTEM
 SPECIAL = ["<s>", "</s>", "<unk>", "<pad>", "[gMASK]", "<sop>", "<turn>", "</turn>"]
 TURNS = "{% for m in messages %}<turn>{{ m.content }}</turn>{% endfor %}"
 
@@ -102,16 +103,16 @@ def test_sound_poems_go_in_and_come_out(opened, tokenizer, capsys):
         assert prompt[: len(start)] == start and not {*start} & {*prompt[len(start) :]}
         names = opening.tokenizer.convert_ids_to_tokens(example.completion)
         assert [name for name in names if name in SPECIAL] == [end] == names[-1:]
-        assert encoding.decode(opening.tokenizer, example.completion) == row["output"]
-        assert encoding.decode(opening.tokenizer, example.completion[:-1]) == row["output"]
+        assert encoding.decode(opening.tokenizer, example.completion) == row.rest
+        assert encoding.decode(opening.tokenizer, example.completion[:-1]) == row.rest
     assert capsys.readouterr().err == ""
 
 
 def test_many_at_once_are_as_each_alone(monkeypatch):
     monkeypatch.setattr(encoding, "AT_ONCE", 3)
     for tokenizer in (byte_pairs(), characters(before="<s>", behind="</s>"), bert()):
-        prompts = [f"{row['instruction']}\n{row['input']}" for row in ROWS]
-        rests = [row["output"] for row in ROWS]
+        prompts = [f"{row.instruction}\n{row.couplet}" for row in ROWS]
+        rests = [row.rest for row in ROWS]
         alone = [encoding.encode(tokenizer, *both) for both in zip(prompts, rests, strict=True)]
         assert encoding.encode_poems(tokenizer, prompts, rests, 1) == alone
         plain = [tokenizer(prompt)["input_ids"] for prompt in prompts]

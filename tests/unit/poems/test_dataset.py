@@ -2,24 +2,24 @@
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from verse.errors import UserError
+from verse.poem import Poem
 from verse.poems import dataset, sources
-from verse.poems.dataset import COLUMNS, COUPLETS, DROPPED, QUATRAIN_OR_OCTAVE
-from verse.poems.lines import lines_in
+from verse.poems.dataset import COUPLETS, DROPPED, clean
 
 INSTRUCTION = sources.INSTRUCTION
 
 
 def record(couplet, rest, instruction=INSTRUCTION):
-    return {"instruction": instruction, "input": couplet, "output": rest}
+    return Poem(couplet, rest, instruction)
 
 
 TOWER = record("白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。")
@@ -33,20 +33,6 @@ SPRING = record(
 )
 
 
-def table(records):
-    return pd.DataFrame(records, columns=COLUMNS, dtype="str")
-
-
-def rows(poems):
-    return list(dataset.rows_of(poems))
-
-
-def clean(records, rests=QUATRAIN_OR_OCTAVE):
-    """`dataset.clean` on lists of records."""
-    poems, dropped = dataset.clean(records, rests)
-    return rows(poems), dropped
-
-
 def one(couplet, rest):
     """The poem that a record becomes, or the reason for dropping it."""
     poems, dropped = clean([record(couplet, rest)])
@@ -55,24 +41,13 @@ def one(couplet, rest):
 
 
 def parts(train, test=(), *, seed=42, **wanted):
-    """`dataset.split` on lists of records."""
     wanted = {
         "test_poems": 1,
         "validation_poems": 1,
         "max_train": None,
         "max_dropped": 0.5,
     } | wanted
-    result = dataset.split(table(train), table(test), SimpleNamespace(**wanted), seed)
-    return SimpleNamespace(
-        train=rows(result.train),
-        validation=rows(result.validation),
-        test=rows(result.test),
-        dropped=result.dropped,
-    )
-
-
-def lines_of(poem):
-    return lines_in([poem["input"] + poem["output"]])
+    return dataset.split(train, test, SimpleNamespace(**wanted), seed)
 
 
 @pytest.mark.parametrize("poem", [TOWER, MOON, WINE, SPRING])
@@ -80,7 +55,7 @@ def test_a_sound_poem_stays_as_it_is(poem):
     assert clean([poem]) == ([poem], Counter())
 
 
-REST = TOWER["output"]
+REST = TOWER.rest
 
 
 @pytest.mark.parametrize(
@@ -111,7 +86,7 @@ REST = TOWER["output"]
         ("白日依山盡，黃河入海流。", REST * 2, "rest"),
         ("白日依山盡，黃河入海流。", REST * 4, "rest"),
         ("白日依山盡，黃河海流。", REST, "length"),
-        ("白日依山盡，黃河入海流。", WINE["output"], "length"),
+        ("白日依山盡，黃河入海流。", WINE.rest, "length"),
         ("白日依山，黃河入海。", "欲窮千里，更上一樓。", "length"),
         ("白日，，依山盡，黃河入海流。", REST, "couplet"),
         ("白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。。", "rest"),
@@ -131,13 +106,13 @@ def test_rare_ideographs_stay(rare):
 @pytest.mark.parametrize(
     ("couplet", "normal"),
     [
-        ("  白日依山盡，黃河入海流。\n", TOWER["input"]),
-        ("白日依山盡， 黃河入海流。\u3000", TOWER["input"]),
-        ("白日依山盡,黃河入海流.", TOWER["input"]),
-        ("白日依山盡､黃河入海流｡", TOWER["input"]),
-        ("白日依山盡；黃河入海流；", TOWER["input"]),
-        ("白日依山盡。黃河入海流，", TOWER["input"]),
-        ("白日依山盡，黃河入海流", TOWER["input"]),
+        ("  白日依山盡，黃河入海流。\n", TOWER.couplet),
+        ("白日依山盡， 黃河入海流。\u3000", TOWER.couplet),
+        ("白日依山盡,黃河入海流.", TOWER.couplet),
+        ("白日依山盡､黃河入海流｡", TOWER.couplet),
+        ("白日依山盡；黃河入海流；", TOWER.couplet),
+        ("白日依山盡。黃河入海流，", TOWER.couplet),
+        ("白日依山盡，黃河入海流", TOWER.couplet),
         ("夫子何為者？栖栖一代中。", "夫子何為者？栖栖一代中。"),
         ("夫子何為者?栖栖一代中!", "夫子何為者？栖栖一代中！"),
         ("白日依山盡，\uf90a河入海流。", "白日依山盡，金河入海流。"),
@@ -148,16 +123,16 @@ def test_what_is_harmless_is_normalised(couplet, normal):
 
 
 def test_the_last_mark_of_the_rest_may_be_missing():
-    assert one(TOWER["input"], REST.rstrip("。")) == TOWER
+    assert one(TOWER.couplet, REST.rstrip("。")) == TOWER
 
 
 def test_given_test_poems_may_be_longer():
-    longer = record(SPRING["input"], SPRING["output"] + TOWER["output"])
+    longer = record(SPRING.couplet, SPRING.rest + TOWER.rest)
     assert clean([longer])[1] == {"rest": 1}
     assert clean([longer], COUPLETS) == ([longer], Counter())
-    odd = record(TOWER["input"], "欲窮千里目，更上一層樓，欲窮千里目。")
+    odd = record(TOWER.couplet, "欲窮千里目，更上一層樓，欲窮千里目。")
     assert clean([odd], COUPLETS)[1] == {"rest": 1}
-    assert clean([record(TOWER["input"], "")], COUPLETS)[1] == {"rest": 1}
+    assert clean([record(TOWER.couplet, "")], COUPLETS)[1] == {"rest": 1}
 
 
 def test_a_poem_that_stands_twice_is_kept_once():
@@ -166,24 +141,24 @@ def test_a_poem_that_stands_twice_is_kept_once():
 
 
 def test_of_two_editions_of_a_poem_the_first_in_code_points_takes_the_earlier_place():
-    first, second = TOWER | {"instruction": "一"}, TOWER | {"instruction": "丁"}
+    first, second = replace(TOWER, instruction="一"), replace(TOWER, instruction="丁")
     assert clean([second, MOON, first]) == ([first, MOON], {"duplicate": 1})
 
 
 def test_a_poem_that_differs_in_marks_or_instruction_alone_is_a_duplicate():
     asked = record("白日依山盡？黃河入海流。", REST)
-    other = TOWER | {"instruction": "一"}
+    other = replace(TOWER, instruction="一")
     for order in ([TOWER, asked, other], [other, asked, TOWER], [asked, TOWER, other]):
         assert clean(order) == ([other], {"duplicate": 2})
 
 
 def test_a_couplet_with_another_rest_is_no_duplicate():
-    assert clean([TOWER, TOWER | {"output": MOON["output"]}])[1] == {}
+    assert clean([TOWER, replace(TOWER, rest=MOON.rest)])[1] == {}
 
 
 @pytest.mark.parametrize("text", ["", "NA", "nan", "null", "None", " \n", "1", "a\0b"])
 def test_text_that_looks_like_no_text_stays_as_it_is(text):
-    poem = TOWER | {"instruction": text}
+    poem = replace(TOWER, instruction=text)
     assert clean([poem]) == ([poem], Counter())
 
 
@@ -192,8 +167,8 @@ def test_no_records_are_no_poems():
 
 
 def test_describe_counts_forms_and_characters():
-    longer = record(SPRING["input"], SPRING["output"] + TOWER["output"])
-    assert dataset.describe(table([TOWER, MOON, WINE, SPRING, longer])) == {
+    longer = record(SPRING.couplet, SPRING.rest + TOWER.rest)
+    assert dataset.describe([TOWER, MOON, WINE, SPRING, longer]) == {
         "poems": 5,
         "五絕": 2,
         "七絕": 1,
@@ -223,9 +198,9 @@ def test_given_test_poems_come_first_in_their_order_as_many_as_are_asked_for():
 def test_a_training_poem_that_shares_a_line_with_a_test_poem_goes():
     # Another rest, another couplet with one line of it, and the poem itself.
     kin = [
-        TOWER | {"output": MOON["output"]},
-        record(DAWN["input"], "欲窮千里目，花落知多少。"),
-        TOWER | {"input": "白日依山盡？黃河入海流。"},
+        replace(TOWER, rest=MOON.rest),
+        record(DAWN.couplet, "欲窮千里目，花落知多少。"),
+        replace(TOWER, couplet="白日依山盡？黃河入海流。"),
     ]
     result = parts([*kin, DEER, SPRING], [TOWER])
     assert result.dropped["shared_line"] == 3
@@ -248,14 +223,14 @@ def test_max_train_caps_training_alone():
 
 def test_the_seed_decides():
     train = [TOWER, MOON, DAWN, DEER, SPRING, WINE]
-    assert len({parts(train, seed=seed).test[0]["input"] for seed in range(30)}) == 6
+    assert len({parts(train, seed=seed).test[0].couplet for seed in range(30)}) == 6
     # Held to what it is: a change here changes every experiment's test set.
     assert parts(train, seed=42).test == [DAWN]
 
 
 def test_too_few_poems_is_one_clear_line():
     with pytest.raises(UserError) as error:
-        parts([TOWER, TOWER | {"output": MOON["output"]}, DAWN], test_poems=300)
+        parts([TOWER, replace(TOWER, rest=MOON.rest), DAWN], test_poems=300)
     assert "of 3 usable ones 3 went to the test set, 0 to validation" in str(error.value)
     with pytest.raises(UserError, match="of 2 usable ones 0 went to the test set, 1 to val"):
         parts([TOWER, DAWN], [TOWER])
@@ -286,7 +261,7 @@ def test_no_line_on_two_sides_and_every_poem_accounted_for(train, test, n, v, ca
     if isinstance(result, str):
         return
     sides = [
-        {line for poem in part for line in lines_of(poem)}
+        {line for poem in part for line in poem.lines}
         for part in (result.train, result.validation, result.test)
     ]
     assert sum(map(len, sides)) == len(set.union(*sides))
@@ -300,7 +275,7 @@ def test_no_line_on_two_sides_and_every_poem_accounted_for(train, test, n, v, ca
 @given(corpora, st.lists(poems, max_size=3), st.data())
 def test_the_order_of_the_file_does_not_matter(train, test, data):
     # Twins: the same poem as another edition punctuates it, which clean has to choose from.
-    train += [poem | {"input": poem["input"].replace("，", "？")} for poem in train[:5]]
+    train += [replace(poem, couplet=poem.couplet.replace("，", "？")) for poem in train[:5]]
     shuffled = data.draw(st.permutations(train))
     options = {"test_poems": 4, "validation_poems": 2, "max_train": 5}
     assert attempt(train, test, **options) == attempt(shuffled, test, **options)

@@ -60,6 +60,10 @@ def poems(source, *, embedded="data/embedded", hw5_url="http://nowhere.invalid",
     return fetch(data, embedded=embedded, cache="cache")
 
 
+def rows(poems):
+    return [poem.row() for poem in poems]
+
+
 def fails(source, *words, **options):
     with pytest.raises(UserError) as caught:
         poems(source, **options)
@@ -97,7 +101,7 @@ def serve(monkeypatch):
 
 def test_embedded():
     got = poems("embedded")
-    assert (got.train, got.test) == ([POEM, POEM], [FILLED])
+    assert (rows(got.train), rows(got.test)) == ([POEM, POEM], [FILLED])
     assert got.origin == Path("data/embedded")
 
 
@@ -116,7 +120,7 @@ def test_embedded():
 def test_a_file(content, absolute):
     path = put("mine/poems.txt", content)
     got = poems(path.absolute() if absolute else path)
-    assert (got.train, got.test) == ([POEM, FILLED], [])
+    assert (rows(got.train), rows(got.test)) == ([POEM, FILLED], [])
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):
@@ -128,14 +132,14 @@ def test_home_is_expanded(tmp_path, monkeypatch):
 def test_line_separators_inside_a_poem_end_no_line():
     odd = POEM | {"output": "欲窮\u2028千里\x85目"}
     put("poems.jsonl", dump(odd))
-    assert poems("poems.jsonl").train == [odd]
+    assert rows(poems("poems.jsonl").train) == [odd]
 
 
 @given(st.lists(st.fixed_dictionaries(dict.fromkeys(POEM, st.text())), min_size=1))
-def test_any_text_comes_back_unchanged_from_lines_and_lists(tmp_path_factory, rows):
+def test_any_text_comes_back_unchanged_from_lines_and_lists(tmp_path_factory, wanted):
     folder = tmp_path_factory.mktemp("texts")
-    lines = put(folder / "a", "".join(dump(row) + "\n" for row in rows))
-    assert poems(lines).train == rows == poems(put(folder / "b", rows)).train
+    lines = put(folder / "a", "".join(dump(row) + "\n" for row in wanted))
+    assert rows(poems(lines).train) == wanted == rows(poems(put(folder / "b", wanted)).train)
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
@@ -145,15 +149,15 @@ def test_a_folder(suffix, test):
     if test is not None:
         put(f"mine/test.{suffix}", test)
     got = poems("mine")
-    assert got.train == [POEM]
-    assert got.test == ([FILLED] if test and "input" in test else [])
+    assert rows(got.train) == [POEM]
+    assert rows(got.test) == ([FILLED] if test and "input" in test else [])
 
 
 def test_a_url(serve, tmp_path):
     path = put(tmp_path / "web" / "poems.jsonl", json.dumps(OTHER))
     url, sha256 = f"{serve(path.parent)}/poems.jsonl", hashlib.sha256(path.read_bytes()).hexdigest()
     got = poems(url + "?key=secret")
-    assert (got.train, got.test) == ([FILLED], [])
+    assert (rows(got.train), rows(got.test)) == ([FILLED], [])
     assert got.origin == {"source": url, "sha256": sha256}
     fails(url, "expected sha256", "got " + sha256, sha256="0" * 64)
 
@@ -192,7 +196,7 @@ def test_the_homework_from_a_folder(tmp_path, end):
     with (folder / REFERENCES).open("ab") as file:
         file.write(end.encode())
     got = poems(folder)
-    assert got.train == got.test == [POEM, FILLED]
+    assert rows(got.train) == rows(got.test) == [POEM, FILLED]
     assert got.origin == folder
 
 
@@ -202,7 +206,7 @@ def test_the_homework_from_a_mirror(serve, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "HW5_SHA256", hashes)
     url = serve(tmp_path)
     got = poems("hw5", hw5_url=f"{url}/hw5/")
-    assert got.train == got.test == [POEM, FILLED]
+    assert rows(got.train) == rows(got.test) == [POEM, FILLED]
     assert got.origin == {"source": "hw5", "sha256": hashes}
     assert poems("hw5", hw5_url=f"{url}/gone") == got  # verified once, at hand ever after
 
@@ -245,12 +249,12 @@ def homework():
 def test_the_real_homework(homework, serve):
     got = poems("hw5", hw5_url=serve(homework))  # the pinned hashes hold
     assert (len(got.train), len(got.test)) == (5001, 15)
-    assert {row["instruction"] for row in got.train + got.test} == {INSTRUCTION}
-    assert got.train[0]["output"].startswith("綺殿千尋起，離宮百雉餘。")
-    assert got.test[-1]["output"] == "八駿日行三萬裏，穆王何事不重來。"
-    for row in got.test:  # each reference fits its prompt, so the join is right
-        width = row["input"].index("，") if "，" in row["input"] else row["input"].index("？")
-        verses = row["output"].replace("。", "，").rstrip("，").split("，")
+    assert {poem.instruction for poem in got.train + got.test} == {INSTRUCTION}
+    assert got.train[0].rest.startswith("綺殿千尋起，離宮百雉餘。")
+    assert got.test[-1].rest == "八駿日行三萬裏，穆王何事不重來。"
+    for poem in got.test:  # each reference fits its prompt, so the join is right
+        width = poem.couplet.index("，") if "，" in poem.couplet else poem.couplet.index("？")
+        verses = poem.rest.replace("。", "，").rstrip("，").split("，")
         assert {len(verse) for verse in verses} == {width}
     local = poems(homework)
     assert (local.train, local.test) == (got.train, got.test)

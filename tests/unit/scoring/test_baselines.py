@@ -2,31 +2,32 @@
 
 import pytest
 
-from verse.poems.lines import in_form, split_lines
+from verse.poem import Poem
+from verse.poems.lines import in_form
 from verse.scoring.baselines import another_rest, commonest_shape, constant, random_characters
 from verse.scoring.scoring import score_answer
 
-FIVE = ("國破山河在，城春草木深。", "感時花濺淚，恨別鳥驚心。")
-SEVEN = ("朝辭白帝彩雲間，千里江陵一日還。", "兩岸猿聲啼不住，輕舟已過萬重山。")
-LONG = (FIVE[0], FIVE[1] + "烽火連三月，家書抵萬金。白頭搔更短，渾欲不勝簪。")
-OTHER = ("白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。")
-TRAINING = [LONG, LONG, SEVEN, ("細草微風岸，危檣獨夜舟。", LONG[1])]
+FIVE = Poem("國破山河在，城春草木深。", "感時花濺淚，恨別鳥驚心。")
+SEVEN = Poem("朝辭白帝彩雲間，千里江陵一日還。", "兩岸猿聲啼不住，輕舟已過萬重山。")
+LONG = Poem(FIVE.couplet, FIVE.rest + "烽火連三月，家書抵萬金。白頭搔更短，渾欲不勝簪。")
+OTHER = Poem("白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。")
+TRAINING = [LONG, LONG, SEVEN, Poem("細草微風岸，危檣獨夜舟。", LONG.rest)]
 
 
 @pytest.mark.parametrize("poem", [FIVE, SEVEN])
 def test_random_characters_keep_tones_and_rhymes(poem):
     (answer,) = random_characters([poem], TRAINING, 1)
-    scored = score_answer(poem[0], answer, answer, ())
+    scored = score_answer(answer, answer, ())
     assert scored.form and scored.tone > 0.9
-    assert len(scored.written) == 6, "as many lines as most training poems have"
-    pool = {c for couplet, rest in TRAINING for c in couplet + rest}
-    assert set(answer) <= pool
+    assert len(answer.lines) == 8, "as many lines as most training poems have"
+    pool = {c for poem in TRAINING for c in poem.text}
+    assert answer.couplet == poem.couplet and set(answer.rest) <= pool
 
 
 def test_the_rhyme_words_are_the_training_poems_and_differ():
-    training = [*TRAINING, ("春風，秋月。", "陰沉，今音。")]
+    training = [*TRAINING, Poem("春風，秋月。", "陰沉，今音。")]
     (answer,) = random_characters([FIVE], training, 1)
-    ends = [line[-1] for line, _ in split_lines(answer)[1::2]]
+    ends = [line[-1] for line in answer.rest_lines[1::2]]
     assert len(set(ends)) == 3 and set(ends) <= set("心金簪沉音")
 
 
@@ -41,19 +42,21 @@ def test_the_seed_and_the_couplet_decide():
     "couplet", ["", "。", "山。", "a，b。", "甲" * 40 + "，" + "乙" * 40 + "。"]
 )
 def test_any_couplet_is_answered(couplet):
-    (answer,) = random_characters([(couplet, "")], TRAINING, 1)
-    assert isinstance(answer, str)
+    (answer,) = random_characters([Poem(couplet)], TRAINING, 1)
+    assert answer.couplet == couplet and answer.rest
 
 
 def test_the_constant_is_of_the_commonest_shape():
     assert commonest_shape(TRAINING) == (6, 5)
-    assert constant([FIVE, SEVEN], TRAINING, 1) == [LONG[1]] * 2
+    assert constant([FIVE, SEVEN], TRAINING, 1) == [
+        Poem(poem.couplet, LONG.rest) for poem in (FIVE, SEVEN)
+    ]
 
 
 def test_another_rest_is_of_the_same_shape_if_there_is_one():
     poems = [FIVE, SEVEN, OTHER]
-    answers = another_rest(poems, TRAINING, 1)
-    assert answers[0] == OTHER[1] and answers[2] == FIVE[1]
-    assert answers[1] == OTHER[1], "the next, for want of another in seven characters"
-    assert in_form(FIVE[0], answers[0])
-    assert another_rest([FIVE], TRAINING, 1) == [FIVE[1]]
+    answers = [answer.rest for answer in another_rest(poems, TRAINING, 1)]
+    assert answers[0] == OTHER.rest and answers[2] == FIVE.rest
+    assert answers[1] == OTHER.rest, "the next, for want of another in seven characters"
+    assert in_form(FIVE.couplet, answers[0])
+    assert another_rest([FIVE], TRAINING, 1) == [FIVE]

@@ -5,6 +5,7 @@ docs/metrics.md shows an example of each.
 
 import json
 import random
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 
 from verse import params
 from verse.model.surprise import surprises
-from verse.poems.lines import lines_in, split_lines
+from verse.poem import Poem
+from verse.poems.lines import lines_in
 from verse.poems.prosody import LEVEL, OBLIQUE, analyse, final_groups, tone_bits
 from verse.scoring import baselines, cooccurrence
 from verse.scoring.cooccurrence import fits, rivals
@@ -31,7 +33,7 @@ TEST, TRAIN = poems("test.json"), poems("train.json")
 
 
 def bare(text):
-    return [line for line, _ in split_lines(text)]
+    return list(Poem(text).lines)
 
 
 def written(lines):
@@ -57,7 +59,8 @@ def rhyming(character):
 
 
 def random_characters(draw):
-    return baselines.random_characters(TEST, TRAIN, 1)
+    test, train = ([Poem(*both) for both in poems] for poems in (TEST, TRAIN))
+    return [answer.rest for answer in baselines.random_characters(test, train, 1)]
 
 
 def one_rhyme_word(draw):
@@ -116,7 +119,9 @@ def lines_of_other_poems(draw):
     answers, used = [], set()
     for couplet, rest in TEST:
         others = [
-            r for c, r in TEST if c != couplet and baselines.shape_of(r) == baselines.shape_of(rest)
+            r
+            for c, r in TEST
+            if c != couplet and baselines.shape_of(Poem(c, r)) == baselines.shape_of(Poem(c, rest))
         ]
         wanted = final_groups(bare(couplet)[1])
         left = [r for r in others if r not in used]
@@ -130,9 +135,9 @@ def lines_of_training(draw):
     """The same from the training poems."""
     answers, shapes = [], {}
     for _, rest in TRAIN:
-        shapes.setdefault(baselines.shape_of(rest), []).append(rest)
+        shapes.setdefault(baselines.shape_of(Poem("", rest)), []).append(rest)
     for couplet, rest in TEST:
-        others = shapes[baselines.shape_of(rest)]
+        others = shapes[baselines.shape_of(Poem("", rest))]
         wanted = final_groups(bare(couplet)[1])
         answers.append(
             draw.choice([r for r in others if final_groups(bare(r)[1]) & wanted] or others)
@@ -397,11 +402,15 @@ OF_TRUE_LINES = [lines_of_other_poems, crossed_halves, reordered]
 
 @cache
 def measured(cheat=None):
-    answers = cheat(random.Random(5)) if cheat else [rest for _, rest in TEST]
+    truths = [Poem(*both) for both in TEST]
+    answers = cheat(random.Random(5)) if cheat else [true.rest for true in truths]
     known, others = training()
-    scored = [score_answer(c, a, rest, known) for (c, rest), a in zip(TEST, answers, strict=True)]
-    truths = [rest for _, rest in TEST]
-    nats = surprises([(bare(one.couplet), one.verse) for one in scored], params.read().machine)
+    scored = [
+        score_answer(replace(true, rest=answer), true, known)
+        for true, answer in zip(truths, answers, strict=True)
+    ]
+    verses = [(one.poem.couplet_lines, one.verse) for one in scored]
+    nats = surprises(verses, params.read().machine)
     return summarise(scored, tabulate(scored, others, nats), truths, seed=1, resamples=100)
 
 

@@ -20,9 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from verse.poem import Poem, split_lines
 from verse.poems import contestants, prosody
 from verse.poems.contestants import CONTESTANTS, Contestant
-from verse.poems.lines import split_lines
 from verse.scoring.cooccurrence import rivals
 from verse.scoring.metrics import METRICS
 from verse.scoring.report import FAULTS, LONG, RULES, render, visible
@@ -50,7 +50,8 @@ HOSTILE = (
 def row(couplet=COUPLET, base="", tuned=REST, reference=REST, training=(), **others):
     answers = {"base": base, "tuned": tuned, **others, "reference": reference}
     return {
-        name: score_answer(couplet, text, reference, training) for name, text in answers.items()
+        name: score_answer(Poem(couplet, text), Poem(couplet, reference), training)
+        for name, text in answers.items()
     }
 
 
@@ -95,7 +96,7 @@ def sample(count):
 
 
 def measure(rows):
-    truths = [one["reference"].answer for one in rows]
+    truths = [one["reference"].poem for one in rows]
     metrics = {}
     for name in rows[0]:
         scored = [one[name] for one in rows]
@@ -520,7 +521,9 @@ def test_browser_sets_many_contestants_apart(visit, tmp_path_factory, width):
     everyone |= {name: Contestant("", name, "x", chat=True) for name in names}
     poem = next(poem for poem in POEMS if len(poem["output"]) == 6 * 8)
     scored = row(poem["input"], **dict.fromkeys(names, poem["output"]), reference=poem["output"])
-    scored["kimi"] = replace(scored["kimi"], raw="好的：\n" + poem["output"])
+    scored["kimi"] = replace(
+        scored["kimi"], poem=replace(scored["kimi"].poem, raw="好的：\n" + poem["output"])
+    )
     scored = {name: scored[name] for name in everyone}
     html = render([scored], measure([scored]), everyone)
     browser = visit(width, address=saved(html, tmp_path_factory))

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verse.poems.lines import in_form, lines_in, split_lines
+from verse.poem import Poem, split_lines
+from verse.poems.lines import in_form, lines_in
+from verse.scoring import scoring
 from verse.scoring.cooccurrence import rivals
 from verse.scoring.metrics import INTERVALS, KEYS, METRICS
 from verse.scoring.scoring import (
@@ -18,7 +20,6 @@ from verse.scoring.scoring import (
     gain,
     learnt,
     likenesses,
-    score_answer,
     summarise,
     tabulate,
     wilson,
@@ -51,6 +52,10 @@ OTHERS = rivals([["春眠不覺曉", "處處聞啼鳥"], ["空山不見人", "�
 """Couplets that a poem's own is compared with."""
 
 
+def score_answer(couplet, answer, truth, training_lines):
+    return scoring.score_answer(Poem(couplet, answer), Poem(couplet, truth), training_lines)
+
+
 def tabulated(scored):
     """All as surprising as true poems are."""
     return tabulate(scored, OTHERS, [4.5 if one.verse else float("nan") for one in scored])
@@ -65,22 +70,22 @@ def metrics_of(*answers, couplet=COUPLET, truth=REST, training=(), **options):
     known = likenesses(lines_in(training), 2)
     scored = [score_answer(couplet, answer, truth, known) for answer in answers]
     options = {"seed": 42, "resamples": 200} | options
-    return summarise(scored, tabulated(scored), [truth] * len(scored), **options)
+    return summarise(scored, tabulated(scored), [Poem(couplet, truth)] * len(scored), **options)
 
 
 # lines
 
 
 def test_lines_end_at_marks_breaks_and_wide_blanks():
-    assert split_lines(REST) == [("欲窮千里目", "，"), ("更上一層樓", "。")]
-    assert split_lines("，山,水.\n月\u3000風") == [
+    assert split_lines(REST) == (("欲窮千里目", "，"), ("更上一層樓", "。"))
+    assert split_lines("，山,水.\n月\u3000風") == (
         ("山", ","),
         ("水", ".\n"),
         ("月", "\u3000"),
         ("風", ""),
-    ]
-    assert split_lines("  山  ！？") == [("山", "！？")]
-    assert split_lines(" \n。 ") == []
+    )
+    assert split_lines("  山  ！？") == (("山", "！？"),)
+    assert split_lines(" \n。 ") == ()
 
 
 # form
@@ -151,7 +156,7 @@ def test_lines_of_a_strange_length_are_in_form_but_have_no_tone():
 
 def test_the_true_poem():
     scored = score_answer(COUPLET, REST, REST, lines_in([COUPLET]))
-    assert scored.written == ("欲窮千里目", "更上一層樓")
+    assert scored.poem.rest_lines == ("欲窮千里目", "更上一層樓")
     assert scored.form and scored.lines and scored.clean and scored.rhyme
     assert scored.echo == (False, False) and scored.novel == (True, True)
     assert scored.tone == 1 and scored.analysis.form == "五絕"
@@ -160,7 +165,7 @@ def test_the_true_poem():
 def test_what_does_not_stop_is_out_of_form_and_judged_as_far_as_the_true_poem_goes():
     scored = score_answer(COUPLET, REST + SIX_LINES + "\n", REST, ())
     assert not scored.form and not scored.lines and scored.analysis is None
-    assert scored.verse == ("欲窮千里目", "更上一層樓") and len(scored.written) == 8
+    assert scored.verse == ("欲窮千里目", "更上一層樓") and len(scored.poem.rest_lines) == 8
     assert scored.rhyme and scored.tone == 1
     metrics = metrics_of(REST, REST + "\n")
     assert metrics["form"] == metrics["clean"] == 0.5
@@ -253,7 +258,7 @@ def test_a_line_that_an_answer_has_twice_is_echo_and_not_shared():
 
 @given(st.lists(st.text("山水雲月，", max_size=12)), st.lists(st.text("山水雲月，", max_size=12)))
 def test_what_is_learnt_of_training_poems_judges_as_all_of_them_do(answers, training):
-    known = learnt(answers, training)
+    known = learnt(*([Poem("", text) for text in texts] for texts in (answers, training)))
     assert known <= likenesses(lines_in(answers), 2)
     everything = likenesses(lines_in(training), 2)
     for answer in answers:
@@ -341,16 +346,15 @@ def test_a_row_a_poem_whose_mean_is_the_metric():
         [2, 3, 0, 0, 0, 1, pytest.approx(0.9, abs=0.15), 0.5, 0.5, 0.5],
         [3, 0, 0, 0, 1, 0, 0.0, 0, 0, 0],
     ]
-    metrics = summarise(scored, table, [REST] * 4, seed=1, resamples=100)
+    metrics = summarise(scored, table, [Poem(COUPLET, REST)] * 4, seed=1, resamples=100)
     for metric in METRICS:
         if metric.name != "distinct2":
             assert metrics[metric.name] == round(table[metric.name].mean(), 4)
 
 
 def test_a_group_of_true_poems():
-    truths = [REST, OTHER_REST]
-    pairs = zip((COUPLET, OTHER_COUPLET), truths, strict=True)
-    scored = [score_answer(couplet, rest, rest, ()) for couplet, rest in pairs]
+    truths = [Poem(COUPLET, REST), Poem(OTHER_COUPLET, OTHER_REST)]
+    scored = [scoring.score_answer(poem, poem, ()) for poem in truths]
     metrics = summarise(scored, tabulated(scored), truths, seed=42, resamples=100)
     assert all(metrics[key] == 1 for key in ("form", "lines", "clean", "novel", "rhyme"))
     assert metrics["poems"] == 2 and metrics["echo"] == metrics["shared"] == 0
@@ -474,7 +478,7 @@ def test_hostile_answers_are_judged(answer):
 def test_any_answer_is_judged(answer, couplet):
     scored = score_answer(couplet, answer, REST, ())
     assert not scored.form or scored.clean
-    assert all(line and line == line.strip() for line in scored.written)
+    assert all(line and line == line.strip() for line in scored.poem.rest_lines)
     assert_safe(side_by_side({"a": answer, "b": couplet}))
 
 

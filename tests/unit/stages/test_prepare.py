@@ -262,7 +262,7 @@ def test_characters_in_no_book_of_rhymes_are_told(capsys):
 def test_the_embedded_poems_are_as_the_metrics_expect():
     every = json.loads((ROOT / "data/embedded/train.json").read_text("utf-8"))
     poems, _ = dataset.clean(sources.checked(row, "", 1) for row in every)
-    assert all(share < prepare.STRANGE for share in dataset.strange([poems]).values())
+    assert all(share < prepare.STRANGE for share in dataset.strange(poems).values())
 
 
 HOLED = [

@@ -22,6 +22,7 @@ from verse.cli.options import adjusted
 from verse.errors import UserError, is_out_of_memory
 from verse.generation.distribution import entropy
 from verse.params import Params, Rule
+from verse.poem import Poem
 from verse.poems.contestants import MODELS
 
 WAITING = 32  # who may wait for the models
@@ -143,17 +144,17 @@ class PageService:
     def look_up(self, asked: Couplet) -> dict[str, Any]:
         """A couplet as the pipeline writes it, what speaks against it, and who answered it."""
         couplet = couplets.written(asked.couplet)
-        truth = self.library.truth(couplet)
+        true = self.library.test.get(couplet)
         known = {name: one.get(couplet) for name, one in self.library.others.items()}
         answers = {name: text for name, text in known.items() if text is not None}
-        if truth is not None:
-            answers["reference"] = truth
+        if true:
+            answers["reference"] = true.rest
         return {
             "couplet": couplet,
             "doubts": [{"zh": zh, "en": en} for zh, en in couplets.doubts(couplet)],
             "traditional": couplets.traditional(couplet),
             "answers": [
-                self.named(name) | {"answer": self.library.set(couplet, text)}
+                self.named(name) | {"answer": self.library.set(Poem(couplet, text))}
                 for name, text in answers.items()
             ],
         }
@@ -176,7 +177,7 @@ class PageService:
             try:
                 if not gone.is_set():
                     [written] = model.write([poem], decoding, asked.seed, on_text)
-                    answer = self.library.set(asked.couplet, written.text)
+                    answer = self.library.set(Poem(asked.couplet, written.text))
                     events.put({"done": asdict(written) | {"answer": answer}})
             except Gone:
                 pass
@@ -197,7 +198,7 @@ class PageService:
         prompt = model.prompt(poem, len(asked.tokens))
         scores = self.scores_of(asked.model, prompt, asked.tokens)
         decoding = self.decoding(asked.controls)
-        along = list(model.distributions(scores, prompt, asked.tokens, decoding, poem["input"]))
+        along = list(model.distributions(scores, prompt, asked.tokens, decoding, poem.couplet))
         here, token = along[asked.place], asked.tokens[asked.place]
         return {
             "entropy": [
