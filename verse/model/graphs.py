@@ -11,6 +11,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from verse.model import distributed
+
 T = TypeVar("T")
 Compute = Callable[[Sequence[torch.Tensor]], T]
 
@@ -112,7 +114,7 @@ class AsyncHostCopy:
         return self.tensor
 
 
-def warn_fallback(what: str, error: Exception) -> None:
-    """Say in a line what is done without, and why."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    print(f"{what}: {reason}", flush=True)
+def warn_fallback(what: str, reason: str | Exception) -> None:
+    """Say in a line, once for all processes, what is done without, and why."""
+    said = str(reason).strip().splitlines() or [type(reason).__name__]
+    distributed.say(f"{what}: {said[0]}")

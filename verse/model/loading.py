@@ -272,12 +272,14 @@ def silence(owner: object) -> dict[str, float]:
     return chances
 
 
-def load_skeleton(settings: Model, cache_dir: str | None = None) -> PreTrainedModel:
+def load_skeleton(
+    settings: Model, cache_dir: str | None = None, config: PretrainedConfig | None = None
+) -> PreTrainedModel:
     """The model without its weights, on the meta device, to tell its sizes.
 
-    Raises UserError like `load_model`.
+    config: what `read_config` returned, if it was read already. Raises UserError like `load_model`.
     """
-    config = read_config(settings, cache_dir)
+    config = config or read_config(settings, cache_dir)
     with reading("its config.json", settings), torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             config, trust_remote_code=settings.trust_remote_code

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from verse.model import adapters, distributed, encoding, loading, memory, roundtrip, sharding
 from verse.model.prompts import check_bounds, end_token, is_chat, plain, prompt_writer
@@ -23,13 +23,17 @@ class Opening:
 
     settings: Model
     machine: Machine
-    positions: int | None
-    """How many tokens a text may have, None for a model that sets no bound."""
+    config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     prompt: Callable[[Poem], str]
     """A poem's prompt: what the model is given before it writes the rest."""
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens a text may have, None for a model that sets no bound."""
+        return encoding.positions(self.config)
 
     def prompts(self, poems: Sequence[Poem]) -> list[str]:
         """The poems' prompts.
@@ -79,9 +83,9 @@ class Opening:
         reckon: what `memory.plans_for_training` or `plans_for_generation` makes of the sizes.
         Raises UserError if the model does not fit.
         """
-        skeleton = loading.load_skeleton(self.settings, self.machine.cache_dir)
+        skeleton = loading.load_skeleton(self.settings, config=self.config)
         on_cpu = self.device.type == "cpu"  # where weights are expanded
-        expanded = on_cpu or loading.quantized_by(skeleton.config)
+        expanded = on_cpu or loading.quantized_by(self.config)
         quantization = "none" if expanded else self.settings.quantization
         share = memory.share_in_four_bits(skeleton)
         if self.settings.quantization == "nf4" and share < 0.9:
@@ -129,7 +133,7 @@ def open_model(settings: Model, machine: Machine, *, seed: int) -> Opening:
     return Opening(
         settings,
         machine,
-        encoding.positions(config),
+        config,
         tokenizer,
         prompt_writer(settings.template, tokenizer),
         device,

@@ -28,6 +28,7 @@ from verse.model import distributed
 from verse.model.dropout import Masks, masks_of
 from verse.model.encoding import Example
 from verse.model.float32 import precision
+from verse.model.graphs import warn_fallback
 from verse.training.flat_params import FlatParams
 from verse.training.loss import Objective, cross_entropy
 from verse.training.micro_batches import (
@@ -169,7 +170,7 @@ def prove(
             if not reason:
                 break
             if way.shared:
-                say("each poem with its own prefix, which is slower", reason)
+                warn_fallback("each poem with its own prefix, which is slower", reason)
         else:
             raise UserError(
                 f"model.name: cannot be trained on several poems at once: {reason}: take another"
@@ -184,7 +185,9 @@ def prove(
                 if not reason:
                     if rounding.whole > BLIND:
                         precision_name = str(plan.dtype).removeprefix("torch.")
-                        say("set model.dtype to float32", f"{precision_name} hides what is learnt")
+                        warn_fallback(
+                            "set model.dtype to float32", f"{precision_name} hides what is learnt"
+                        )
                     return passes, Proof(error, layout, rounding.whole)
                 passes.close()
                 if thorough or every or plan.dtype == torch.float32:
@@ -193,13 +196,9 @@ def prove(
                 every = together(partial(rounding_of, trial, exact, range(len(poems))))
                 rounding = every
             if way.compiled or way.recorded or way.shared:
-                say(given_up(way), reason)
+                warn_fallback(given_up(way), reason)
     advice = "take another" if plan.dtype == torch.float32 else "set model.dtype to float32"
     raise UserError(f"model.name: would learn something else: {reason}: {advice}")
-
-
-def say(what: str, reason: str) -> None:
-    distributed.say(f"{what}: {reason}")
 
 
 def given_up(way: Plan) -> str:
@@ -245,11 +244,13 @@ def say_unreached(model: PreTrainedModel, exact: Plain, trained: FlatParams) -> 
         if norm == 0
     }
     if idle:
-        say(f"{len(idle)} adapted layers learn nothing from the poems tried", min(idle))
+        warn_fallback(f"{len(idle)} adapted layers learn nothing from the poems tried", min(idle))
     masks = masks_of(model)
     if masks and masks.passed_by:
         count = len(masks.passed_by)
-        say("without dropout", f"{count} adapted layers see something else than the tokens")
+        warn_fallback(
+            "without dropout", f"{count} adapted layers see something else than the tokens"
+        )
 
 
 def check_dropout(masks: Masks, rate: float) -> None:
