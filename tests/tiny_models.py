@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from verse.model import encoding
+from verse.model.encoding import encode_poems, encode_prompts
 from verse.model.prompts import prompt_writer
 from verse.params import Decoding, Lora, Machine, Model, Train
 from verse.poem import Poem
@@ -174,6 +175,16 @@ def prompts(tokenizer) -> list[str]:
 
 def examples(tokenizer) -> list[encoding.Example]:
     return [
-        encoding.encode(tokenizer, prompt, rest)
+        encode(tokenizer, prompt, rest)
         for prompt, (_, rest) in zip(prompts(tokenizer), POEMS, strict=True)
     ]
+
+
+def encode_prompt(tokenizer, prompt):
+    """A prompt's token ids."""
+    return encode_prompts(tokenizer, [prompt])[0]
+
+
+def encode(tokenizer, prompt, completion):
+    """A poem's token ids."""
+    return encode_poems(tokenizer, [prompt], [completion], tokenizer.eos_token_id)[0]

@@ -12,10 +12,11 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from tools.cooccurrence import held_out
 from tools.pretrain.poetry import han_runs
-from verse.scoring.known_lines import ODDS, hash_of, packed
+from verse.scoring.known_lines import LONGEST, ODDS, hash_of
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "verse" / "scoring" / "known_lines.npz"
@@ -30,6 +31,15 @@ def main(package: Path, homework: Path) -> None:
     hashes = np.unique([hash_of(line, space) for line in lines])
     np.savez_compressed(TARGET, steps=packed(hashes), space=np.int64(space))
     print(f"{TARGET.name}: {len(lines)} lines, {TARGET.stat().st_size} bytes")
+
+
+def packed(hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Sorted hashes as their steps."""
+    steps = np.diff(hashes, prepend=0)
+    ends = np.cumsum(steps // LONGEST + 1)
+    found = np.full(ends[-1] if len(ends) else 0, LONGEST, np.uint8)
+    found[ends - 1] = steps % LONGEST
+    return found
 
 
 if __name__ == "__main__":

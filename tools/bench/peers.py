@@ -22,15 +22,11 @@ BATCH, WIDTH = 16, 256  # prompts together where a peer takes many; tokens the n
 Numbers = dict[str, Any]
 
 
-def poems(path: str) -> list[dict[str, str]]:
-    return [poem.row() for poem in read_poems(path)]
-
-
 def product_trains(p: Params) -> Numbers:
     from stages import train
 
     train.main()
-    return measured("train") | {"poems": len(poems(TRAINING)) * p.train.epochs}
+    return measured("train") | {"poems": len(read_poems(TRAINING)) * p.train.epochs}
 
 
 def product_generates(p: Params) -> Numbers:
@@ -44,7 +40,7 @@ def product_generates(p: Params) -> Numbers:
         tokens[key] = tokens.get(key, 0) + 1
 
     candidates.finish = lambda *task, **settings: finish(*task, **settings, on_token=count)
-    generate.finish(p, poems(PROMPTS), "tuned")
+    generate.finish(p, read_poems(PROMPTS), "tuned")
     return measured("generate") | {"poems": len(tokens), "tokens": list(tokens.values())}
 
 
@@ -208,7 +204,7 @@ def rows(opening: Any) -> list[dict[str, list[int]]]:
     """The training poems as Transformers wants them, the loss on the answers only."""
     return [
         {"input_ids": e.prompt + e.completion, "labels": [-100] * len(e.prompt) + e.completion}
-        for e in opening.encode(poems(TRAINING))
+        for e in opening.encode(read_poems(TRAINING))
     ]
 
 
@@ -290,7 +286,7 @@ def generated(p: Params, opening: Any, model: Any, batch: int) -> Numbers:
     if not p.decoding.do_sample:
         decoding = {k: v for k, v in decoding.items() if k not in ("temperature", "top_p", "top_k")}
     config = GenerationConfig(eos_token_id=ends, pad_token_id=end, **decoding)
-    prompts = opening.encode_prompts(poems(PROMPTS), p.decoding.max_new_tokens)
+    prompts = opening.encode_prompts(read_poems(PROMPTS), p.decoding.max_new_tokens)
     counts = []
     watch = Stopwatch()
     for start in range(0, len(prompts), batch):

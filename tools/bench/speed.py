@@ -26,12 +26,13 @@ from typing import Any
 
 import yaml
 
-from tools.bench.peers import ENTRIES, PROMPTS, TRAINING, Entry, any_kernel, poems
+from tools.bench.peers import ENTRIES, PROMPTS, TRAINING, Entry, any_kernel
 from verse import params
 from verse.cli.plots import draw
 from verse.errors import ParameterError, UserError, run
 from verse.files import cache_dir, write_json, write_text
 from verse.params import Params
+from verse.poem import read_poems
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -182,7 +183,8 @@ def survey(p: Params) -> dict[str, Any]:
     model = load_skeleton(p.model, p.machine.cache_dir)
     linear = sum(layer.weight.numel() for layer in linear_layers(model).values())
     output = model.get_output_embeddings().weight.numel()
-    examples, prompts = opening.encode(poems(TRAINING)), opening.encode_prompts(poems(PROMPTS))
+    examples = opening.encode(read_poems(TRAINING))
+    prompts = opening.encode_prompts(read_poems(PROMPTS))
     prefix = len(common_prefix([e.prompt for e in examples]))
 
     size = 8192 if gpu else 2048

@@ -6,7 +6,7 @@ table.csv, tradeoff.svg and tradeoff.png into one folder, and prints what one de
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -54,15 +54,13 @@ class Difference:
     """By how much a score is higher than the baseline's, with its 95% interval if it has one."""
 
     value: float
-    low: float | None = None
-    high: float | None = None
+    interval: tuple[float, float] | None = None
 
     @property
     def sign(self) -> int:
         """1 or -1 where the interval lies above or below zero, else 0."""
-        if self.low is None or self.high is None:
-            return 0
-        return (self.low > 0) - (self.high < 0)
+        low, high = self.interval or (0.0, 0.0)
+        return (low > 0) - (high < 0)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -212,7 +210,7 @@ def compare(one: Experiment, baseline: Experiment) -> dict[str, Difference]:
     sums = np.concatenate(list(resampled(apart, seed=0, resamples=RESAMPLES)))
     for metric, drawn in zip(paired, sums.T / len(apart), strict=True):
         low, high = np.quantile(drawn, (0.025, 0.975))
-        found[metric.name] = Difference(found[metric.name].value, float(low), float(high))
+        found[metric.name] = replace(found[metric.name], interval=(float(low), float(high)))
     return found
 
 
@@ -254,9 +252,9 @@ def tabulate(
                 row[f"{metric.name}_ci95"] = one.halves.get(metric.name)
             if difference:
                 row[f"{metric.name}_difference"] = round(difference.value, 4)
-            if difference and difference.low is not None and difference.high is not None:
-                row[f"{metric.name}_low"] = round(difference.low, 4)
-                row[f"{metric.name}_high"] = round(difference.high, 4)
+            if difference and difference.interval:
+                for end, value in zip(("low", "high"), difference.interval, strict=True):
+                    row[f"{metric.name}_{end}"] = round(value, 4)
         rows.append(row)
     order = dict.fromkeys(key for row in reversed(rows) for key in row)
     return pd.DataFrame(rows, columns=list(order))
@@ -313,10 +311,11 @@ def differences_table(
         if difference is None:
             return ""
         value = f"{difference.value:+.3f}"
-        if difference.low is None or difference.high is None:
+        if not difference.interval:
             return value
         value = f"**{value}**" if difference.sign else value
-        return f"{value} ({difference.low:+.3f} … {difference.high:+.3f})"
+        low, high = difference.interval
+        return f"{value} ({low:+.3f} … {high:+.3f})"
 
     head = ["experiment", *(metric.name for metric in METRICS)]
     rows = [

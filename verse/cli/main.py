@@ -16,16 +16,8 @@ from importlib.metadata import version
 from verse import errors
 from verse.cli import compare, export, merge, page, plots, run, show, write
 
-COMMANDS = {
-    "run": run,
-    "write": write,
-    "page": page,
-    "show": show,
-    "compare": compare,
-    "plots": plots,
-    "merge": merge,
-    "export": export,
-}
+MODULES = (run, write, page, show, compare, plots, merge, export)
+COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 """Each has `main`, which takes the options that its `add_options` declares."""
 
 

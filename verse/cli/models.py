@@ -5,6 +5,7 @@ commit, a folder with an adapter, or a folder with a merged model. Each writes w
 would: the same prompt, the same weights, the same random stream.
 """
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -135,7 +136,9 @@ class LoadedModel:
         whole = self.text(tokens)
         ends = [0]
         for count in range(1, len(tokens)):
-            ends.append(max(ends[-1], common(whole, self.text(tokens[:count]))))
+            both = [whole, self.text(tokens[:count])]
+            alike = os.path.commonprefix(both)  # noqa: RUF071 (of any texts)
+            ends.append(max(ends[-1], len(alike)))
         ends.append(len(whole))
         return [whole[start:end] for start, end in pairwise(ends)]
 
@@ -188,13 +191,6 @@ class LoadedModel:
             float(found.drawn[token]),
             found.cut_by(token),
         )
-
-
-def common(a: str, b: str) -> int:
-    """How many characters two texts begin with in common."""
-    return next(
-        (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
 
 
 def load_models(

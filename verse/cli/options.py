@@ -1,16 +1,9 @@
-"""What people ask for in place of params.yaml: decoding, and the seeds of several samples."""
+"""What people ask for in place of params.yaml."""
 
 from typing import Any
 
 from verse import params
 from verse.params import Decoding, Params
-
-
-def sample_seed(seed: int, number: int) -> int:
-    """The seed of the sample so numbered, from 0: the first is the poem of the seed itself, the
-    second that of the next seed, and so on, so that each can be had again alone.
-    """
-    return (seed + number) % 2**32
 
 
 def adjusted(p: Params, source: str, **changes: Any) -> Decoding:

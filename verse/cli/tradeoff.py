@@ -47,56 +47,30 @@ def panel(
 ) -> dict[str, Any]:
     """One chart: quality upward, diversity to the right."""
 
-    def axis(name: str) -> dict[str, Any]:
+    def axis(name: str, end: str = "") -> dict[str, Any]:
         scale = {"zero": False, "padding": 14}
-        return {"field": name, "type": "quantitative", "title": name, "scale": scale}
+        return {"field": name + end, "type": "quantitative", "title": name, "scale": scale}
 
-    place = {"x": axis(x), "y": axis(y)}
-    layers: list[dict[str, Any]] = [
-        {
-            "mark": {"type": "rule", "opacity": 0.35},
-            "encoding": {
-                "x": place["x"],
-                "y": axis(y) | {"field": f"{y}_low"},
-                "y2": {"field": f"{y}_high"},
-                "color": colour,
-            },
-        },
-        {
-            "mark": {"type": "rule", "opacity": 0.35},
-            "encoding": {
-                "x": axis(x) | {"field": f"{x}_low"},
-                "x2": {"field": f"{x}_high"},
-                "y": place["y"],
-                "color": colour,
-            },
-        },
-        {
-            "mark": {"type": "point", "filled": True, "size": 60},
-            "encoding": {**place, "color": colour},
-        },
-        {
-            "transform": [{"filter": "datum.baseline"}],
-            "mark": {"type": "point", "size": 180, "color": "black"},
-            "encoding": place,
-        },
-        {
-            "mark": {"type": "text", "align": "left", "dx": 7, "dy": -5},
-            "encoding": {**place, "text": {"field": "label"}},
-        },
-        {
-            "data": {"values": [truth]},
-            "mark": {"type": "point", "shape": "diamond", "size": 80, "color": TRUE},
-            "encoding": place,
-        },
-        {
-            "data": {"values": [truth]},
-            "mark": {"type": "text", "align": "right", "dx": -8, "color": TRUE},
-            "encoding": {**place, "text": {"field": "label"}},
-        },
+    place, label = {"x": axis(x), "y": axis(y)}, {"text": {"field": "label"}}
+    coloured = place | {"color": colour}
+    upright = coloured | {"y": axis(y, "_low"), "y2": {"field": f"{y}_high"}}
+    across = coloured | {"x": axis(x, "_low"), "x2": {"field": f"{x}_high"}}
+    baseline = {"transform": [{"filter": "datum.baseline"}]}
+    true = {"data": {"values": [truth]}}
+    layers = [
+        layer("rule", upright, opacity=0.35),
+        layer("rule", across, opacity=0.35),
+        layer("point", coloured, filled=True, size=60),
+        baseline | layer("point", place, size=180, color="black"),
+        layer("text", place | label, align="left", dx=7, dy=-5),
+        true | layer("point", place, shape="diamond", size=80, color=TRUE),
+        true | layer("text", place | label, align="right", dx=-8, color=TRUE),
     ]
     if joined:
-        order = {"field": "order", "type": "quantitative"}
-        line = {"mark": {"type": "line", "opacity": 0.6}}
-        layers.insert(0, line | {"encoding": {**place, "color": colour, "order": order}})
+        order = {"order": {"field": "order", "type": "quantitative"}}
+        layers.insert(0, layer("line", coloured | order, opacity=0.6))
     return {"width": 420, "height": 380, "data": {"values": points}, "layer": layers}
+
+
+def layer(kind: str, encoding: dict[str, Any], **looks: Any) -> dict[str, Any]:
+    return {"mark": {"type": kind, **looks}, "encoding": encoding}

@@ -10,12 +10,12 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from verse import params
-from verse.cli.options import adjusted, sample_seed
-from verse.errors import UserError
+from verse.cli.options import adjusted
+from verse.errors import UserError, printable
 
 if TYPE_CHECKING:
     from verse.cli.couplets import Library
@@ -77,7 +77,7 @@ def main(options: argparse.Namespace) -> None:
     for number, couplet in enumerate(given, 1):
         for _, doubt in couplets.doubts(couplet):
             line = f"line {number}: " if len(given) > 1 else ""
-            print(f"verse write: {line}{plain(doubt)}", file=sys.stderr)
+            print(f"verse write: {line}{printable(doubt)}", file=sys.stderr)
     if len(given) == 1:
         os.environ.setdefault("TQDM_DISABLE", "1")  # a bar of one poem tells nothing
 
@@ -91,16 +91,19 @@ def main(options: argparse.Namespace) -> None:
     [model] = models.values()
     library = couplets.Library()
     poems = [library.poem(couplet) for couplet in given]
-    samples = [model.write(poems, decoding, sample_seed(seed, n)) for n in range(options.samples)]
+    seeds = ((seed + number) % 2**32 for number in range(options.samples))
+    samples = [model.write(poems, decoding, one) for one in seeds]  # each can be had again alone
     for number, poem in enumerate(poems):
         for sample in samples:
-            one = Finished(model, poem, sample[number], decoding)
-            if options.json:
-                print(as_json(one, options.explain is not None), flush=True)
-                continue
-            print(as_verse(one, library, options.samples > 1), flush=True)
+            one, tokens = sample[number], None
             if options.explain is not None:
-                print(table(one, options.explain), flush=True)
+                tokens = explained(model, poem, one, decoding)
+            if options.json:
+                print(as_json(poem, one, tokens), flush=True)
+                continue
+            print(as_verse(poem, one, library, options.samples > 1), flush=True)
+            if tokens is not None:
+                print(table(tokens, options.explain), flush=True)
 
 
 def asked(arguments: list[str]) -> list[str]:
@@ -116,59 +119,45 @@ def asked(arguments: list[str]) -> list[str]:
     return lines
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A poem, and all that can be told of it."""
+def explained(
+    model: "LoadedModel", poem: "Poem", written: "Written", decoding: "Decoding"
+) -> list[dict[str, Any]]:
+    """For each token, its shares and the likeliest beside it; entropies in bits."""
+    from verse.generation.distribution import entropy
 
-    model: "LoadedModel"
-    poem: "Poem"
-    written: "Written"
-    decoding: "Decoding"
-
-    def explained(self) -> list[dict[str, Any]]:
-        """For each token, its shares and the likeliest beside it; entropies in bits."""
-        from verse.generation.distribution import entropy
-
-        tokens = self.written.tokens
-        prompt = self.model.prompt(self.poem, len(tokens))
-        scores = self.model.scores(prompt, tokens)
-        along = self.model.distributions(scores, prompt, tokens, self.decoding, self.poem.couplet)
-        return [
-            asdict(self.model.row(found, token))
-            | {
-                "entropy": entropy(found.model),
-                "entropy_drawn": entropy(found.drawn),
-                "left": found.left,
-                "likeliest": [asdict(row) for row in self.model.likeliest(found)],
-            }
-            for token, found in zip(tokens, along, strict=True)
-        ]
+    tokens = written.tokens
+    prompt = model.prompt(poem, len(tokens))
+    scores = model.scores(prompt, tokens)
+    along = model.distributions(scores, prompt, tokens, decoding, poem.couplet)
+    return [
+        asdict(model.row(found, token))
+        | {
+            "entropy": entropy(found.model),
+            "entropy_drawn": entropy(found.drawn),
+            "left": found.left,
+            "likeliest": [asdict(row) for row in model.likeliest(found)],
+        }
+        for token, found in zip(tokens, along, strict=True)
+    ]
 
 
-def as_json(one: Finished, explain: bool) -> str:
-    row: dict[str, Any] = {
-        "input": one.poem.couplet,
-        "answer": one.written.text,
-        "seed": one.written.seed,
-    }
-    if explain:
-        row["tokens"] = one.explained()
-    return json.dumps(row, ensure_ascii=False)
+def as_json(poem: "Poem", written: "Written", tokens: list[dict[str, Any]] | None) -> str:
+    row = {"input": poem.couplet, "answer": written.text, "seed": written.seed}
+    return json.dumps(row | ({} if tokens is None else {"tokens": tokens}), ensure_ascii=False)
 
 
-def as_verse(one: Finished, library: "Library", named: bool) -> str:
+def as_verse(poem: "Poem", written: "Written", library: "Library", named: bool) -> str:
     """A poem, set in lines if it is in form, and what was found of it; its seed too if `named`."""
     from verse.poem import Poem, split_lines
     from verse.scoring.terminal import shown
 
-    couplet, text = one.poem.couplet, one.written.text
-    answer = library.set(Poem(couplet, text))
-    rows = [coloured(shown(line + marks), FAINT) for line, marks in split_lines(couplet)]
+    answer = library.set(Poem(poem.couplet, written.text))
+    rows = [coloured(shown(line + marks), FAINT) for line, marks in split_lines(poem.couplet)]
     if answer["lines"]:
         rows += map(set_line, answer["lines"])
     else:
-        rows += [shown(line) for line in text.splitlines()] or ["（空 empty）"]
-    seed = f" · seed {one.written.seed}" if named else ""
+        rows += [shown(line) for line in written.text.splitlines()] or ["（空 empty）"]
+    seed = f" · seed {written.seed}" if named else ""
     return "\n".join([*rows, coloured(answer["findings"] + seed, FAINT), ""])
 
 
@@ -184,9 +173,8 @@ def set_line(line: dict[str, Any]) -> str:
     return f"{text}{line['marks']}" + ("  " + "；".join(beside) if beside else "")
 
 
-def table(one: Finished, place: int) -> str:
+def table(tokens: list[dict[str, Any]], place: int) -> str:
     """The tokens of an answer, or for one place, from 1, those that could have stood there."""
-    tokens = one.explained()
     if not 0 <= place <= len(tokens):
         raise UserError(f"--explain {place}: the answer has {len(tokens)} tokens")
     if place:
@@ -228,7 +216,3 @@ def coloured(text: str, colour: str) -> str:
     if not colour or not sys.stdout.isatty() or "NO_COLOR" in os.environ:
         return text
     return f"\x1b[{colour}m{text}\x1b[0m"
-
-
-def plain(text: str) -> str:
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)

@@ -1,5 +1,6 @@
 """Tokenizers, and the token ids of prompts and completions."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -69,16 +70,11 @@ def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     return [], []
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Its token ids: with what the tokenizer puts before a text, such as the start token, and
-    without what it puts behind."""
-    return encode_prompts(tokenizer, [prompt])[0]
-
-
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], **options: bool
 ) -> list[list[int]]:
-    """The same of many, which takes half the time. options: the tokenizer's.
+    """Their token ids: with what the tokenizer puts before a text, such as the start token, and
+    without what it puts behind. options: the tokenizer's.
 
     Raises UserError for a text that the tokenizer fails on.
     """
@@ -116,23 +112,8 @@ def sets_blanks(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def common_prefix(texts: Sequence[list[int]]) -> list[int]:
     """The longest beginning that all texts share, leaving each a token of its own."""
-    if not texts:
-        return []
-    first, last = min(texts), max(texts)
-    length = max(min(map(len, texts)) - 1, 0)
-    for index in range(length):
-        if first[index] != last[index]:
-            length = index
-            break
-    return first[:length]
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, end: int | None = None
-) -> Example:
-    """Token ids of a poem. end: the token that ends it, the tokenizer's end token if None."""
-    end = tokenizer.eos_token_id if end is None else end
-    return encode_poems(tokenizer, [prompt], [completion], end)[0]
+    most = max(min(map(len, texts), default=0) - 1, 0)
+    return list(os.path.commonprefix(texts))[:most]  # noqa: RUF071 (of any sequences)
 
 
 def encode_poems(

@@ -37,15 +37,6 @@ def known_lines() -> tuple[npt.NDArray[np.int64], int]:
         return unpacked(file["steps"]), int(file["space"])
 
 
-def packed(hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """Sorted hashes as their steps."""
-    steps = np.diff(hashes, prepend=0)
-    ends = np.cumsum(steps // LONGEST + 1)
-    found = np.full(ends[-1] if len(ends) else 0, LONGEST, np.uint8)
-    found[ends - 1] = steps % LONGEST
-    return found
-
-
 def unpacked(steps: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """The hashes whose steps these are."""
     return np.cumsum(steps, dtype=np.int64)[steps < LONGEST]

@@ -45,8 +45,9 @@ LONGEST = 20  # characters of a line that can be near another; no verse is longe
 COLUMNS = ["poem", "written", *(metric.name for metric in METRICS if metric.name != "distinct2")]
 """Of metrics/poems.csv, where each metric is the mean of its column; `distinct2` is none."""
 
-SHARES = ("whole", "any_length", "form", "lines", "clean", "rhyme", "in_band")
-"""Columns of 0 and 1: their means are shares of the poems."""
+SHARES = ("whole", "any_length", "form", "lines", "rhyme", "in_band")
+"""Columns of 0 and 1, whose means are shares of the poems."""
+MEANS = [key for key in INTERVALS if key not in SHARES]
 
 UNITS = 10**9  # a mean over lines as a whole number: see `resampled`
 RESAMPLES_AT_ONCE = 50  # bounds the memory: 20 MB for 50,000 poems
@@ -267,11 +268,9 @@ def summarise(
     metrics["distinct2"] = min(1.0, share(len(bigrams), true))
     if len(table):
         metrics |= means_of(table[COLUMNS[2:]])
-        for key in INTERVALS:
-            if key in SHARES:
-                metrics[f"{key}_ci95"] = wilson(int(table[key].sum()), len(table))
-        means = [key for key in INTERVALS if key not in SHARES]
-        metrics |= half_widths(table[means], seed, resamples)
+        for key in SHARES:
+            metrics[f"{key}_ci95"] = wilson(int(table[key].sum()), len(table))
+        metrics |= half_widths(table[MEANS], seed, resamples)
     return {"poems": len(table)} | {key: round(metrics[key], 4) for key in KEYS[1:]}
 
 
@@ -287,13 +286,10 @@ def gain(
     """
     differences = table[INTERVALS] - baseline[INTERVALS]
     found = means_of(differences)
-    for key in INTERVALS:
-        if key in SHARES:
-            found[f"{key}_ci95"] = Z * float(
-                np.std([*differences[key], 1, -1]) / (len(differences) + 2) ** 0.5
-            )
-    means = [key for key in INTERVALS if key not in SHARES]
-    found |= half_widths(differences[means], seed, resamples)
+    for key in SHARES:
+        spread = np.std([*differences[key], 1, -1]) / (len(differences) + 2) ** 0.5
+        found[f"{key}_ci95"] = Z * float(spread)
+    found |= half_widths(differences[MEANS], seed, resamples)
     return {key: round(value, 4) for key, value in found.items()}
 
 

@@ -52,7 +52,7 @@ def drawn(seed: int, share: float = 0.6, poems: int = POEMS) -> np.ndarray:
 
 def test_an_experiment_does_not_differ_from_itself():
     one = experiment("one", drawn(1))
-    assert compare.compare(one, one)["good"] == Difference(0.0, 0.0, 0.0)
+    assert compare.compare(one, one)["good"] == Difference(0.0, (0.0, 0.0))
 
 
 def test_a_difference_of_few_poems_that_all_went_one_way_is_beyond_chance():
@@ -62,11 +62,12 @@ def test_a_difference_of_few_poems_that_all_went_one_way_is_beyond_chance():
     after[np.flatnonzero(before == 0)[:12]] = 1
     difference = compare.compare(experiment("after", after), experiment("before", before))["good"]
     assert difference.value == pytest.approx(12 / POEMS, abs=1e-4)
-    assert 0 < difference.low < difference.value < difference.high
+    low, high = difference.interval
+    assert 0 < low < difference.value < high
     error = np.sqrt(0.04 * 0.96 / POEMS)  # of a mean of twelve ones and 288 zeros
-    assert difference.high - difference.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
     alone = 1.96 * np.sqrt(0.6 * 0.4 / POEMS)
-    assert difference.high - difference.low < alone
+    assert high - low < alone
     assert difference.sign == 1
     back = compare.compare(experiment("before", before), experiment("after", after))["good"]
     assert back.sign == -1
@@ -85,7 +86,7 @@ def test_a_share_of_lines_is_compared_as_one():
     few = np.array([2, 0] * (POEMS // 2))
     difference = compare.compare(experiment("a", drawn(1)), experiment("b", drawn(1), few))["new"]
     assert difference.value == 0.0
-    assert -0.1 < difference.low < 0 < difference.high < 0.1
+    assert -0.1 < difference.interval[0] < 0 < difference.interval[1] < 0.1
 
 
 def test_a_score_that_the_poems_do_not_make_up_has_no_interval():
@@ -93,13 +94,13 @@ def test_a_score_that_the_poems_do_not_make_up_has_no_interval():
     other = replace(one, scores=one.scores | {"wide": 0.7, "good": 0.9})
     differences = compare.compare(other, one)
     assert differences["wide"] == Difference(pytest.approx(0.2))
-    assert differences["good"].low is None and differences["good"].sign == 0
+    assert differences["good"].interval is None and differences["good"].sign == 0
 
 
 def test_other_test_poems_are_not_paired():
     one = experiment("one", drawn(1))
     other = replace(experiment("other", drawn(2)), test="others")
-    assert all(d.low is None for d in compare.compare(other, one).values())
+    assert all(d.interval is None for d in compare.compare(other, one).values())
 
 
 def test_only_the_parameters_that_differ_are_told_by_their_shortest_name():

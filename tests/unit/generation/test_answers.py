@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from tiny_architectures import tiny_config
-from tiny_models import NoFloat64, build, byte_pairs, decoding, examples
+from tiny_models import NoFloat64, build, byte_pairs, decoding, encode_prompt, examples
 from transformers import (
     AutoModelForCausalLM,
     LogitsProcessorList,
@@ -23,7 +23,6 @@ from verse.generation import answers, batch_invariant_linear, gpu_engine, sampli
 from verse.generation.cpu_engine import CPUEngine
 from verse.generation.gpu_engine import GPUEngine
 from verse.model import loading
-from verse.model.encoding import encode_prompt
 
 DECODING = decoding(
     do_sample=True, temperature=0.9, top_p=0.9, top_k=50, max_new_tokens=12, no_repeat_ngram_size=3

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from tiny_models import build, byte_pairs, decoding
+from tiny_models import build, byte_pairs, decoding, encode_prompt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -11,7 +11,6 @@ from verse.errors import UserError
 from verse.generation import answers
 from verse.generation.answers import constraint_of
 from verse.generation.vocabulary import Vocabulary, split, verse_in, vocabulary_of
-from verse.model.encoding import encode_prompt
 from verse.poem import split_lines
 from verse.poems.lines import in_form
 from verse.poems.prosody import (

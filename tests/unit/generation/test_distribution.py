@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import decoding
+from tiny_models import decoding, encode_prompt
 from transformers import (
     AutoModelForCausalLM,
     LogitsProcessorList,
@@ -19,7 +19,6 @@ from transformers import (
 
 from verse.generation.answers import answer
 from verse.generation.distribution import distribution, entropy, scores_along
-from verse.model.encoding import encode_prompt
 
 DECODING = decoding(
     do_sample=True, temperature=0.7, top_p=0.8, top_k=12, max_new_tokens=3, no_repeat_ngram_size=2

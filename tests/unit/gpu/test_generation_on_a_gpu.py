@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from tiny_models import decoding, prompts
+from tiny_models import decoding, encode_prompt, prompts
 
 from verse.generation import answers, gpu_engine
 from verse.generation.answers import answer
 from verse.model import encoding, loading
-from verse.model.encoding import encode_prompt
 
 GREEDY = decoding(max_new_tokens=20)
 

@@ -10,14 +10,22 @@ import clones
 import pytest
 import torch
 from peft import PeftModel
-from tiny_models import SHAPES, build, byte_pairs, decoding, examples, prompts, training
+from tiny_models import (
+    SHAPES,
+    build,
+    byte_pairs,
+    decoding,
+    encode_prompt,
+    examples,
+    prompts,
+    training,
+)
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from stages import ask, fetch, generate, judge, prepare, score, train
 from verse.generation.answers import answer
 from verse.model import adapters, encoding, loading
-from verse.model.encoding import encode_prompt
 from verse.speed import Stopwatch
 from verse.training import loop
 from verse.training.checkpoint import Checkpoints

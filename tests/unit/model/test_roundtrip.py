@@ -1,9 +1,10 @@
 """`verse.model.roundtrip`: what goes into a model and comes out is the poem, or it is said."""
 
 import json
+from dataclasses import replace
 
 import pytest
-from tiny_models import INSTRUCTION, POEMS, build, byte_pairs, machine
+from tiny_models import INSTRUCTION, POEMS, build, byte_pairs, encode, machine
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -113,7 +114,7 @@ def test_many_at_once_are_as_each_alone(monkeypatch):
     for tokenizer in (byte_pairs(), characters(before="<s>", behind="</s>"), bert()):
         prompts = [f"{row.instruction}\n{row.couplet}" for row in ROWS]
         rests = [row.rest for row in ROWS]
-        alone = [encoding.encode(tokenizer, *both) for both in zip(prompts, rests, strict=True)]
+        alone = [encode(tokenizer, *both) for both in zip(prompts, rests, strict=True)]
         assert encoding.encode_poems(tokenizer, prompts, rests, 1) == alone
         plain = [tokenizer(prompt)["input_ids"] for prompt in prompts]
         behind = len(encoding.affixes(tokenizer)[1])
@@ -137,7 +138,7 @@ def test_a_template_that_writes_the_prefix_twice(opened):
 
 def test_a_poem_that_holds_an_end_token(opened):
     """One is enough, however many are sound."""
-    other = ROWS[0] | {"output": "欲窮千里目，</s>更上一層樓。"}
+    other = replace(ROWS[0], rest="欲窮千里目，</s>更上一層樓。")
     line = fault(opened(characters()), [*ROWS, *ROWS, other])
     assert line.startswith(
         "poem 15 (白日依山盡，黃河入海流。): its text holds the special token </s>"

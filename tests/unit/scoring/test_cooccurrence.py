@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from tools.known_lines import packed
 from verse.scoring.cooccurrence import cooccurrence, fits, parallel, rivals, unrhymed, words
-from verse.scoring.known_lines import packed, stands_elsewhere, unpacked
+from verse.scoring.known_lines import stands_elsewhere, unpacked
 
 MOON = ["牀前明月光", "疑是地上霜"]
 WAR = ["烽火照西京", "心中自不平"]

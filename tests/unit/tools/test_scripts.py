@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from tools import cooccurrence, known_lines, readme, rhymes
 from tools.bench import full_size, scale, seeds
 from tools.pretrain import corpus, embedded, model, tokenizer
+from verse.poem import Poem
 from verse.poems import prosody
 from verse.poems.contestants import CONTESTANTS
 from verse.scoring import known_lines as filters
@@ -214,7 +215,7 @@ def test_pretraining(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer, "MINI", tmp_path / "data/mini")
     monkeypatch.setattr(model, "MINI", tmp_path / "data/mini")
     monkeypatch.setattr(embedded, "EMBEDDED", tmp_path / "data/embedded")
-    homework = SimpleNamespace(test=[{"input": song[0], "output": ""}])
+    homework = SimpleNamespace(test=[Poem(song[0])])
     monkeypatch.setattr(corpus.sources, "fetch", lambda *_, **__: homework)
     monkeypatch.setattr(corpus, "PARAMS", ROOT / "params.yaml")
 

@@ -2,11 +2,11 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import byte_pairs
+from tiny_models import byte_pairs, encode, encode_prompt
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from verse.model.encoding import Example, encode, encode_prompt
+from verse.model.encoding import Example
 from verse.training.packing import IGNORED, PLACES, lay_out, shape_of, shared_prefix
 
 

@@ -8,10 +8,10 @@ it; what goes out is plain data, which the page shows as text.
 import queue
 import threading
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -84,7 +84,9 @@ class PageService:
     def __init__(self, p: Params, model: str | None = None, *, base_alone: bool = False):
         self.p = p
         self.jobs: queue.Queue[Callable[[], None]] = queue.Queue(WAITING)
-        self.scores: OrderedDict[Any, Any] = OrderedDict()
+        self.scores = lru_cache(REMEMBERED)(
+            lambda name, *texts: self.do(lambda: self.models[name].scores(*map(list, texts)))
+        )
         threading.Thread(target=self.work, daemon=True).start()
         self.models: dict[str, LoadedModel] = self.do(
             lambda: load_models(p, model, base=True, tuned=not base_alone)
@@ -196,7 +198,7 @@ class PageService:
         if asked.place >= len(asked.tokens) or max(asked.tokens) >= model.vocabulary:
             raise Refusal(400, "沒有這個位置或這個字。", "There is no such place or token.")
         prompt = model.prompt(poem, len(asked.tokens))
-        scores = self.scores_of(asked.model, prompt, asked.tokens)
+        scores = self.scores(asked.model, tuple(prompt), tuple(asked.tokens))
         decoding = self.decoding(asked.controls)
         along = list(model.distributions(scores, prompt, asked.tokens, decoding, poem.couplet))
         here, token = along[asked.place], asked.tokens[asked.place]
@@ -209,16 +211,6 @@ class PageService:
             "chosen": asdict(model.row(here, token)),
             "likeliest": [asdict(row) for row in model.likeliest(here)],
         }
-
-    def scores_of(self, name: str, prompt: list[int], tokens: list[int]) -> Any:
-        key = (name, tuple(prompt), tuple(tokens))
-        scores = self.scores.get(key)
-        if scores is None:
-            scores = self.do(lambda: self.models[name].scores(prompt, tokens))
-            self.scores[key] = scores
-            while len(self.scores) > REMEMBERED:
-                self.scores.popitem(last=False)
-        return scores
 
     def model(self, name: str) -> LoadedModel:
         if name not in self.models:
