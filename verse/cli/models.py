@@ -62,19 +62,6 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A token in a distribution, in shares of 1."""
-
-    token: int
-    label: str
-    model: float
-    tempered: float
-    drawn: float
-    cut_by: str
-    """What excludes it: constrain, no_repeat_ngram_size, top_k, top_p; "" if it can be drawn."""
-
-
-@dataclass(frozen=True)
 class LoadedModel:
     """A model that is ready to write."""
 
@@ -177,20 +164,22 @@ class LoadedModel:
             for state in states:
                 state.add(token)
 
-    def likeliest(self, found: Distribution) -> list[Row]:
+    def likeliest(self, found: Distribution) -> list[dict[str, Any]]:
         """The LIKELIEST tokens by the model, likeliest first."""
         tokens = found.model.topk(min(LIKELIEST, len(found.model))).indices
         return [self.row(found, token) for token in tokens.tolist()]
 
-    def row(self, found: Distribution, token: int) -> Row:
-        return Row(
-            token,
-            self.label(token),
-            float(found.model[token]),
-            float(found.tempered[token]),
-            float(found.drawn[token]),
-            found.cut_by(token),
-        )
+    def row(self, found: Distribution, token: int) -> dict[str, Any]:
+        """A token in a distribution: its shares of 1, and what excludes it, "" if it can be drawn:
+        constrain, no_repeat_ngram_size, top_k, top_p."""
+        return {
+            "token": token,
+            "label": self.label(token),
+            "model": float(found.model[token]),
+            "tempered": float(found.tempered[token]),
+            "drawn": float(found.drawn[token]),
+            "cut_by": found.cut_by(token),
+        }
 
 
 def load_models(

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from verse import params
@@ -130,12 +129,12 @@ def explained(
     scores = model.scores(prompt, tokens)
     along = model.distributions(scores, prompt, tokens, decoding, poem.couplet)
     return [
-        asdict(model.row(found, token))
+        model.row(found, token)
         | {
             "entropy": entropy(found.model),
             "entropy_drawn": entropy(found.drawn),
             "left": found.left,
-            "likeliest": [asdict(row) for row in model.likeliest(found)],
+            "likeliest": model.likeliest(found),
         }
         for token, found in zip(tokens, along, strict=True)
     ]

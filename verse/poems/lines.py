@@ -74,11 +74,4 @@ def in_form(couplet: str, answer: str, further: Collection[int] = FURTHER_LINES)
 
 def is_simplified(character: str) -> bool:
     """Whether the mainland's basic set has a character, and Taiwan's has not."""
-    return encodable(character, "gb2312") and not encodable(character, "big5")
-
-
-def encodable(character: str, encoding: str) -> bool:
-    try:
-        return bool(character.encode(encoding))
-    except UnicodeEncodeError:
-        return False
+    return bool(character.encode("gb2312", "ignore")) and not character.encode("big5", "ignore")

@@ -304,10 +304,10 @@ def told(model, place, **changes):
     scores = model.scores(prompt, poem.tokens)
     found = list(model.distributions(scores, prompt, poem.tokens, decoding, COUPLET))[place]
     rows = {
-        row.token: row for row in [*model.likeliest(found), model.row(found, poem.tokens[place])]
+        row["token"]: row for row in [*model.likeliest(found), model.row(found, poem.tokens[place])]
     }
     return {
-        str(token): pytest.approx([row.model, row.tempered, row.drawn], abs=1e-6)
+        str(token): pytest.approx([row[key] for key in ("model", "tempered", "drawn")], abs=1e-6)
         for token, row in rows.items()
     }
 

@@ -208,8 +208,8 @@ class PageService:
                 for one in along
             ],
             "labels": [model.label(token) for token in asked.tokens],
-            "chosen": asdict(model.row(here, token)),
-            "likeliest": [asdict(row) for row in model.likeliest(here)],
+            "chosen": model.row(here, token),
+            "likeliest": model.likeliest(here),
         }
 
     def model(self, name: str) -> LoadedModel:
