@@ -51,15 +51,15 @@ class Poem:
     @property
     def lines(self) -> tuple[str, ...]:
         """All lines, without punctuation."""
-        return tuple(line for line, _ in self.marked_lines)
+        return self.couplet_lines + self.rest_lines
 
     @property
     def couplet_lines(self) -> tuple[str, ...]:
-        return tuple(line for line, _ in split_lines(self.couplet))
+        return tuple([line for line, _ in split_lines(self.couplet)])
 
     @property
     def rest_lines(self) -> tuple[str, ...]:
-        return tuple(line for line, _ in split_lines(self.rest))
+        return tuple([line for line, _ in split_lines(self.rest)])
 
     def row(self) -> dict[str, str]:
         """As data/ holds it: {"instruction", "input", "output"}."""
@@ -76,8 +76,8 @@ def split_lines(text: str) -> tuple[tuple[str, str], ...]:
     >>> split_lines("白日依山盡，黃河入海流。")
     (('白日依山盡', '，'), ('黃河入海流', '。'))
     """
-    pieces = ((line.strip(), marks) for line, marks in LINE.findall(text))
-    return tuple((line, marks) for line, marks in pieces if line)
+    pieces = [(line.strip(), marks) for line, marks in LINE.findall(text)]
+    return tuple([(line, marks) for line, marks in pieces if line])
 
 
 def poem_of(row: Any, keys: Mapping[str, str]) -> Poem | None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import islice
+from itertools import chain, islice
 
 from verse.errors import UserError
 from verse.params import Prepare
@@ -137,7 +137,7 @@ def strange(poems: Iterable[Poem]) -> dict[str, float]:
     simplified: in simplified script, where rhymes, tones and words are told from traditional
     characters. unrhymed: outside of the book of rhymes.
     """
-    counts = Counter(character for poem in poems for line in poem.lines for character in line)
+    counts = Counter(chain.from_iterable("".join(poem.lines) for poem in poems))
     total = max(1, counts.total())
     return {
         "simplified": round(sum(n for c, n in counts.items() if is_simplified(c)) / total, 4),
