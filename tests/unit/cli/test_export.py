@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny_models import byte_pairs
 from transformers import AutoTokenizer
 
-from verse import params
+from verse import params, paths
 from verse.cli import export
 from verse.errors import UserError
 from verse.model.prompts import prompt_writer
@@ -95,8 +95,8 @@ def test_a_program_that_fails_is_a_line():
 
 
 def test_the_command_from_adapter_to_files(adapter, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export.merge, "ADAPTER", str(adapter))
-    monkeypatch.setattr(export.merge, "TO", str(tmp_path / "merged"))
+    monkeypatch.setattr(paths, "ADAPTER", str(adapter))
+    monkeypatch.setattr(paths, "MERGED", str(tmp_path / "merged"))
     monkeypatch.setattr(export, "TO", tmp_path / "gguf")
     monkeypatch.setenv("PATH", "/nowhere")  # no llama-quantize
     program = tmp_path / "convert.py"
