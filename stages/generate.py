@@ -20,6 +20,8 @@ from verse.params import Params
 from verse.poem import Poem, read_poems
 from verse.poems.contestants import MODELS, WATCHED, write_hand_in
 
+ENOUGH = 1024  # answers that repay the start of a process
+
 
 def main() -> None:
     which = sys.argv[1] if len(sys.argv) == 2 else ""
@@ -28,9 +30,11 @@ def main() -> None:
     p = params.read()
     poems = read_poems(paths.TEST)
 
-    from verse.model import distributed  # heavy
+    from verse.generation.candidates import num_candidates  # heavy
+    from verse.model import distributed
 
-    distributed.run(lambda: finish(p, poems, which), p.machine)
+    busy = len(poems) * num_candidates(p.decoding) // ENOUGH
+    distributed.run(lambda: finish(p, poems, which), p.machine, busy)
 
 
 def finish(p: Params, poems: list[Poem], which: str) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from verse.training.loop import Curves
     from verse.training.proof import Proof
 
+ENOUGH = 1024  # poems that repay the start of a process
+
 
 def main() -> None:
     p = params.read()
@@ -32,7 +34,8 @@ def main() -> None:
 
     from verse.model import distributed  # heavy
 
-    distributed.run(lambda: train(p, poems, held_out), p.machine)
+    busy = len(poems) * p.train.epochs // ENOUGH
+    distributed.run(lambda: train(p, poems, held_out), p.machine, busy)
 
 
 def train(p: Params, poems: list[Poem], held_out: list[Poem]) -> None:
