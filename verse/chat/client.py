@@ -40,7 +40,7 @@ FILTERED = re.compile(
     re.I,
 )
 QUOTA = re.compile(
-    r"(insufficient|low|enough|any|more).{0,9}(balance|quota|credit|fund)|credit balance|"
+    r"quota|(insufficient|low|enough|any|more).{0,9}(balance|credit|fund)|credit balance|"
     r"balance.{0,9}insufficient|arrear|overdue|余额|欠费",
     re.I,
 )
