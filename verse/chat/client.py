@@ -33,7 +33,7 @@ server broke at each attempt."""
 # What servers say, in words of their own, since their statuses and codes differ.
 FILTERED = re.compile(
     r"content.{0,3}(filter|polic|management|audit|secur)|inspection|moderation|flagged|filtered|"
-    r"(?<!aste)risk|(?<!case.)sensitive|inappropriate|prohibited|censor|guardrail|safety(?!_)|unsafe|"
+    r"(?<!aste)risk(?!.control)|(?<!case.)sensitive|inappropriate|prohibited|censor|guardrail|safety(?!_)|unsafe|"
     r"illegal.content|content.{0,20}(illegal|blocked)|(usage|use|our).(polic|guideline)|"
     r"violat.{0,40}(polic|guideline|terms)|responsible.?ai|block_?reason|"
     r"敏感|不安全|[违違][规規]|審核|审核",
@@ -42,6 +42,10 @@ FILTERED = re.compile(
 QUOTA = re.compile(
     r"quota|(insufficient|low|enough|any|more).{0,9}(balance|credit|fund)|credit balance|"
     r"balance.{0,9}insufficient|arrear|overdue|余额|欠费",
+    re.I,
+)
+CLOSED = re.compile(
+    r"account.{0,60}(suspend|deactivat|disabled|banned|closed)|organi[sz]ation.{0,20}disabled|封禁",
     re.I,
 )
 KEY = re.compile(
@@ -72,9 +76,7 @@ ENDS = {
         "toxic|risk",
         re.I,
     ),
-    "cut_off": re.compile(
-        "length|max.?(output.?)?token|limit|exceed|incomplete|truncat|repetition", re.I
-    ),
+    "cut_off": re.compile("length|max|limit|exceed|incomplete|truncat|repetition", re.I),
     "failed": re.compile("error|abort|network|resource|timeout", re.I),
 }
 WHY = {
@@ -338,9 +340,12 @@ class Chat:
         said, tried = self.hide(words(response.text)), attempts(response.request)
         if status == 402 or (status in (400, 403) and QUOTA.search(said)):
             return self.fault(f"no quota left ({status})", "pay for more", said, 402)
-        if status == 451 or (status not in (401, 404, 429) and FILTERED.search(said)):
+        closed = status in (400, 401, 403) and CLOSED.search(said)
+        if status == 451 or (
+            not closed and status not in (401, 404, 429) and FILTERED.search(said)
+        ):
             return self.lacks("filtered", f"the server filters it: {said[:SHOWN]}", said)
-        if status in (401, 403) or (status == 400 and KEY.search(said)):
+        if closed or status in (401, 403) or (status == 400 and KEY.search(said)):
             holds = f"what {self.server.key_env} holds" if self.server.key_env else "without a key"
             return self.fault(f"refuses {holds} ({status})", "check the key", said, status)
         elsewhere = status in (404, 405, 410) or status < 400
@@ -428,13 +433,14 @@ def status_within(body: Any) -> int:
             found = [("", one.get("error")) for one in (body, choices[0]) if isinstance(one, dict)]
         else:
             named = {"error", "error_code", "error_msg", "detail", "message", "msg", "base_resp"}
-            found = [*body.items()] if any(True for k in named for _ in leaves(body.get(k))) else []
+            said = {leaf.lower() for key in named for _, leaf in leaves(body.get(key))}
+            found = [*body.items()] if said - {"ok", "success"} else []
     told = [leaf for name, value in found for leaf in leaves(value, name)]
     if not told:
         return 0
     codes = (int(v) for k, v in told if "code" in k or "status" in k if v.isdecimal())
-    said = " ".join(leaf for _, leaf in told)
-    other = 429 if BUSY.search(said) else 503 if BROKEN.search(said) else 400
+    text = " ".join(leaf for _, leaf in told)
+    other = 429 if BUSY.search(text) else 503 if BROKEN.search(text) else 400
     return next((code for code in codes if 400 <= code < 600), other)
 
 
