@@ -6,10 +6,10 @@ bad verse: within the poem no line is dropped, and none is chosen over another. 
 - turn: what follows the token that ends the turn;
 - thought: marks, such as <think>, </answer>, [THINK], ◁think▷, <|channel|>final, 【思考】 and any
   other of such forms, the names within JSON, and lines or labels that speak of thoughts or of the
-  answer, cut the text into sections; a line that does not ends one that is of its own style. None
-  counts that is a thought by its mark, or ends on the mark of a thought that nothing opens. Of the
-  others the last counts that has verse, one that is the answer by its mark before all else, since
-  thoughts stand in front whatever their marks are called;
+  answer, cut the text into sections; a line that does not ends one that is of its own style, and a
+  heading one that a label began. None counts that is a thought by its mark, or ends on the mark of
+  a thought that nothing opens. Of the others the last counts that has verse, one that is the answer
+  by its mark before all else, since thoughts stand in front whatever their marks are called;
 - markup: marks of HTML, Markdown and LaTeX; of a table's rows all but the first cell that ends as a
   line does; a line's number or bullet, and which line of the poem it is (首聯：); what is no letter
   and no mark of verse at either end of a line; remarks in brackets within one, such as pinyin;
@@ -209,7 +209,9 @@ def sections(text: str) -> list[tuple[str, bool]]:
             if HTML.fullmatch(inline) or BREAK.fullmatch(inline):
                 continue
         closes = style == "```" == told and opened[-1].heading == "```"
-        goes_on = label and style == opened[-1].heading and not aside
+        before = opened[-1].heading
+        follows = style == before or (before == ":" and style.startswith("#"))
+        goes_on = label and follows and not aside
         if not (inline or closes) and not (
             (HEADING.search(told) and (thought or answer or goes_on))
             or (thought and TRAILING.search(told))

@@ -189,6 +189,7 @@ FORMS = [
     f"## 1. 分析\n{DRAFT}\n\n## 2. 續詩\n{REST}",
     f"**一、構思**\n{DRAFT}\n**二、成品**\n{REST}",
     f"1. 構思：{DRAFT}\n2. 定稿：{REST}",
+    f"Analysis: {DRAFT}\n\n## 登鸛雀樓\n{REST}",
     f"嗯，先試一句：\n{DRAFT}\n不好，換一個。\n\n最終答案：\n{REST}",
     # JSON, tables, LaTeX
     f'{{"poem": "{REST}"}}',

@@ -197,6 +197,7 @@ def test_a_mark_that_never_can_be_read_is_none(store):
         ('{"分數": "八分", "理由": "好"}', (8, "好")),
         ('{"score": "7/10"}', (7, "")),
         ("｛＂score＂：８｝", (8, "")),
+        ('Analysis: {"score": 3}\n\n## Score\n{"score": 7}', (7, "")),
         ('{"score": 7, "reason": "好{甚}"}', (7, "好{甚}")),
         ('{"score": 7, "reason": "好", "detail": {"韻": 9}}', (7, "好")),
         *((text, None) for text in ("", "[7]", '{"score": 11}', '{"score": -1}')),
