@@ -260,8 +260,9 @@ def first_run(text: str, length: int | None, given: Sequence[str] = ()) -> str:
     apart = True  # from a run that this line could go on
     for line in map(str.strip, text.splitlines()):
         label = LABEL.match(line)
+        named = parts(label[0]) if label else []
         # A label as long as a line of the poem may be one, and then has a second one beside it.
-        if label and (length not in parts(label[0]) or parts(line).count(length) % 2):
+        if label and (length not in named or (len(named) == 1 and parts(line).count(length) % 2)):
             if run and without_couplet("".join(run), list(given)):
                 break
             run = []

@@ -75,6 +75,7 @@ def test_the_poem_is_found(text, trimmed):
         ("長安古道馬遲遲，高柳亂蟬嘶高柳。", "長安古道馬遲遲，高柳亂蟬嘶高柳。"),
         (f"{REST}\n六字的一句啊，\n{REST}", f"{REST}六字的一句啊，{REST}"),
         (f"{REST}\n錯。", f"{REST}錯。"),
+        (f"{REST}\n更上一層樓，六字的一句啊：好。", f"{REST}更上一層樓，六字的一句啊：好。"),
         (f"{REST}\n希望你喜歡！", f"{REST}希望你喜歡！"),
     ],
 )
