@@ -51,10 +51,10 @@ PLACE = (
     "[上下出對对]句|(?i:line|verse) ?[1-8]?)"
 )
 BRACKETS = r"()（）〔〕\[\]《》"
-MARKDOWN = re.compile(r"[*_`#~]|\\[a-z]+\{|[}$]")
+MARKDOWN = re.compile(r"[*_`#>~]|\\[a-z]+\{|[}$]")
 BEFORE = re.compile(
-    rf"^(?!-{{3}})(?:[^\w{BRACKETS}{LOOSE_MARKS}]|[(（［\[]?\d{{1,2}}[.)、．）:：］\]]|[①-⑳❶-❿]|[一二三四五六七八]、|"
-    rf"{PLACE}(?:[：:]|\W*$))+"
+    rf"^(?:[^\w{BRACKETS}{LOOSE_MARKS}]|[(（［\[]?\d{{1,2}}[.)、．）:：］\]]|[①-⑳❶-❿]|"
+    rf"[一二三四五六七八]、|{PLACE}[：:])+(?=[\w{BRACKETS}{LOOSE_MARKS}])|^\W*{PLACE}\W*$"
 )
 AFTER = re.compile(rf"(?<=[\w{BRACKETS}{LOOSE_MARKS}])[^\w{BRACKETS}{LOOSE_MARKS}]+$")
 REMARK = re.compile(
