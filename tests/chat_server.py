@@ -96,7 +96,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.fail(fault, server.answer(body)[1])
             else:
                 status, answer = server.answer(body)
-                self.send(status, json.dumps(answer).encode())
+                self.send(
+                    status, answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                )
                 server.answered.append(body)
         finally:
             with server.lock:

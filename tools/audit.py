@@ -14,6 +14,7 @@ LOCKS = (
     "requirements/development.txt",
     "requirements/s3.txt",
     "requirements/servers.txt",
+    "requirements/weights.txt",
     "requirements/gguf.txt",
 )
 

@@ -142,8 +142,8 @@ def test_the_packages_that_are_installed_are_those_of_the_groups():
 
 def test_what_is_installed_has_a_hash_but_torch():
     """Of each package a pin and at least one hash; torch's builds come from several indexes."""
-    for lock in ("requirements/runtime.txt", "requirements/development.txt", "requirements/s3.txt"):
-        text = (ROOT / lock).read_text("utf-8").replace("\\\n", "")
+    for lock in ("runtime", "development", "s3", "servers", "weights", "gguf"):
+        text = (ROOT / f"requirements/{lock}.txt").read_text("utf-8").replace("\\\n", "")
         pins = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
         assert pins and all("==" in pin and "--hash=sha256:" in pin for pin in pins)
         assert not any(pin.startswith("torch==") for pin in pins)

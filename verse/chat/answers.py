@@ -7,7 +7,7 @@ from pydantic import TypeAdapter
 
 from verse.chat import rounds
 from verse.chat.cleaning import clean, without_thought
-from verse.chat.client import CUT_END, Chat, Messages, Reply
+from verse.chat.client import WHY, Chat, Messages, Reply, fate
 from verse.chat.store import Store, key_of
 from verse.params import Contestant, Machine, Server
 from verse.poem import Poem
@@ -64,8 +64,9 @@ async def put(chat: Chat, messages: Messages) -> Reply:
     reply = await chat.reply(messages)
     couplet = messages[-1]["content"].rpartition("\n")[2]
     cleaned = clean(couplet, reply["text"])
-    if CUT_END.search(reply["finish"]) and cleaned.last and not in_form(couplet, cleaned.poem):
-        raise chat.lacks("cut_off", "no token was left for the poem", reply=reply)
+    kind = fate(reply["finish"])
+    if kind and cleaned.last and not in_form(couplet, cleaned.poem):
+        raise chat.lacks(kind, WHY[kind], reply=reply)
     if not without_thought(reply["text"]).strip():
         raise chat.lacks("empty", "nothing but thoughts", reply=reply)
     return reply

@@ -32,13 +32,21 @@ server broke at each attempt."""
 
 # What servers say, in words of their own, since their statuses and codes differ.
 FILTERED = re.compile(
-    r"content.{0,3}(filter|polic|management|audit|exists.risk)|inspection|moderation|flagged|"
-    r"high.risk|(?<!case.)sensitive|inappropriate|prohibited|censor|guardrail|usage.(polic|guideline)|"
-    r"safety.(check|system|filter|setting)|responsible.?ai|block_?reason|unsafe|敏感|不安全|[违違][规規]|審核|审核",
+    r"content.{0,3}(filter|polic|management|audit|secur)|inspection|moderation|flagged|filtered|"
+    r"(?<!aste)risk(?!.control)|(?<!case.)sensitive|inappropriate|prohibited|censor|guardrail|safety(?!_)|unsafe|"
+    r"illegal.content|content.{0,20}(illegal|blocked)|(usage|use|our).(polic|guideline)|"
+    r"violat.{0,40}(polic|guideline|terms)|responsible.?ai|block_?reason|"
+    r"敏感|不安全|[违違][规規]|審核|审核",
     re.I,
 )
 QUOTA = re.compile(
-    r"insufficient.{0,9}(balance|quota|credit|fund)|credit balance|arrear|余额|欠费", re.I
+    r"quota|(insufficient|low|enough|any|more).{0,9}(balance|credit|fund)|credit balance|"
+    r"balance.{0,9}insufficient|arrear|overdue|余额|欠费",
+    re.I,
+)
+CLOSED = re.compile(
+    r"account.{0,60}(suspend|deactivat|disabled|banned|closed)|organi[sz]ation.{0,20}disabled|封禁",
+    re.I,
 )
 KEY = re.compile(
     r"(api|secret).?key|access.?token|authenticat|unauthori[sz]ed|credential|令牌|密钥|鉴权", re.I
@@ -52,14 +60,30 @@ UNSUPPORTED = re.compile(
     r"support|unknown|unrecogni[sz]ed|unexpected|extra|permitted|allowed|deprecated|instead|支持",
     re.I,
 )
-# Why an answer ended, among them the reasons of Gemini, Claude, Mistral, Cohere, DeepSeek, Zhipu.
-FILTERED_END = re.compile(
-    "filter|sensitive|safety|prohibit|recitation|refus|block|spii|guardrail|moderat|toxic|risk",
+STREAM = re.compile(r"(?<!up)stream|流式", re.I)
+SPENT = re.compile("(max_tokens|output limit|token limit).{0,40}reached", re.I)
+# Of a fault that a server tells of within an answer, without a status that is one of HTTP's.
+BUSY = re.compile(r"rate.?limit|limit reached|too many|并发|频率|限流", re.I)
+BROKEN = re.compile(
+    r"internal.?(server.?)?error|overload|time.?out|timed out|upstream|unavailable|try again|busy|"
+    "繁忙",
     re.I,
 )
-CUT_END = re.compile(
-    "length|max.?(output.?)?token|limit|exceed|resource|abort|error|incomplete|truncat", re.I
-)
+# Why an answer ended, among them the reasons of Gemini, Claude, Mistral, Cohere, DeepSeek, Zhipu.
+ENDS = {
+    "filtered": re.compile(
+        "(?<!call_)filter|sensitive|safety|prohibit|recitation|refus|block|spii|guardrail|moderat|"
+        "toxic|risk",
+        re.I,
+    ),
+    "cut_off": re.compile("length|max|limit|exceed|incomplete|truncat|repetition", re.I),
+    "failed": re.compile("error|abort|network|resource|timeout", re.I),
+}
+WHY = {
+    "filtered": "the answer is filtered",
+    "cut_off": "no token was left for the answer",
+    "failed": "the server broke the answer off",
+}
 MESSAGE = re.compile("mess|msg|detail")
 RENAMED = {
     "max_tokens": "max_completion_tokens",
@@ -234,14 +258,20 @@ class Chat:
         """Whether the question can be put again without a parameter that the server refuses.
 
         Another name for the same limit changes no result, nor does leaving out a temperature that
-        nobody set; what the user set is never left out.
+        nobody set, nor a stream; what the user set is never left out.
         """
         names = {word for word in re.findall(r"\w+", said) if word in body}
         for name in names & RENAMED.keys():
             if RENAMED[name] not in self.changed and UNSUPPORTED.search(said):
                 return self.change(name, RENAMED[name])
-        if "temperature" in names - self.server.model_fields_set - self.server.options.keys():
-            return self.change("temperature", "")
+        for name in names & {"temperature", "stream_options"}:
+            if name not in self.server.model_fields_set | self.server.options.keys():
+                return self.change(name, "")
+        if "stream" not in body and STREAM.search(said):
+            if "stream" not in self.options:
+                self.options |= {"stream": True, "stream_options": {"include_usage": True}}
+                print(f"{self.where}: the server wants to stream its answers: it may", flush=True)
+            return True
         return False
 
     def change(self, name: str, other: str) -> bool:
@@ -256,12 +286,15 @@ class Chat:
         body = body if isinstance(body, dict) else {}
         choices = body.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
-        message = choice.get("message") if isinstance(choice, dict) else None
-        if not isinstance(choice, dict) or not isinstance(message, dict):
+        choice = choice if isinstance(choice, dict) else {}
+        message, finish = choice.get("message"), str(choice.get("finish_reason"))
+        if message is None and fate(finish):
+            message = {}
+        if not isinstance(message, dict):
             said = self.hide(words(response.text))
             empty = "choices" in body and not choices
             kind = "empty" if empty else "malformed"
-            if FILTERED.search(response.text):
+            if FILTERED.search(" ".join(f"{name} {leaf}" for name, leaf in leaves(body))):
                 kind = "filtered"
             what = f"no chat completion{': ' * bool(said)}{said[:SHOWN]}"
             raise self.lacks(kind, what, said, "see whether base_url is right")
@@ -276,20 +309,19 @@ class Chat:
             usage.get(f"{kind}_tokens") if isinstance(usage, dict) else 0
             for kind in ("prompt", "completion")
         ]
-        text, finish = "".join(spoken(message.get("content"))), str(choice.get("finish_reason"))
         reply: Reply = {
-            "text": self.hide(text),
+            "text": self.hide("".join(spoken(message.get("content")))),
             "arguments": self.hide(arguments) if isinstance(arguments, str) else None,
             "finish": self.hide(finish),
             "tokens": [count if isinstance(count, int) else 0 for count in counts],
         }
-        if FILTERED_END.search(reply["finish"]):
-            raise self.lacks("filtered", "the answer is filtered", reply=reply)
-        if not reply["text"].strip() and reply["arguments"] is None:
-            if message.get("refusal"):
-                raise self.lacks("refused", "the model refuses to answer", reply=reply)
-            if CUT_END.search(reply["finish"]):
-                raise self.lacks("cut_off", "no token was left for an answer", reply=reply)
+        nothing = not reply["text"].strip() and reply["arguments"] is None
+        if nothing and message.get("refusal"):
+            raise self.lacks("refused", "the model refuses to answer", reply=reply)
+        ended = fate(finish)
+        if ended and (nothing or ended == "filtered"):
+            raise self.lacks(ended, WHY[ended], reply=reply)
+        if nothing:
             raise self.lacks("empty", "the answer is empty", reply=reply)
         return reply
 
@@ -308,12 +340,16 @@ class Chat:
         said, tried = self.hide(words(response.text)), attempts(response.request)
         if status == 402 or (status in (400, 403) and QUOTA.search(said)):
             return self.fault(f"no quota left ({status})", "pay for more", said, 402)
-        if status == 451 or (status not in (401, 404, 429) and FILTERED.search(said)):
+        closed = status in (400, 401, 403) and CLOSED.search(said)
+        if status == 451 or (
+            not closed and status not in (401, 404, 429) and FILTERED.search(said)
+        ):
             return self.lacks("filtered", f"the server filters it: {said[:SHOWN]}", said)
-        if status in (401, 403) or (status == 400 and KEY.search(said)):
+        if closed or status in (401, 403) or (status == 400 and KEY.search(said)):
             holds = f"what {self.server.key_env} holds" if self.server.key_env else "without a key"
             return self.fault(f"refuses {holds} ({status})", "check the key", said, status)
-        if status in (404, 405, 410) or (status < 500 and MODEL.search(said)):
+        elsewhere = status in (404, 405, 410) or status < 400
+        if elsewhere or (status < 500 and MODEL.search(said) and not STREAM.search(said)):
             what = f"knows no model {self.server.model!r} or is another address ({status})"
             return self.fault(what, "fix base_url or model", said, status)
         if status == 429:
@@ -323,6 +359,8 @@ class Chat:
             return self.fault(what, said=said, status=status)
         if status >= 500 or status in (408, 409):
             return self.lacks("failed", f"the server answers {status} {tried}", said)
+        if SPENT.search(said):
+            return self.lacks("cut_off", f"{WHY['cut_off']}: {said[:SHOWN]}", said)
         line = f"the server refuses the question: {said[:SHOWN] or status}"
         return self.lacks("refused", line, said, "see its entry in params.yaml")
 
@@ -388,29 +426,39 @@ def spoken(content: Any) -> Iterator[str]:
 def status_within(body: Any) -> int:
     """The status of a fault that a body with the status 200 tells of; 0 without one."""
     body = body[0] if isinstance(body, list) and len(body) == 1 else body
-    if not isinstance(body, dict):  # words alone
-        return 400
-    choices = body.get("choices")
-    inner = choices[0] if isinstance(choices, list) and choices else body
-    named = {"error", "error_code", "error_msg", "detail", "message", "msg", "base_resp"}
-    told = {"error"} if inner is not body else named
-    found = {k: v for k, v in inner.items() if k in told and v} if isinstance(inner, dict) else {}
-    if not found:
+    found = [("", body)]  # words alone
+    if isinstance(body, dict):
+        choices = body.get("choices")
+        if isinstance(choices, list) and choices:
+            found = [("", one.get("error")) for one in (body, choices[0]) if isinstance(one, dict)]
+        else:
+            named = {"error", "error_code", "error_msg", "detail", "message", "msg", "base_resp"}
+            said = {leaf.lower() for key in named for _, leaf in leaves(body.get(key))}
+            found = [*body.items()] if said - {"ok", "success"} else []
+    told = [leaf for name, value in found for leaf in leaves(value, name)]
+    if not told:
         return 0
-    codes = (int(v) for k, v in leaves(inner) if "code" in k or "status" in k if v.isdecimal())
-    return next((code for code in codes if 400 <= code < 600), 400)
+    codes = (int(v) for k, v in told if "code" in k or "status" in k if v.isdecimal())
+    text = " ".join(leaf for _, leaf in told)
+    other = 429 if BUSY.search(text) else 503 if BROKEN.search(text) else 400
+    return next((code for code in codes if 400 <= code < 600), other)
+
+
+def fate(finish: str) -> str | None:
+    """The kind of an answer that ended so within its text; None if it may be whole."""
+    return next((kind for kind, pattern in ENDS.items() if pattern.search(finish)), None)
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """The texts and whole numbers in a JSON value, each with its name."""
+    """What a JSON value says, each with its name: texts, whole numbers, and what is true."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from leaves(inner, key)
     elif isinstance(value, list):
         for inner in value:
             yield from leaves(inner, name)
-    elif isinstance(value, str | int) and not isinstance(value, bool):
-        yield name, str(value)
+    elif value and isinstance(value, str | int):
+        yield name, name if value is True else str(value)
 
 
 def words(text: str) -> str:

@@ -1,6 +1,8 @@
 """A connection on which nothing lasts: a question has a deadline, and an answer a bound."""
 
 import asyncio
+import json
+import re
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -11,6 +13,7 @@ import openai
 
 LONGEST_BODY = 2**23  # bytes, unpacked
 LONGEST_PAUSE = 120.0  # seconds; the openai client waits no longer for a server that asks for it
+DONE = b"[DONE]"
 ENDS: ContextVar[float] = ContextVar("ends")
 """When the question on its way is given up, by the monotonic clock."""
 
@@ -60,7 +63,7 @@ def pause(response: httpx2.Response) -> float:
 
 
 async def whole(response: httpx2.Response) -> httpx2.Response:
-    """The answer with its body, read to the end."""
+    """The answer with its body, read to the end; that of a stream is put together."""
     content = bytearray()
     try:
         async for part in response.aiter_bytes():
@@ -73,5 +76,36 @@ async def whole(response: httpx2.Response) -> httpx2.Response:
     unpacked = ("content-encoding", "content-length", "transfer-encoding")
     headers = [(k, v) for k, v in response.headers.multi_items() if k.lower() not in unpacked]
     return httpx2.Response(
-        response.status_code, headers=headers, content=bytes(content), request=response.request
+        response.status_code, headers=headers, content=together(content), request=response.request
     )
+
+
+def together(content: bytes | bytearray) -> bytes:
+    """The body that the events of a stream make; any other, and a stream cut off, as it is."""
+    events = [event.strip() for event in re.findall(rb"^data:(.*)", content, re.MULTILINE)]
+    body: dict[str, Any] = {}
+    first: dict[str, Any] = {}  # of the choices
+    said: list[Any] = []
+    message: dict[str, Any] = {"content": said}
+    try:
+        for event in events:
+            part = {} if event == DONE else json.loads(event)
+            body |= {key: value for key, value in part.items() if value}
+            for choice in part.get("choices") or ():
+                if choice.get("index"):
+                    continue
+                first |= {key: value for key, value in choice.items() if value}
+                delta = choice.get("delta") or {}
+                text = delta.get("content")
+                said += text if isinstance(text, list) else [text]
+                message["refusal"] = delta.get("refusal") or message.get("refusal")
+                for call in delta.get("tool_calls") or ():
+                    if not call.get("index"):
+                        calls = message.setdefault("tool_calls", [{"function": {"arguments": ""}}])
+                        calls[0]["function"]["arguments"] += call["function"]["arguments"] or ""
+    except (ValueError, RecursionError, TypeError, AttributeError, LookupError):
+        return bytes(content)
+    if first:
+        body["choices"] = [first | {"message": message}]
+    broken = first and not first.get("finish_reason") and DONE not in events
+    return bytes(content) if broken or not events else json.dumps(body).encode()

@@ -55,7 +55,7 @@ IN_JSON = '\n\n只回答一個 JSON 物件：{"score": 分數, "reason": "簡短
 
 SCORES = ("score", "分數", "分数", "評分", "评分", "得分", "rating", "points")
 REASONS = ("reason", "理由", "原因", "說明", "说明")
-JSON = re.compile(r"\{[^{}]*\}")
+BRACES = 100  # the last ones that may begin a mark in JSON
 LONGEST = 1000  # characters of a reason
 SHORT = 12  # characters that are no reason beside a mark
 NUMERALS = dict(
@@ -127,12 +127,13 @@ class MarkReader:
         answers nothing at all.
         """
         tokens, said = [0, 0], ""
-        ways = FORMATS if self.way is None else (self.way,)
-        for way in ways:
-            *before, last = messages
+        *before, last = messages
+        for step in FORMATS:
+            known = self.way  # which another question may have found meanwhile
+            way = known or step
             worded = [*before, last | {"content": last["content"] + way.ending}]
-            chat.probing = probing = way is not ways[-1]
-            for _ in range(TRIES if self.way else FIRST_TRIES):
+            chat.probing = probing = not known and step is not FORMATS[-1]
+            for _ in range(TRIES if known else FIRST_TRIES):
                 try:
                     reply = await chat.reply(worded, **way.options)
                 except (Fault, NoAnswer) as none:
@@ -144,6 +145,8 @@ class MarkReader:
                 if mark := read(said):
                     self.way = way
                     return {"score": mark[0], "reason": mark[1], "tokens": tokens}
+            if known:
+                break
         shown = " ".join(said.split())[:SHOWN]
         raise chat.lacks(
             "malformed",
@@ -164,9 +167,9 @@ def read(text: str) -> tuple[float, str] | None:
     It may be JSON, alone or among words, or words: 8分, ８／１０, 八分半, Score: 8 out of 10.
     """
     bare = unicodedata.normalize("NFKC", without_thought(first_turn(text))).strip()
-    for found in reversed(JSON.findall(bare)):
+    for brace in reversed([*re.finditer(r"\{", bare)][-BRACES:]):
         with suppress(ValueError, RecursionError):
-            if mark := from_json(json.loads(found)):
+            if mark := from_json(json.JSONDecoder().raw_decode(bare, brace.start())[0]):
                 return mark
     score = None if bare.startswith(("{", "[")) else score_in(bare)
     return None if score is None else (score, "" if len(bare) < SHORT else bare[:LONGEST])

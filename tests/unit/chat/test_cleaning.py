@@ -76,6 +76,7 @@ def test_the_poem_is_found(text, trimmed):
         ("長安古道馬遲遲，高柳亂蟬嘶高柳。", "長安古道馬遲遲，高柳亂蟬嘶高柳。"),
         (f"{REST}\n六字的一句啊，\n{REST}", f"{REST}六字的一句啊，{REST}"),
         (f"{REST}\n錯。", f"{REST}錯。"),
+        (f"{REST}\n更上一層樓，六字的一句啊：好。", f"{REST}更上一層樓，六字的一句啊：好。"),
         (f"{REST}\n希望你喜歡！", f"{REST}希望你喜歡！"),
     ],
 )
@@ -176,6 +177,49 @@ FORMS = [
     "標題：登鸛雀樓\n\n" + REST,
     f"好的，以下是續寫的詩句：\n\n**{REST}**\n\n---\n**解析**：\n- 「欲窮千里目」寫登高。",
     f"Okay, the user wants a poem. Let me think.\n</think>\n{REST}",
+    # drafts and thoughts under headings, each of its own style
+    f"<|reasoning_start|>{DRAFT}<|reasoning_end|>{REST}",
+    f"[thinking]\n{DRAFT}\n[/thinking]\n{REST}",
+    f"〈思考〉{DRAFT}〈／思考〉{REST}",
+    f"《思考》\n{DRAFT}\n《答案》\n{REST}",
+    f"```thinking\n{DRAFT}\n```\n\n```\n{REST}\n```",
+    f"*Thinking...*\n\n> {DRAFT}\n\n*...done thinking.*\n\n{REST}",
+    f"Thinking Process:\n\n1. {DRAFT}\n\nFinal Answer:\n{REST}",
+    f"Draft:\n{DRAFT}\n\nFinal version:\n{REST}",
+    f"初稿：\n{DRAFT}\n\n修改後：\n{REST}",
+    f"# 推敲過程\n\n{DRAFT}\n\n# 成詩\n\n{REST}",
+    f"## 1. 分析\n{DRAFT}\n\n## 2. 續詩\n{REST}",
+    f"**一、構思**\n{DRAFT}\n**二、成品**\n{REST}",
+    f"1. 構思：{DRAFT}\n2. 定稿：{REST}",
+    f"Analysis: {DRAFT}\n\n## 登鸛雀樓\n{REST}",
+    f"嗯，先試一句：\n{DRAFT}\n不好，換一個。\n\n最終答案：\n{REST}",
+    # JSON, tables, LaTeX
+    f'{{"poem": "{REST}"}}',
+    f'```json\n{{"續詩": "{REST}", "賞析": "登高望遠。"}}\n```',
+    f'{{"thought": "{DRAFT}", "poem": "{REST}"}}',
+    f'{{"title": "登鸛雀樓作", "author": "王之渙", "content": "{REST}"}}',
+    f'<think>{{"poem": "{DRAFT}"}}</think>{{"poem": ["欲窮千里目，", "更上一層樓。"]}}',
+    '{"poem": {"line3": "欲窮千里目，", "line4": "更上一層樓。"}}',
+    "| 句 | 內容 | 譯文 |\n|---|---|---|\n| 三 | 欲窮千里目， | Far |\n| 四 | 更上一層樓。 | Up |",
+    f"$$\\boxed{{\\text{{{REST}}}}}$$",
+    # numbers, places, and what stands around
+    "①欲窮千里目，\n②更上一層樓。",
+    "(1) 欲窮千里目，\n(2) 更上一層樓。",
+    "三、欲窮千里目，\n四、更上一層樓。",
+    "句三：欲窮千里目，\n句四：更上一層樓。",
+    "Line 3: 欲窮千里目，\nLine 4: 更上一層樓。",
+    "<verse>欲窮千里目，</verse>\n<verse>更上一層樓。</verse>",
+    "+ 欲窮千里目，\n+ 更上一層樓。",
+    "欲窮千里目，\\n更上一層樓。",
+    f"……{REST} 🙏",
+    f"{REST}——王之渙《登鸛雀樓》",
+    f"{REST} （押尤韻）",
+    f"好的，續詩如下：{REST}",
+    f"Sure! Here it is: {REST}",
+    f"題：{COUPLET}\n答：{REST}",
+    f"您給的上聯：{COUPLET}\n我續的下聯：{REST}",
+    f"{REST}\n\n### Instruction:\n再來一首\n\n### Response:\n{DRAFT}",
+    f"{REST}<extra_id_1>User\n{DRAFT}",
 ]
 NOTHING_BUT_THOUGHTS = [
     f"<think>{DRAFT}",
@@ -187,6 +231,13 @@ NOTHING_BUT_THOUGHTS = [
     f"<|START_THINKING|>{DRAFT}",
     f"【思考】{DRAFT}",
     f"<reasoning>\n{DRAFT}\n</reasoning>",
+    f"Thinking Process:\n\n1. {DRAFT}\n2. ",
+    f"初稿：\n**望月**\n{DRAFT}",
+    f"### 初稿\n《望月》\n{DRAFT}",
+    f"```thinking\n{DRAFT}",
+    f"> 思考：先寫\n> {DRAFT}\n\n",
+    f'{{"thinking": "{DRAFT}"}}',
+    f'{{"thinking": "{DRAFT}", "poem": "',
 ]
 
 
@@ -198,6 +249,20 @@ def test_the_poem_is_what_follows_thoughts_and_marks(text):
 @pytest.mark.parametrize("text", NOTHING_BUT_THOUGHTS)
 def test_a_draft_never_counts(text):
     assert clean(COUPLET, text).poem == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "（頷聯）\n{}\n（頸聯）\n{}\n（尾聯）\n{}",
+        "**頷聯**\n{}\n\n**頸聯**\n{}\n\n**尾聯**\n{}",
+        "【頷聯】\n{}\n【頸聯】\n{}\n【尾聯】\n{}",
+        "### 頷聯\n{}\n### 頸聯\n{}\n### 尾聯\n{}",
+        "續詩：\n頷聯：{}\n頸聯：{}\n尾聯：{}\n\n賞析：\n佳作。",
+    ],
+)
+def test_couplets_under_their_places_are_one_poem(text):
+    assert clean(COUPLET, text.format(OCTAVE[:12], OCTAVE[12:24], OCTAVE[24:])).poem == OCTAVE
 
 
 def test_whether_anything_follows_the_poem():

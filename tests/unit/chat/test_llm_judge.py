@@ -170,7 +170,7 @@ def test_a_mark_that_never_can_be_read_is_none(store):
     with Server(answer) as server:
         marks(server, store, POEMS[:1])  # the server can give marks
         ready = True
-        given = marks(server, store, ["春眠不覺曉，處處聞啼鳥。", POEMS[1]])
+        given = marks(server, store, [POEMS[0], "春眠不覺曉，處處聞啼鳥。", POEMS[1]])
         count = len(server.asked)
         ready = False
         assert marks(server, store, POEMS[1:])[POEMS[1]]["fluency"][2]["score"] == 7
@@ -197,6 +197,9 @@ def test_a_mark_that_never_can_be_read_is_none(store):
         ('{"分數": "八分", "理由": "好"}', (8, "好")),
         ('{"score": "7/10"}', (7, "")),
         ("｛＂score＂：８｝", (8, "")),
+        ('Analysis: {"score": 3}\n\n## Score\n{"score": 7}', (7, "")),
+        ('{"score": 7, "reason": "好{甚}"}', (7, "好{甚}")),
+        ('{"score": 7, "reason": "好", "detail": {"韻": 9}}', (7, "好")),
         *((text, None) for text in ("", "[7]", '{"score": 11}', '{"score": -1}')),
         *((text, None) for text in ('{"score": true}', '{"score": null}', '{"score": "高"}')),
         *(

@@ -193,7 +193,7 @@ def test_a_server_that_fails_from_some_point_on(store, monkeypatch, fault, told)
         (403, "refuses what TEST_KEY holds (403): check the key"),
         (404, "knows no model 'm' or is another address (404): fix base_url or model"),
         (400, "the server refuses the question: no, …: see its entry in params.yaml"),
-        (302, "the server refuses the question: "),
+        (302, "knows no model 'm' or is another address (302): fix base_url or model"),
     ],
 )
 def test_a_server_that_refuses(store, status, told):
