@@ -78,7 +78,7 @@ class Reports:
 
 
 def say(name: str, what: object) -> bool:
-    print(f"{name}: {printable(str(what))}; the training goes on", file=sys.stderr, flush=True)
+    print(f"{name}: {printable(str(what))}; no result depends on it", file=sys.stderr, flush=True)
     return True
 
 
@@ -90,7 +90,7 @@ def check(names: Sequence[str]) -> None:
 
 def missing(name: str) -> str:
     """What a service lacks, and what to do; "" if nothing."""
-    if name != "studio" and not find_spec(name):
+    if name != "studio" and not getattr(find_spec(name), "origin", None):  # W&B's folder is none
         return f"{name} is not installed: pip install {name}"
     if name == "studio" and "DVC_STUDIO_TOKEN" not in os.environ:
         return "studio wants a token, DVC_STUDIO_TOKEN in the environment"
