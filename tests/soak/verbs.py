@@ -97,11 +97,12 @@ def test_a_queue_that_two_workers_empty_in_the_background(copy):
 
 def test_a_curve_is_drawn_while_an_experiment_runs(copy):
     """By what VS Code's view reads."""
-    process = copy.start(BIN / "dvc", "exp", "run", "-S", "train.epochs=40", "-S", "seed=7")
+    process = copy.start(BIN / "dvc", "exp", "run", "-S", "train.epochs=100", "-S", "seed=7")
     lengths, states = set(), set()
     while process.poll() is None:
         shown = json.loads(copy.dvc("exp", "show", "--json"))
-        states |= {one["executor"]["state"] for row in shown for one in row["experiments"] or []}
+        found = [one["executor"] for row in shown for one in row["experiments"] or []]
+        states |= {executor["state"] for executor in found if executor}
         drawn = json.loads(copy.dvc("plots", "diff", "HEAD", "workspace", "--json", "--split"))
         rows = drawn["data"]["loss"][0]["anchor_definitions"]["<DVC_METRIC_DATA>"]
         lengths.add(sum(row["rev"] == "workspace" for row in rows))
