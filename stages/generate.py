@@ -17,6 +17,8 @@ from verse.fingerprint import fingerprint
 from verse.params import Params
 from verse.poems.contestants import MODELS, WATCHED
 
+ENOUGH = 1024  # answers that repay the start of a process
+
 
 def main() -> None:
     which = sys.argv[1] if len(sys.argv) == 2 else ""
@@ -25,9 +27,11 @@ def main() -> None:
     p = params.read()
     poems = read_rows("data/prepared/test.jsonl", "instruction", "input")
 
-    from verse.model import distributed  # heavy
+    from verse.generation.candidates import num_candidates  # heavy
+    from verse.model import distributed
 
-    distributed.run(lambda: finish(p, poems, which), p.machine)
+    busy = len(poems) * num_candidates(p.decoding) // ENOUGH
+    distributed.run(lambda: finish(p, poems, which), p.machine, busy)
 
 
 def finish(p: Params, poems: list[dict[str, str]], which: str) -> None:

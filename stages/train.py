@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 KEYS = ("instruction", "input", "output")
 PLOTS = Path("metrics/plots")
+ENOUGH = 1024  # poems that repay the start of a process
 TRAIN, VALIDATION = "data/prepared/train.jsonl", "data/prepared/validation.jsonl"
 
 
@@ -42,7 +43,8 @@ def main() -> None:
 
     from verse.model import distributed  # heavy
 
-    distributed.run(lambda: train(p, poems, held_out), p.machine)
+    busy = len(poems) * p.train.epochs // ENOUGH
+    distributed.run(lambda: train(p, poems, held_out), p.machine, busy)
 
 
 def train(p: Params, poems: list[dict[str, str]], held_out: list[dict[str, str]]) -> None:

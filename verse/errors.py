@@ -28,6 +28,10 @@ class UserError(Exception):
     status = 1
 
 
+class TooLargeError(UserError):
+    """A model does not fit the GPU, or its share of it the GPUs."""
+
+
 class ParameterError(UserError):
     """params.yaml is wrong; the exit status is 2."""
 

@@ -25,7 +25,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import distributed
 
-from verse.errors import AGAIN, UserError, explain
+from verse.errors import AGAIN, TooLargeError, UserError, explain
 from verse.params import Machine
 
 FAILURES = "VERSE_FAILURES"  # names the file in which the processes say why they failed
@@ -35,10 +35,12 @@ LOST = f"another process or its machine was lost: {AGAIN}"
 T = TypeVar("T")
 
 
-def run(work: Callable[[], None], machine: Machine) -> None:
+def run(work: Callable[[], None], machine: Machine, busy: int) -> None:
     """Do `work` in the machine's processes: here if one is enough, else in fresh ones like this.
 
-    Raises UserError if there are fewer GPUs, and with the first failure of a process.
+    busy: how many processes it keeps busy long enough to repay their start. A model that one GPU
+    cannot hold is spread over all. Raises UserError if there are fewer GPUs than asked for, and
+    with the first failure of a process.
     """
     if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         work_in_group(work, machine.device)
@@ -49,21 +51,27 @@ def run(work: Callable[[], None], machine: Machine) -> None:
                 "torchrun and its options"
             )
         launch_by(machine.launch)
-    elif (count := process_count(machine)) == 1:
-        work()
-    else:
+    elif (count := process_count(machine, busy)) > 1:
         launch(count)
+    else:
+        try:
+            work()
+        except TooLargeError:
+            if (most := process_count(machine)) == 1:
+                raise
+            launch(most)
 
 
-def process_count(machine: Machine) -> int:
-    """How many processes to start: "auto" is one for every GPU, and one on a CPU.
+def process_count(machine: Machine, busy: int = sys.maxsize) -> int:
+    """How many processes to start: "auto" is one for every GPU, but no more than are kept busy, and
+    one on a CPU.
 
     Raises UserError if there are fewer GPUs than wanted.
     """
     gpus = 0 if machine.device == "cpu" else torch.cuda.device_count()
     processes = machine.processes
     if processes == "auto":
-        return max(1, gpus)
+        return max(1, min(gpus, busy))
     if 0 < gpus < processes:
         raise UserError(
             f"machine.processes is {processes}, but PyTorch sees {gpus} GPU{'s'[: gpus > 1]}: "

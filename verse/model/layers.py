@@ -57,9 +57,45 @@ def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def conv1d_layers(model: nn.Module) -> list[str]:
-    """The names of layers whose weight is (inputs, outputs), as GPT-2's."""
-    return [name for name, module in model.named_modules() if isinstance(module, Conv1D)]
+def never_packed(model: nn.Module) -> list[str]:
+    """The names of linear layers that bitsandbytes cannot hold in 4 bits: those whose weight is
+    (inputs, outputs), as GPT-2's, and those with whose weight Mamba computes by itself."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, Conv1D) or name.endswith(".dt_proj")
+    ]
+
+
+def own_embeddings(model: PreTrainedModel) -> nn.Embedding | None:
+    """The input embeddings, if the output layer does not compute with the same weight."""
+    embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = output is None or output.weight is embeddings.weight
+    return None if tied or not isinstance(embeddings, nn.Embedding) else embeddings
+
+
+class Pinned:
+    """A tensor of main memory as CUDA's array interface shows it to a GPU: as integers of its
+    size, since that has no bfloat16."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor.cpu().pin_memory()
+        self.__cuda_array_interface__ = {
+            "shape": tuple(tensor.shape),
+            "typestr": f"<i{tensor.itemsize}",
+            "data": (self.tensor.data_ptr(), False),
+            "version": 3,
+        }
+
+
+def to_main_memory(layer: nn.Embedding) -> None:
+    """Keep embeddings in main memory, from where a GPU reads the few rows that it needs.
+
+    PyTorch takes the weight for one of the GPU: kernels, compiled and recorded ones too, read
+    page-locked main memory at its own address (CUDA's unified addressing).
+    """
+    weight = layer.weight.data
+    layer.weight.data = torch.as_tensor(Pinned(weight), device=weight.device).view(weight.dtype)
 
 
 def in_four_bits(layer: nn.Module) -> bool:

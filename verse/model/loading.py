@@ -42,12 +42,14 @@ from verse.errors import UserError, is_out_of_memory
 from verse.files import LFS_POINTER, NO_TEXT
 from verse.hub import find_folder, origin, reading
 from verse.model.layers import (
-    conv1d_layers,
     expert_weights,
     in_four_bits,
     linear_layers,
+    never_packed,
     outputs_first,
+    own_embeddings,
     round_to_nf4,
+    to_main_memory,
 )
 from verse.params import Model
 from verse.schema import Record, read_json
@@ -60,6 +62,9 @@ HARMLESS = re.compile(r"rotary_emb\.inv_freq$|attn\.(masked_)?bias$|^(model\.)?m
 WIDER = "set model.dtype to bfloat16 or float32; if that does not help, get the model anew"
 EXPANDED = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
 """What models are published in that Transformers reads into plain numbers, such as gpt-oss."""
+
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""By which a user says how PyTorch takes a GPU's memory."""
 
 CHANCE = re.compile("^(?!summary|classifier).*(drop|jitter)")
 """Names of what makes a model draw at random in training."""
@@ -114,6 +119,9 @@ def choose_device(wanted: str) -> torch.device:
             "machine.device is cuda but PyTorch sees no GPU: set machine.device to auto or cpu, "
             "or install a driver and a CUDA build of torch"
         )
+    # In segments of a fixed size a 7B model leaves 1 GiB of a small card in pieces.
+    if os.environ.keys().isdisjoint(ALLOCATOR_VARIABLES):
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
@@ -173,20 +181,20 @@ def load_model(
     """
     published = quantized_by(read_config(settings, cache_dir))
     four_bit = settings.quantization == "nf4" and not dequantized and device.type != "cpu"
-    apart = []
+    by_hand: list[str] = []
     if four_bit:
         from verse.model.experts import round_while_loading
 
         round_while_loading()
-        # Plain, and rounded below: bitsandbytes gave numbers that are none for it on a GPU.
-        apart = conv1d_layers(load_skeleton(settings, cache_dir))
+        # Plain, and rounded below.
+        by_hand = never_packed(load_skeleton(settings, cache_dir))
     config: Any = None
     if published:
         config = EXPANDED[published](dequantize=True)
     elif four_bit:
         config = BitsAndBytesConfig(
             load_in_4bit=True,
-            llm_int8_skip_modules=[*apart, "lm_head"] if apart else None,
+            llm_int8_skip_modules=[*by_hand, "lm_head"] if by_hand else None,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
@@ -218,6 +226,8 @@ def load_model(
                 round_to_nf4(outputs_first(layer))
         for weight in expert_weights(model).values():
             round_to_nf4(weight)
+    if four_bit and device.type == "cuda" and (apart := own_embeddings(model)):
+        to_main_memory(apart)
     return model
 
 

@@ -1,8 +1,9 @@
 """Ways to fit a model into memory: one ladder, best way first, for training and generation.
 
 A GPU that has room holds plain weights and keeps every activation for the backward pass. With
-less room the weights stay in 4 bits, then activations are computed twice, then fewer poems go
-through the model together: slower each time, the same result but for the last bits. What no GPU
+less room the weights stay in 4 bits and the input embeddings in main memory, then activations are
+computed twice, then fewer poems go through the model together: slower each time, the same result
+but for the last bits. What no GPU
 can hold is spread over those of all processes (`verse.model.sharding`). `run_with_oom_fallback`
 starts on the first plan whose estimate fits, and goes on to the next where memory runs out.
 """
@@ -18,14 +19,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from verse.errors import UserError
+from verse.errors import TooLargeError, UserError
 from verse.model import distributed
-from verse.model.layers import decoder_layers, expert_weights, linear_layers
+from verse.model.layers import decoder_layers, expert_weights, linear_layers, own_embeddings
 
 GIB = 2**30
 PASS_TOKENS = 1024  # of a pass that uses a GPU well; a way that has no room for them comes last
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits and its share of the scales
-OVERHEAD = 0.9 * GIB  # of kernels, of recorded passes and of what the allocator cannot use
+OVERHEAD = 0.3 * GIB  # of kernels, of a layer's weight as plain numbers, of what is left in pieces
+CUDA_CONTEXT, CUDA_LATER = 0.6 * GIB, 0.25 * GIB
+"""What CUDA itself takes of a GPU: at the start, and for kernels and recordings that come later."""
 TRAINED_BYTES = 18  # of a number in float32: with its gradient, AdamW's two and a copy in less
 READING = 0.6 * GIB  # of prompts, a few thousand tokens at a time
 HELD = {1.0: 1.0, 0.75: 0.59, 0.5: 0.44, 0.0: 0.0}
@@ -68,7 +71,8 @@ class Sizes:
     plain: float
     """Bytes of the weights as plain numbers."""
     four_bit: float
-    """The same with the linear layers and experts in 4 bits."""
+    """The same with the linear layers and experts in 4 bits, and without the input embeddings,
+    which stay in main memory then (`layers.to_main_memory`)."""
     loading: float
     """Bytes beside the weights while the largest one is rounded."""
     block: float
@@ -83,8 +87,8 @@ class Sizes:
     """Bytes of one token's keys and values in all layers."""
     experts: float = 0.0
     """Bytes of a decoder layer's experts as plain numbers; PEFT makes a copy to adapt them."""
-    expert_ranks: int = 0
-    """Numbers of the adapters of all experts, for each rank."""
+    ranks: int = 0
+    """Numbers of the adapters of all linear layers and experts, for each rank."""
 
 
 def keep_freed() -> None:
@@ -111,26 +115,29 @@ def sizes(
     everything = sum(weight.numel() for weight in model.parameters())
     largest = max(linear + experts, default=0)
     plain, rounded = everything * dtype.itemsize, sum(linear) + sum(experts)
-    four_bit = (everything - rounded) * dtype.itemsize + rounded * NF4_BYTES
+    apart = own_embeddings(model)
+    held = everything - rounded - (apart.weight.numel() if apart else 0)
+    four_bit = held * dtype.itemsize + rounded * NF4_BYTES
     blocks, depth = decoder_layers(model), layers_run(model)
     config = model.config.get_text_config()
     vocabulary, narrowest = model.get_input_embeddings().weight.shape
     width = getattr(config, "hidden_size", None) or narrowest
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    held = sum(weight.numel() for weight in blocks.parameters())
+    in_blocks = sum(weight.numel() for weight in blocks.parameters())
     return Sizes(
         plain=plain,
         four_bit=four_bit if quantization == "nf4" else plain,
         loading=3 * largest * dtype.itemsize if quantization == "nf4" else 0.0,
-        block=held / len(blocks) * dtype.itemsize,
-        ends=(everything - held) * dtype.itemsize,
+        block=in_blocks / len(blocks) * dtype.itemsize,
+        ends=(everything - in_blocks) * dtype.itemsize,
         layers=depth,
         width=width,
         inner=max(inner) if isinstance(inner, list) else inner,
         vocabulary=vocabulary,
         cached=2 * cached_numbers(model),
         experts=sum(experts) / len(blocks) * dtype.itemsize,
-        expert_ranks=sum(
+        ranks=sum(layer.in_features + layer.out_features for layer in layers)
+        + sum(
             # PEFT gives the two that are held as one twice the rank.
             weight.shape[0] * sum(weight.shape[1:]) * (2 if "gate_up" in name else 1)
             for name, weight in found.items()
@@ -167,12 +174,12 @@ def share_in_four_bits(model: PreTrainedModel) -> float:
 
 
 def plans_for_training(
-    model: Sizes, poems: int, tokens: Callable[[int], float], rank: int = 0
+    model: Sizes, poems: int, tokens: Callable[[int], float], rank: int
 ) -> list[MemoryPlan]:
     """Ways to take a step of so many poems in one or more passes.
 
     tokens: about how many go through the linear layers with so many poems at once. rank: of the
-    adapters, of which those of experts are many.
+    adapters.
     """
     plain_only = model.four_bit == model.plain
     kinds = [(True, 1.0), *((plain_only, budget) for budget in HELD)]
@@ -187,7 +194,7 @@ def plans_for_training(
             + max(
                 model.loading,
                 training_bytes(model, tokens(together), budget)
-                + model.expert_ranks * rank * TRAINED_BYTES,
+                + model.ranks * rank * TRAINED_BYTES,
             )
         ),
     )
@@ -239,18 +246,19 @@ def ladder(
     tokens: Callable[[int], float],
     needed: Callable[[bool, float, int], float],
 ) -> list[MemoryPlan]:
-    """Every kind with all poems at once, half of them and so on, while a pass is long enough."""
+    """Every kind with all poems at once, in two passes and so on, while a pass is long enough."""
 
-    def halves() -> Iterator[int]:
-        together = poems
-        while together:
-            yield together
-            together //= 2
+    def at_once() -> Iterator[int]:
+        passes = 1
+        while passes < poems:
+            yield -(-poems // passes)
+            passes += -(-passes // 4)
+        yield 1
 
     return [
         MemoryPlan(dequantized, budget, together, needed(dequantized, budget, together))
         for dequantized, budget in kinds
-        for together in halves()
+        for together in dict.fromkeys(at_once())
         if together == poems
         or tokens(together) >= PASS_TOKENS
         or (dequantized, budget) == kinds[-1]
@@ -274,12 +282,13 @@ def available_bytes(device: torch.device, wanted: Literal["auto"] | float) -> fl
     """Bytes of memory to use: what is free, or the GiB that machine.memory says if fewer; of
     several processes, those of the one that has least.
 
-    On a GPU the latter is a promise: PyTorch will hold no more. On a CPU it must be a number.
+    On a GPU the latter is a promise: PyTorch and CUDA itself will hold no more, as on a card of
+    that size. On a CPU it must be a number.
     """
     free = math.inf if wanted == "auto" else wanted * GIB
     if device.type == "cuda":
         unused, total = torch.cuda.mem_get_info(device)
-        free = min(free, unused)
+        free = max(0.0, min(free - CUDA_CONTEXT, unused) - CUDA_LATER)
         if wanted != "auto":
             torch.cuda.set_per_process_memory_fraction(min(1.0, free / total), device)
     if device.type == "mps":  # of the memory that the CPU has too
@@ -291,12 +300,12 @@ def available_bytes(device: torch.device, wanted: Literal["auto"] | float) -> fl
 
 
 def fitting(plans: list[MemoryPlan], available: float) -> list[MemoryPlan]:
-    """The ways from the first that should fit on. Raises UserError if none does."""
+    """The ways from the first that should fit on. Raises TooLargeError if none does."""
     for number, plan in enumerate(plans):
         if plan.estimated_bytes <= available:
             return plans[number:]
     least = min(plans, key=lambda plan: plan.estimated_bytes)
-    raise UserError(
+    raise TooLargeError(
         f"model.name: about {gib(least.estimated_bytes)} GiB of memory are needed, and "
         f"{gib(available)} may be used: set model.quantization to nf4, or take a smaller model, a "
         "larger GPU or more GPUs, over which it is spread then"

@@ -410,7 +410,7 @@ def test_browser_serves_ten_tabs_at_once(visitor, models):
 
 def test_browser_lays_out_within_the_width(visitor):
     visitor.visit().write()
-    for width, scheme in itertools.product((1400, 420), ("light", "dark")):
+    for width, scheme in itertools.product((1400, 400), ("light", "dark")):
         visitor.screen(width, scheme)
         assert visitor.run("return document.documentElement.scrollWidth") <= width
         small = visitor.run(

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, FalconConfig, GPT2Config, Mistral
 
 from verse.model import adapters, loading
 from verse.model.graphs import Graph
-from verse.model.layers import expert_weights
+from verse.model.layers import expert_weights, in_four_bits, to_main_memory
 from verse.training import loop, micro_batches, packing, proof
 from verse.training.checkpoint import Checkpoints
 from verse.training.flat_params import FlatParams
@@ -65,6 +65,32 @@ def test_other_precisions(prove, dtype, compiled):
     plan, result, said = prove(dtype=dtype, compiled=compiled)
     assert said == [] and plan.compiled == compiled and plan.recorded
     assert result.gradient < (1e-4 if dtype == FLOAT else 0.01)
+
+
+@pytest.mark.parametrize("dtype", [HALF, torch.float16, FLOAT])
+def test_embeddings_in_main_memory_are_the_same_numbers(base, dtype):
+    cuda, ids = torch.device("cuda"), torch.arange(300, device="cuda")[None]
+    plain, packed = (loading.load_model(base, cuda, dtype, dequantized=d) for d in (True, False))
+    kept, moved = (model.get_input_embeddings() for model in (plain, packed))
+    assert moved.weight.is_cuda and torch.equal(kept.weight, moved.weight)
+    assert torch.equal(kept(ids), moved(ids))
+    copy = torch.nn.Embedding.from_pretrained(kept.weight.clone())
+    before = torch.cuda.memory_allocated()
+    to_main_memory(copy)
+    assert before - torch.cuda.memory_allocated() >= copy.weight.nbytes
+    graph = Graph(lambda inputs: copy(inputs[0]), [ids.clone()])
+    assert torch.equal(graph([ids + 7]), kept(ids + 7))
+
+
+def test_weights_that_a_model_multiplies_by_itself_stay_plain(tmp_path):
+    """Mamba's dt_proj, which packed is no matrix."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(tiny_config("mamba", 512)).save_pretrained(tmp_path)
+    base, cuda = settings(str(tmp_path)), torch.device("cuda")
+    plain, packed = (loading.load_model(base, cuda, FLOAT, dequantized=d) for d in (True, False))
+    ids = torch.arange(20, device="cuda")[None]
+    assert in_four_bits(packed.get_submodule("backbone.layers.0.mixer.in_proj"))
+    torch.testing.assert_close(packed(ids).logits, plain(ids).logits, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("count", ODD)

@@ -6,13 +6,14 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from grouped import PATHS, change, curve, run
 from tiny_models import POEMS, machine
 
-from verse.errors import UserError
+from verse.errors import TooLargeError, UserError
 from verse.model import distributed
 
 
@@ -220,7 +221,7 @@ def work():
         FAIL
     time.sleep(600)  # the launcher ends it
 
-run(lambda: distributed.run(work, machine(processes=3)))
+run(lambda: distributed.run(work, machine(processes=3), busy=1))
 """
 
 
@@ -264,7 +265,24 @@ def test_process_count(monkeypatch):
     assert distributed.process_count(machine(processes=2, device="auto")) == 2
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert distributed.process_count(machine(processes="auto", device="auto")) == 4
+    assert distributed.process_count(machine(processes="auto", device="auto"), busy=2) == 2
+    assert distributed.process_count(machine(processes="auto", device="auto"), busy=0) == 1
+    assert distributed.process_count(machine(processes=3, device="auto"), busy=1) == 3
     assert distributed.process_count(machine(processes="auto")) == 1
     assert distributed.process_count(machine(processes=8)) == 8
     with pytest.raises(UserError, match="PyTorch sees 4 GPUs"):
         distributed.process_count(machine(processes=5, device="cuda"))
+
+
+def test_a_model_too_large_for_one_gpu_takes_all_however_little_there_is_to_do(monkeypatch):
+    started = []
+    monkeypatch.setattr(distributed, "launch", started.append)
+
+    def work():
+        raise TooLargeError("about 30 GiB are needed")
+
+    for gpus in (4, 1):
+        monkeypatch.setattr("torch.cuda.device_count", lambda gpus=gpus: gpus)
+        with nullcontext() if gpus > 1 else pytest.raises(TooLargeError):
+            distributed.run(work, machine(processes="auto", device="auto"), busy=1)
+    assert started == [4]
