@@ -2,12 +2,12 @@
 
     python -m stages.check
 
-Checks all of params.yaml, that the environment has the keys of the chat models, and that the model
-is there: its folder, or its config on the hub. Writes data/checked, which is always the same, so
-that no other stage runs because of it.
+Checks all of params.yaml, that the environment has the keys of the chat models, that what
+machine.report_to names is installed, and that the model is there: its folder, or its config on the
+hub. Writes data/checked, which is always the same, so that no other stage runs because of it.
 """
 
-from verse import params, paths
+from verse import params, paths, reporting
 from verse.chat.client import check_secrets
 from verse.errors import run
 from verse.files import write_text
@@ -20,6 +20,7 @@ def main() -> None:
         check_secrets(one, one.name)
     if p.judge:
         check_secrets(p.judge, "the judge")
+    reporting.check(p.machine.report_to)
     check_reach(p.model, p.machine.cache_dir)
     write_text(paths.CHECKED, "params.yaml is fit to run\n")
 

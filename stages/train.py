@@ -3,16 +3,16 @@
     python -m stages.train
 
 Reads data/prepared/{train,validation}.jsonl and the base model. Writes models/adapter (PEFT's
-own format), metrics/train.json and the loss curves under metrics/plots, which grow meanwhile. A
-killed training goes on from its last checkpoint, which lives in the user's cache. Where there are
-several GPUs, the stage runs once on each of them.
+own format), metrics/train.json and the loss curves under metrics/plots, which grow meanwhile, and
+are told to what machine.report_to names. A killed training goes on from its last checkpoint, which
+lives in the user's cache. Where there are several GPUs, the stage runs once on each of them.
 """
 
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verse import params, paths, speed
+from verse import params, paths, reporting, speed
 from verse.errors import run
 from verse.files import cache_dir, digest, replacing, write_json, write_text
 from verse.fingerprint import fingerprint
@@ -61,7 +61,13 @@ def train(p: Params, poems: list[Poem], held_out: list[Poem]) -> None:
     if is_main_process:
         checkpoints.remove_old()
     watch = speed.Stopwatch()
-    live = curves.Growing(Path(paths.PLOTS))
+    growing = curves.Growing(Path(paths.PLOTS))
+    settings = {"seed": p.seed, "model": p.model.model_dump(), "train": p.train.model_dump()}
+    reports = reporting.Reports(p.machine.report_to if is_main_process else [], settings)
+
+    def live(losses: "Curves") -> None:
+        growing(losses)
+        reports(vars(losses))
 
     def work(way: memory.MemoryPlan) -> tuple["Curves", "Proof", "PreTrainedModel"]:
         base = opening.load(way, (e.prompt + e.completion for e in examples + validation))
@@ -101,6 +107,8 @@ def train(p: Params, poems: list[Poem], held_out: list[Poem]) -> None:
         f"{metrics['steps']} steps; validation perplexity {before['perplexity']} before, "
         f"{after['perplexity']} after"
     )
+    reports(vars(losses))
+    reports.close()
 
 
 def summary(curves: "Curves", proof: "Proof", model: "PreTrainedModel") -> dict[str, Any]:

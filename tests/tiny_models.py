@@ -130,6 +130,7 @@ def machine(**changes) -> Machine:
         "batch_size": 64,
         "max_concurrent_requests": 1,
         "timeout": 10,
+        "report_to": [],
     }
     return Machine(**values | changes)
 

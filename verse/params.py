@@ -270,6 +270,10 @@ class Machine(Section):
     batch_size: Count
     max_concurrent_requests: Annotated[int, Field(ge=1, le=256)]
     timeout: Annotated[Real, Field(gt=0, le=3600)]
+    report_to: Annotated[
+        list[Literal["tensorboard", "wandb", "studio"]],
+        Field(description="a list of tensorboard, wandb and studio, or []"),
+    ]
 
 
 RESERVED_NAMES = (

@@ -362,6 +362,29 @@ def test_a_mistake_costs_nothing(first, override, told):
     copy.run("git", "checkout", "--", ".")
 
 
+def test_what_hears_of_a_training_changes_no_result(first):
+    copy, _, lock = first
+    before = outputs(copy)
+    to = "machine.report_to=[studio]"
+    output = copy.dvc("exp", "run", "-S", "seed=7", "-S", to, status=255)
+    assert "check: machine.report_to: studio wants a token, DVC_STUDIO_TOKEN" in output
+    copy.run("git", "checkout", "--", "params.yaml")
+    with Server() as server:
+        env = {"DVC_STUDIO_URL": server.base_url, "DVC_STUDIO_TOKEN": "sesame"}
+        env["DVC_STUDIO_REPO_URL"] = "git@example.org:li/verse.git"
+        words = ("exp", "run", "--name", "told", "-S", to, "--force", "--single-item", "train")
+        assert stages_run(copy.dvc(*words, env=env)) == ["train"]
+        posted = [body for body in server.asked if body["name"] == "told"]
+    assert [posted[0]["type"], posted[-1]["type"]] == ["start", "done"]
+    plots = [body.get("plots", {}) for body in posted if body["type"] == "data"]
+    curves = [plot["metrics/plots/train_loss.csv"]["data"] for plot in plots if plot]
+    rows = [row for curve in curves for row in curve]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert (copy.lock(), outputs(copy)) == (lock, before)
+    assert copy.run("git", "status", "--porcelain").split() == ["M", "params.yaml"]
+    copy.run("git", "checkout", "--", ".")
+
+
 def test_a_collaborator_pulls_an_experiment(first, tmp_path):
     """Through git and a DVC remote: with its model, and with nothing computed."""
     copy, _, _ = first

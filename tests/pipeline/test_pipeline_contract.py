@@ -25,8 +25,8 @@ STAGES = PIPELINE["stages"]
 GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["dependency-groups"]
 # Packages that carry data and tensors about but change no number.
 PLUMBING = set(
-    "filelock httpx2 huggingface_hub jinja2 markupsafe openai pooch pydantic requests safetensors "
-    "tqdm urllib3 yaml".split()
+    "dvc_studio_client filelock httpx2 huggingface_hub jinja2 markupsafe openai pooch pydantic "
+    "requests safetensors tensorboard tqdm urllib3 wandb yaml".split()
 )
 DATA = ("data/", "metrics/", "models/")
 MACHINE = "machine"  # the section of params.yaml that reruns nothing

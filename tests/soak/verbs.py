@@ -5,9 +5,10 @@ All start from copies of one clone in which the pipeline has run, at a reduced s
 
 import json
 import shutil
+import time
 
 import pytest
-from clones import Clone, clone, clone_again, outputs, stages_cached, stages_run
+from clones import BIN, Clone, clone, clone_again, outputs, stages_cached, stages_run
 
 TOP_P = "decoding.top_p=0.5"
 
@@ -32,6 +33,12 @@ def copy(first, tmp_path):
 
 def up_to_date(copy):
     return "up to date" in copy.dvc("status")
+
+
+def printed_json(output):
+    """The one line of JSON, beside which DVC may warn of a plot that is not there yet."""
+    (line,) = (line for line in output.splitlines() if line.startswith(("[", "{")))
+    return json.loads(line)
 
 
 def names(copy, *where):
@@ -79,6 +86,34 @@ def test_a_queue_with_three_jobs(copy):
     assert copy.dvc("queue", "status").count("Success") == 3
     assert "Running stage 'score'" in copy.dvc("queue", "logs", "q-1")
     copy.dvc("queue", "remove", "--all")
+
+
+def test_a_queue_that_two_workers_empty_in_the_background(copy):
+    copy.dvc("exp", "run", "--queue", "--name", "one", "-S", TOP_P)
+    copy.dvc("exp", "run", "--queue", "--name", "two", "-S", "seed=7")
+    copy.dvc("queue", "start", "-j", "2")
+    until = time.monotonic() + 600
+    while (status := copy.dvc("queue", "status")).count("Success") < 2:
+        assert "Failed" not in status and time.monotonic() < until, status
+        time.sleep(2)
+    assert names(copy) == {"one", "two"}
+    copy.dvc("exp", "apply", "two")
+    assert up_to_date(copy)
+
+
+def test_a_curve_is_drawn_while_an_experiment_runs(copy):
+    """By what VS Code's view reads."""
+    process = copy.start(BIN / "dvc", "exp", "run", "-S", "train.epochs=100", "-S", "seed=7")
+    lengths, states = set(), set()
+    while process.poll() is None:
+        shown = printed_json(copy.dvc("exp", "show", "--json"))
+        found = [one["executor"] for row in shown for one in row["experiments"] or []]
+        states |= {executor["state"] for executor in found if executor}
+        drawn = printed_json(copy.dvc("plots", "diff", "HEAD", "workspace", "--json", "--split"))
+        rows = drawn["data"]["loss"][0]["anchor_definitions"]["<DVC_METRIC_DATA>"]
+        lengths.add(sum(row["rev"] == "workspace" for row in rows))
+    assert process.returncode == 0 and "running" in states
+    assert len(lengths - {0, max(lengths)}) > 1, lengths
 
 
 def test_a_collection_spares_what_is_referred_to(copy):
@@ -148,6 +183,9 @@ def test_a_worktree(copy, tmp_path):
     tree.dvc("cache", "dir", "--local", copy.path / ".dvc/cache")
     tree.dvc("checkout")
     assert up_to_date(tree) and outputs(tree) == outputs(copy)
+    assert "score" in stages_run(tree.dvc("exp", "run", "--name", "grown", "-S", TOP_P))
+    copy.dvc("exp", "apply", "grown")
+    assert up_to_date(copy) and outputs(copy) == outputs(tree)
 
 
 @pytest.mark.parametrize(

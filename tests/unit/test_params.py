@@ -114,6 +114,10 @@ VALUES = {
     "machine.batch_size": COUNT,
     "machine.max_concurrent_requests": ([1, 256], [0, -1, 257, 1.0, "1", True, None]),
     "machine.timeout": ([1, 0.5, "30", 3600], [0, -1, 3601, "x", float("inf"), True, None]),
+    "machine.report_to": (
+        [[], ["wandb"], ["tensorboard", "wandb", "studio"]],
+        [None, "wandb", ["WandB"], [1], {"wandb": True}, True],
+    ),
 }
 
 
