@@ -201,7 +201,8 @@ def openings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         return asking, asking
     answering = said.rpartition(PROBE.couplet)[2]
     shared = LAST_TAG.sub("", asking).rstrip()
-    further = shared and answering.startswith(shared) and answering.split() != asking.split()
+    begun = re.sub(r"<[^<>]*>\s*$", "", asking).strip()  # else a tag that ends the question
+    further = begun and answering.startswith(shared) and answering.split() != asking.split()
     return asking, answering if further else asking
 
 
