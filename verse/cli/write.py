@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from verse import params
@@ -84,14 +85,15 @@ def main(options: argparse.Namespace) -> None:
     from verse.generation.candidates import num_candidates
 
     at_once = min(p.machine.batch_size, len(given) * num_candidates(decoding))
-    models = load_models(
-        p, options.model, base=options.base, tuned=not options.base, at_once=at_once
-    )
-    [model] = models.values()
-    library = couplets.Library()
-    poems = [library.poem(couplet) for couplet in given]
-    seeds = ((seed + number) % 2**32 for number in range(options.samples))
-    samples = [model.write(poems, decoding, one) for one in seeds]  # each can be had again alone
+    with redirect_stdout(sys.stderr):  # what is said of a slower way is no poem
+        models = load_models(
+            p, options.model, base=options.base, tuned=not options.base, at_once=at_once
+        )
+        [model] = models.values()
+        library = couplets.Library()
+        poems = [library.poem(couplet) for couplet in given]
+        seeds = ((seed + number) % 2**32 for number in range(options.samples))
+        samples = [model.write(poems, decoding, one) for one in seeds]  # each also alone
     for number, poem in enumerate(poems):
         for sample in samples:
             one, tokens = sample[number], None

@@ -30,6 +30,7 @@ from verse.generation.engine import Engine, watched_rows
 from verse.generation.gpu_engine import GPUEngine
 from verse.generation.norms import fuse_norms
 from verse.generation.sampling import PROVEN_STEPS, SamplingProcessor, uniforms_for
+from verse.model.attention import own_attention
 from verse.model.encoding import decode, special_tokens
 from verse.model.float32 import Float32
 from verse.model.graphs import to_device_async, warn_fallback
@@ -173,7 +174,7 @@ def generate_batched(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
     step = 0
     while waiting or keys:
         proving = tried is not None and step in (0, PROVEN_STEPS - 1)
-        with nullcontext() if tried is None else first_try():
+        with nullcontext() if tried is None else first_try(task.model):
             if waiting and len(keys) <= REFILLED * batch_size:
                 new = [waiting.pop() for _ in range(min(batch_size - len(keys), len(waiting)))]
                 texts = [prompts[key] for key in new]
@@ -214,7 +215,7 @@ def generate_batched(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
             keys = [keys[row] for row in kept]
         step += 1
         if tried is not None and (step == PROVEN_STEPS or not (waiting or keys)):
-            with first_try():
+            with first_try(task.model):
                 check_scores_of(task.model, tried)
             tried = None
         if tried is None:
@@ -236,7 +237,7 @@ def reason_unsupported(model: PreTrainedModel, decoding: Decoding, prompts: list
     texts = sorted(prompts, key=len)[:: max(1, len(prompts) - 1)][:2]
     tried: list[tuple[list[int], torch.Tensor]] = []
     try:
-        with Float32(), first_try():
+        with Float32(), first_try(model):
             engine = new_engine(model, decoding, texts, len(texts))
             if isinstance(engine, GPUEngine):
                 engine.recordable = False
@@ -265,16 +266,15 @@ def new_engine(
 
 
 @contextmanager
-def first_try(
-    reason: str = "its attention is of a kind that cannot be given rows",
-) -> Iterator[None]:
+def first_try(model: PreTrainedModel, reason: str = "") -> Iterator[None]:
     """Raise UnsupportedModel for anything that a model may raise which knows nothing of this."""
     try:
         yield
     except (torch.OutOfMemoryError, UserError, UnsupportedModel):
         raise
     except Exception:
-        raise UnsupportedModel(reason) from None
+        unsuited = own_attention(model) or "its attention is of a kind that cannot be given rows"
+        raise UnsupportedModel(reason or unsuited) from None
 
 
 def check_scores_of(model: PreTrainedModel, tried: list[tuple[list[int], torch.Tensor]]) -> None:
@@ -328,7 +328,7 @@ def transformers_way(task: Task[Key]) -> tuple[int, bool]:
         decoding = task.decoding.model_copy(update={"max_new_tokens": few})
         short = replace(task, decoding=decoding, constraint=None)
         try:
-            with first_try("its cache is of a kind that fails"):
+            with first_try(task.model, "its cache is of a kind that fails"):
                 ids_of, _, scores = generate(short, batch[:2], use_cache)
                 tried = [
                     ([*task.prompts[key], *ids[:step]], shown[row])

@@ -49,6 +49,16 @@ def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
         config._attn_implementation = before
 
 
+def own_attention(model: PreTrainedModel) -> str:
+    """Why no other attention can be given to a model whose code has its own; "" if one can."""
+    if getattr(model, "_supports_attention_backend", True):
+        return ""
+    return (
+        "its layers join tokens by code of their own in Transformers (a recurrence, or attention "
+        "with a bias for each distance), which takes no other attention"
+    )
+
+
 def no_mask(device: torch.device) -> torch.Tensor:
     """A mask for an attention that makes its own: of four dimensions, Transformers adds none."""
     return torch.ones(1, 1, 1, 1, device=device)

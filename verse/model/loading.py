@@ -179,7 +179,8 @@ def load_model(
     cache_dir: where downloads from the hub are kept; None takes Hugging Face's own place.
     Raises UserError for a model that is missing, gated, without safetensors or unreadable.
     """
-    published = quantized_by(read_config(settings, cache_dir))
+    stored = read_config(settings, cache_dir)
+    published = quantized_by(stored)
     four_bit = settings.quantization == "nf4" and not dequantized and device.type != "cpu"
     by_hand: list[str] = []
     if four_bit:
@@ -219,6 +220,10 @@ def load_model(
             if wide.isdisjoint(name.split(".")):
                 weight.data = weight.data.to(dtype)
     keep_ends(model)
+    if text_part(stored) and not text_part(model.config):  # saved whole, read in part
+        own = {model.base_model_prefix, *dict(model.named_children())}
+        keys = found["unexpected_keys"]
+        found["unexpected_keys"] = [key for key in keys if key.split(".")[0] in own]
     check_model(model, found, settings.name)
     if settings.quantization == "nf4":
         for layer in linear_layers(model).values():
@@ -318,6 +323,11 @@ def read_config(settings: Model, cache_dir: str | None = None) -> PretrainedConf
             "remove it from the folder, or take the model without it"
         )
     if getattr(config, "is_encoder_decoder", False) or not (causal or own_code):
+        if text_part(config):
+            raise UserError(
+                f"{where}: {config.model_type} reads more than text, and Transformers has no "
+                "causal language model of its text part alone: take a model of text"
+            )
         raise UserError(f"{where}: {config.model_type} is no causal language model: take one")
     declared = {str(kind).lower() for kind in config.architectures or []}
     whole = config.get_text_config() is config  # else the text part of a larger model
@@ -334,6 +344,11 @@ def read_config(settings: Model, cache_dir: str | None = None) -> PretrainedConf
         )
     check_kinds(settings.name, ("F8_E4M3",) if published == "fp8" else ())
     return config
+
+
+def text_part(config: PretrainedConfig) -> bool:
+    """Whether a config is of a larger model, of which a part reads text."""
+    return "text_config" in config.sub_configs
 
 
 def weight_files(settings: Model, cache_dir: str | None) -> list[str]:

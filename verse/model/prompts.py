@@ -5,6 +5,7 @@ The completion is the bare rest, whatever the template. A prompt is to be encode
 the model wants one.
 """
 
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -34,6 +35,8 @@ NO_DATE = (
 
 # By which is seen what a chat template makes of a poem and its answer.
 PROBE = Poem("白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。", "請續寫此詩。")
+
+LAST_TAG = re.compile(r"<[^<>/]*>\s*$")  # such as <think>, where thoughts would begin
 
 
 class Style(NamedTuple):
@@ -96,8 +99,9 @@ def chat_writer(tokenizer: PreTrainedTokenizerBase) -> Callable[[Poem], str]:
             "model.template is chat, but the model's tokenizer has no chat template: "
             "set it to plain, homework or auto"
         )
-    check_bounds(lambda: (chat_style(tokenizer), end_of_turn(tokenizer)))
+    check_bounds(lambda: (openings(tokenizer), end_of_turn(tokenizer)))
     style = chat_style(tokenizer)
+    asking, answering = openings(tokenizer)
     before = tokenizer.convert_ids_to_tokens(affixes(tokenizer)[0])
 
     def write(poem: Poem) -> str:
@@ -105,6 +109,8 @@ def chat_writer(tokenizer: PreTrainedTokenizerBase) -> Callable[[Poem], str]:
             text = render(tokenizer, plain(poem), style)
         except Exception as error:
             raise UserError(fails(error, f" on the poem {poem.couplet}")) from error
+        if text.endswith(asking):
+            text = text.removesuffix(asking) + answering
         for number in range(len(before)):  # the tokenizer puts these there itself
             if text.startswith(written := "".join(before[number:])):
                 return text.removeprefix(written)
@@ -177,6 +183,27 @@ def render(
     except MemoryError:
         raise ValueError(f"takes more than {BYTES // 2**30} GiB") from None
     return text
+
+
+@lru_cache(maxsize=4)
+def openings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the chat template writes behind a question: where it asks for an answer, and where the
+    answer itself begins.
+
+    Most end in the same. gpt-oss's asks, and leaves the channel to the model; DeepSeek-R1's opens
+    thoughts. Raises UserError like `chat_style`.
+    """
+    style, question = chat_style(tokenizer), plain(PROBE)
+    asking = render(tokenizer, question, style).rpartition(PROBE.couplet)[2]
+    try:
+        said = render(tokenizer, question, style, PROBE.rest).rpartition(PROBE.rest)[0]
+    except Exception:  # some want a conversation to end with a question
+        return asking, asking
+    answering = said.rpartition(PROBE.couplet)[2]
+    shared = LAST_TAG.sub("", asking).rstrip()
+    begun = re.sub(r"<[^<>]*>\s*$", "", asking).strip()  # else a tag that ends the question
+    further = begun and answering.startswith(shared) and answering.split() != asking.split()
+    return asking, answering if further else asking
 
 
 @lru_cache(maxsize=4)

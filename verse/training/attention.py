@@ -50,9 +50,9 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Attention in the form that Transformers calls: its output (1, T, heads, head) and no weights.
 
-    query: (1, H, T, D). key, value: (1, K, T, D), for groups of H / K heads. grid_from_flat,
-    flat_from_grid, poems: of the pass, as `packing.Batch` and `Shape` have them. prefix: tokens of
-    the prefix, which may have more places.
+    query: (1, H, T, D). key: (1, K, T, D), value: (1, K, T, E), for groups of H / K heads.
+    grid_from_flat, flat_from_grid, poems: of the pass, as `packing.Batch` and `Shape` have them.
+    prefix: tokens of the prefix, which may have more places.
     """
     heads, tokens, size = query.shape[1:]
     groups = heads // key.shape[1]
@@ -62,9 +62,8 @@ def attend(
     keys = key.shape[1]
 
     def own(states: torch.Tensor) -> torch.Tensor:  # (1, heads, T, D) -> (heads, N, S, D)
-        return Regroup.apply(states[0, :, room:], grid_from_flat, flat_from_grid).view(
-            -1, poems, longest, size
-        )
+        states = Regroup.apply(states[0, :, room:], grid_from_flat, flat_from_grid)
+        return states.view(-1, poems, longest, states.shape[-1])
 
     def weigh(scores: torch.Tensor) -> torch.Tensor:
         return how.cap(scores.float() * scale)
@@ -86,12 +85,12 @@ def attend(
     weights = how.shares(by_head).view(scores.shape).to(query.dtype)
 
     seen = weights[..., :room].reshape(keys, groups * poems * longest, room) @ value[0, :, :room]
-    seen = seen.view(keys, groups, poems, longest, size)
+    seen = seen.view(keys, groups, poems, longest, -1)
     rows = (
         weights[..., room:].permute(0, 2, 1, 3, 4).reshape(keys * poems, groups * longest, longest)
     )
-    mine = (rows @ v.reshape(keys * poems, longest, size)).view(keys, poems, groups, longest, size)
-    output = (seen + mine.permute(0, 2, 1, 3, 4)).reshape(heads, poems * longest, size)
+    mine = (rows @ v.reshape(keys * poems, longest, -1)).view(keys, poems, groups, longest, -1)
+    output = (seen + mine.permute(0, 2, 1, 3, 4)).reshape(heads, poems * longest, -1)
     output = Regroup.apply(output, flat_from_grid, grid_from_flat)
     if room:
         k = key[0, :, :room].repeat_interleave(groups, 0)

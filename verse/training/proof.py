@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from verse.errors import UserError, is_out_of_memory
 from verse.model import distributed
+from verse.model.attention import own_attention
 from verse.model.dropout import Masks, masks_of
 from verse.model.encoding import Example
 from verse.model.float32 import precision
@@ -436,6 +437,8 @@ def try_layout(trial: Trial, exact: Plain) -> tuple[float, str]:
     except Exception:  # a model that knows nothing of it may raise anything
         if not plan.shared:
             raise
+        if own := own_attention(model):
+            return 0.0, own
         return 0.0, "its attention is of a kind that cannot be given one"
     finally:
         model.gradient_checkpointing_disable()

@@ -14,7 +14,7 @@ from verse.errors import ParameterError, UserError
 
 ROOT = Path(__file__).parents[3]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"), key=lambda path: path.stem)
-SEVEN_B = ("breeze", "taide", "llama", "qwen", "gemma")
+SEVEN_B = ("breeze", "taide", "llama", "qwen", "gemma", "gptoss")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from safetensors.torch import load_file, save_file
+from tiny_architectures import tiny_config
 from tiny_models import SHAPES, build, byte_pairs, training
 from tiny_models import settings as tiny_settings
 from transformers import (
@@ -19,8 +20,10 @@ from transformers import (
     FalconConfig,
     GPT2Config,
     GPTNeoConfig,
+    Llama4ForConditionalGeneration,
     MixtralConfig,
     OPTConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 from verse.errors import UserError
@@ -59,6 +62,38 @@ def test_nf4_touches_the_linear_layers_but_the_output(shape, tmp_path):
     tied = exact.config.tie_word_embeddings
     same = rounded.lm_head.weight is rounded.get_input_embeddings().weight
     assert same == tied
+
+
+def whole(name, kind, folder):
+    """A tiny model that reads images too, saved with all its parts."""
+    tokenizer = byte_pairs()
+    config = tiny_config(name, len(tokenizer))
+    if name == "llama4":
+        vision = config.vision_config
+        vision.vision_output_dim = vision.projector_input_dim = vision.projector_output_dim = 64
+    model = kind(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tiny_settings(str(folder), quantization="none"), model
+
+
+def test_the_text_part_of_a_model_saved_whole(tmp_path):
+    named, saved = whole("llama4", Llama4ForConditionalGeneration, tmp_path / "base")
+    loaded = loading.load_model(named, CPU, torch.float32)
+    text = saved.language_model.state_dict()
+    assert loaded.state_dict().keys() == text.keys()
+    assert all(torch.equal(weight, text[key]) for key, weight in loaded.state_dict().items())
+
+    file = tmp_path / "base" / "model.safetensors"
+    weights = load_file(file)
+    extra = {"language_model.model.layers.7.x.weight": torch.zeros(2, 2)}
+    save_file(weights | extra, file, metadata={"format": "pt"})
+    assert "has no place for language_model.model.layers.7.x" in fault(named)
+
+
+def test_a_model_of_images_without_a_text_part_of_its_own(tmp_path):
+    named, _ = whole("qwen3_vl", Qwen3VLForConditionalGeneration, tmp_path / "base")
+    assert "qwen3_vl reads more than text" in fault(named)
 
 
 def test_folders_that_are_no_models(tmp_path):

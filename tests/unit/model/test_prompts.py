@@ -164,6 +164,36 @@ def test_thoughts_are_switched_off():
     assert prompt("chat", tokenizer(THINKS)).endswith("assistant\n<think></think>\n")
 
 
+ASKS = "{% if add_generation_prompt %}ASKS{% endif %}"
+TELLS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}TELLS{{ m.content }}<end>"
+    "{% else %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}" + ASKS
+)
+
+
+@pytest.mark.parametrize(
+    ("asks", "tells", "answer"),
+    [
+        (
+            "<start>model",
+            "<start>model<channel>final<message>",
+            "<start>model<channel>final<message>",
+        ),
+        ("<model><think>\n", "<model>", "<model>"),
+        ("<model><think>\n", "<model><think>\n\n</think>\n\n", "<model><think>\n\n</think>\n\n"),
+        ("<model></think>", "<model>", "<model></think>"),  # thoughts are over where it asks
+        ("<model><think></think>\n", "<model>", "<model><think></think>\n"),
+        ("<model>", "<model> ", "<model>"),
+        ("<model>\n\n", "<model>\n", "<model>\n\n"),
+        ("<model>", "{{ raise_exception('ask first') }}", "<model>"),
+    ],
+)
+def test_a_prompt_stops_where_the_answer_itself_begins(asks, tells, answer):
+    """Behind what the template writes of thoughts or channels, of which a poem has none."""
+    chat = TELLS.replace("ASKS", asks).replace("TELLS", tells)
+    assert prompt("chat", tokenizer(chat)) == f"<system>{SYSTEM}<user>{USER}{answer}"
+
+
 @pytest.mark.parametrize("adds_bos", [True, False])
 @pytest.mark.parametrize("template", [CHATML, "{{ bos_token }}" + CHATML])
 def test_an_encoded_prompt_never_has_two_start_tokens(template, adds_bos):
