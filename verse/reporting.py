@@ -73,7 +73,7 @@ class Reports:
                         told |= {c: told.get(c, 0) + len(rows) for c, rows in new.items()}
                     except Exception as error:  # with the next rows it is told these too
                         said = said or say(name, error)
-        except BaseException as error:  # a package may call sys.exit, which a thread keeps to itself
+        except BaseException as error:  # such as sys.exit, which a thread does not tell
             say(name, error)
 
 
@@ -85,7 +85,7 @@ def say(name: str, what: object) -> bool:
 
 def check(names: Sequence[str]) -> None:
     """Raise UserError unless the package and the key of each service are here."""
-    if faults := [fault for name in names if (fault := missing(name))]:
+    if faults := [fault for name in dict.fromkeys(names) if (fault := missing(name))]:
         raise UserError("machine.report_to: " + "; ".join(faults))
 
 
