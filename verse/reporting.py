@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from verse import paths
 from verse.errors import UserError, printable
 from verse.files import remove
 
@@ -167,7 +168,7 @@ def studio(settings: dict[str, Any]) -> Iterator[Send]:
     logging.getLogger("dvc_studio_client").addFilter(keep)
 
     def send(new: dict[str, Points]) -> None:
-        plots = {f"metrics/plots/{curve}_loss.csv": {"data": rows} for curve, rows in new.items()}
+        plots = {f"{paths.PLOTS}/{curve}_loss.csv": {"data": rows} for curve, rows in new.items()}
         step = max(int(row["step"]) for rows in new.values() for row in rows)
         baseline, name = os.environ["DVC_EXP_BASELINE_REV"], os.environ["DVC_EXP_NAME"]
         if not post_live_metrics("data", baseline, name, "dvclive", step=step, plots=plots):

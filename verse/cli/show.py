@@ -7,8 +7,9 @@ import argparse
 import subprocess
 import sys
 
-DROPPED = r".*/|machine\.|dependency-groups\."
-"""What no experiment is about: hashes of dependencies, versions, the machine."""
+DROPPED = r".*/|machine\.|dependency-groups\.|Created|form"
+"""What no experiment is about: hashes of dependencies, versions, the machine; and the score that is
+1 in nearly all."""
 OPTIONS = ["--only-changed", "--hide-workspace", "--drop", DROPPED]
 
 
@@ -17,5 +18,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    command = [sys.executable, "-m", "dvc", "exp", "show", *OPTIONS, *options.for_dvc]
-    sys.exit(subprocess.run(command).returncode)
+    experiments = [sys.executable, "-m", "dvc", "exp"]
+    known = [*experiments, "list", "--all-commits", "--name-only"]
+    found = subprocess.run(known, stdout=subprocess.PIPE)
+    if not found.returncode and not found.stdout:  # DVC would print nothing
+        print("no experiments yet: dvc exp run -S decoding.top_p=0.5 makes one")
+        return
+    sys.exit(subprocess.run([*experiments, "show", *OPTIONS, *options.for_dvc]).returncode)

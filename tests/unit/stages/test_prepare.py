@@ -182,8 +182,8 @@ def test_the_homeworks_poems():
     if "VERSE_HW5" not in os.environ:
         pytest.skip("needs the homework's three files: set VERSE_HW5 to their folder")
     train, test = sources.read_folder(Path(os.environ["VERSE_HW5"]))
-    write_jsonl("data/raw/train.jsonl", train)
-    write_jsonl("data/raw/test.jsonl", test)
+    write_jsonl("data/raw/train.jsonl", (poem.row() for poem in train))
+    write_jsonl("data/raw/test.jsonl", (poem.row() for poem in test))
     choose(test_poems=300, validation_poems=100)
     prepare.main()
     counts, parts = metrics(), prepared()
@@ -198,7 +198,7 @@ def test_the_homeworks_poems():
     sizes = {"train": 4538, "validation": 100, "test": 300}
     assert {part: len(rows) for part, rows in parts.items()} == sizes
     assert counts["kept"] == 4938
-    assert [row["input"] for row in parts["test"][:15]] == [row["input"] for row in test]
+    assert [row["input"] for row in parts["test"][:15]] == [poem.couplet for poem in test]
 
 
 POEMS = [
