@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def train(p: Params, poems: list[Poem], held_out: list[Poem]) -> None:
-    from verse.model import adapters, distributed, loading, memory
+    from verse.model import adapters, distributed, loading, memory, roundtrip
     from verse.model.opening import open_model
     from verse.training import checkpoint, curves, loop, packing
     from verse.training.micro_batches import choose_plan
@@ -52,6 +52,8 @@ def train(p: Params, poems: list[Poem], held_out: list[Poem]) -> None:
     checkpoints.take()
     opening = open_model(p.model, p.machine, seed=p.seed)
     examples, validation = opening.encode(poems), opening.encode(held_out)
+    if said := roundtrip.tokenless(opening.tokenizer, poems):
+        distributed.say(said)
     task = loop.Task(examples, validation, p.train, p.seed)
     share = math.ceil(min(p.train.batch_size, len(examples)) / distributed.size())
     tokens = packing.tokens_of_a_pass(examples)

@@ -24,6 +24,7 @@ Send = Callable[[dict[str, Points]], None]
 
 INTERVAL, PATIENCE = 1, 15
 """Seconds between two reports, and those that a service has to be reached and to hear the end."""
+SHOWN = 300  # characters of a service's own words
 
 
 class Reports:
@@ -65,27 +66,27 @@ class Reports:
             with SERVICES[name](self.settings) as send:
                 while not ended:
                     ended = self.ended.wait(INTERVAL)
-                    curves = self.curves
-                    known = {curve: len(rows) for curve, rows in curves.items()}
-                    if known == told:
+                    new = {c: rows[told.get(c, 0) :] for c, rows in self.curves.items()}
+                    if not any(new.values()):
                         continue
                     try:
-                        send({c: curves[c][told.get(c, 0) : known[c]] for c in known})
-                        told = known
+                        send(new)
+                        told |= {c: told.get(c, 0) + len(rows) for c, rows in new.items()}
                     except Exception as error:  # with the next rows it is told these too
                         said = said or say(name, error)
-        except Exception as error:
+        except BaseException as error:  # such as sys.exit, which a thread does not tell
             say(name, error)
 
 
 def say(name: str, what: object) -> bool:
-    print(f"{name}: {printable(str(what))}; no result depends on it", file=sys.stderr, flush=True)
+    said = printable(str(what)[:SHOWN]) or type(what).__name__
+    print(f"{name}: {said}; no result depends on it", file=sys.stderr, flush=True)
     return True
 
 
 def check(names: Sequence[str]) -> None:
     """Raise UserError unless the package and the key of each service are here."""
-    if faults := [fault for name in names if (fault := missing(name))]:
+    if faults := [fault for name in dict.fromkeys(names) if (fault := missing(name))]:
         raise UserError("machine.report_to: " + "; ".join(faults))
 
 
@@ -107,7 +108,8 @@ def place() -> Path:
 
 
 def run_name() -> str:
-    return os.environ.get("DVC_EXP_NAME") or time.strftime("%Y%m%d-%H%M%S")
+    name = os.environ.get("DVC_EXP_NAME", "").replace("/", "-").strip(".")
+    return name or time.strftime("%Y%m%d-%H%M%S")
 
 
 @contextmanager

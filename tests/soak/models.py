@@ -1,15 +1,16 @@
-"""Wrong model folders by the hundred: none generates unless it writes what the intact one does.
+"""Wrong models and adapters by the hundred: none generates unless it writes what the intact does.
 
     make soak
 
-Each is a copy of a tiny model with one thing wrong: a tensor, a key of its config, a file. Those
-that get through `generate base` must write the intact model's bytes, and what is refused there is
-refused in training.
+Each is a copy of a tiny model, or of its adapter, with one thing wrong: a tensor, a key of its
+config, a file, an index, a tokenizer. Those that get through `generate` must write the intact one's
+bytes, and a model that is refused there is refused in training.
 """
 
 import json
 import math
 import os
+import pickle
 import random
 import shutil
 
@@ -19,6 +20,9 @@ from clones import change
 from forked import cache, is_one_line, outputs
 from safetensors.torch import load_file, save_file
 from tiny_models import build, byte_pairs
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -26,12 +30,20 @@ from transformers import (
     BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
 )
 
 SHAPES = {"llama": "llama", "tied": "llama, tied, grouped queries"}
-TOTALS = {"wrong models": 0, "refused": 0, "no worse for it": 0, "another model": 0, "trained": 0}
+TOTALS = {
+    "wrong models": 0,
+    "wrong adapters": 0,
+    "refused": 0,
+    "no worse for it": 0,
+    "another model": 0,
+    "trained": 0,
+}
 
 # A folder in which one of these was changed is another model, and a sound one: nothing in it
 # says that its weights were trained with another number. A removed one counts as its default.
@@ -41,6 +53,7 @@ FREE = {
     "rms_norm_eps",
     "rope_parameters",
 }
+FREE_ADAPTER = {"lora_alpha", "use_rslora"}
 
 
 def other_values(value):
@@ -54,7 +67,7 @@ def other_values(value):
 
 def tensors(folder):
     """Each tensor dropped, reshaped, renamed, or with a number that is none."""
-    file = folder / "model.safetensors"
+    (file,) = folder.glob("*model.safetensors")
     weights = load_file(file)
     chance = random.Random(0)
 
@@ -78,6 +91,20 @@ def tensors(folder):
 def configs(folder):
     """Each key of the config removed or changed."""
     file = folder / "config.json"
+    yield from keys(file)
+    config = json.loads(file.read_text("utf-8"))
+    for key, value in {
+        "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        "is_encoder_decoder": True,
+        "architectures": ["BartForConditionalGeneration"],
+        "model_type": "bart",
+    }.items():
+        spoilt = json.dumps(config | {key: value})
+        yield f"{key} -> {value!r}", lambda spoilt=spoilt: file.write_text(spoilt, "utf-8")
+
+
+def keys(file):
+    """Each key of a JSON file removed or changed."""
     config = json.loads(file.read_text("utf-8"))
 
     def saved(changed):
@@ -88,13 +115,6 @@ def configs(folder):
         for other in other_values(value):
             if other != value or type(other) is not type(value):
                 yield f"{key} {value!r} -> {other!r}", saved(config | {key: other})
-    for key, value in {
-        "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True},
-        "is_encoder_decoder": True,
-        "architectures": ["BartForConditionalGeneration"],
-        "model_type": "bart",
-    }.items():
-        yield f"{key} -> {value!r}", saved(config | {key: value})
 
 
 def files(folder):
@@ -140,10 +160,85 @@ def kinds(folder):
         yield name, put
 
 
+def shards(folder):
+    """An index that is none, or names what is not there, is no safetensors or lies elsewhere."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    part = "model-00001-of-00001.safetensors"
+    names = dict.fromkeys(load_file(whole), part)
+    first = next(iter(names))
+
+    def put(content):
+        def spoil():
+            text = content if isinstance(content, str) else json.dumps(content)
+            shutil.copy(whole, folder.parent / "outside.safetensors")
+            whole.rename(folder / part)
+            index.write_text(text, "utf-8")
+
+        return spoil
+
+    rest = {name: file for name, file in names.items() if name != first}
+    yield "no shard of that name", put({"weight_map": dict.fromkeys(names, "other.safetensors")})
+    yield "one tensor elsewhere", put({"weight_map": names | {first: "other.safetensors"}})
+    yield "one tensor left out", put({"weight_map": rest})
+    yield "one tensor more", put({"weight_map": names | {"model.more.weight": part}})
+    yield "a shard outside", put({"weight_map": dict.fromkeys(names, "../outside.safetensors")})
+    yield "a pickle", put({"weight_map": dict.fromkeys(names, "pytorch_model-00001.bin")})
+    yield "the folder itself", put({"weight_map": dict.fromkeys(names, ".")})
+    yield "the index itself", put({"weight_map": dict.fromkeys(names, index.name)})
+    yield "numbers for names", put({"weight_map": dict.fromkeys(names, 5)})
+    yield "a list of names", put({"weight_map": [*names]})
+    yield "no tensor", put({"weight_map": {}})
+    yield "no map", put({"metadata": {"total_size": 1}})
+    yield "a list", put([])
+    yield "no JSON", put("{")
+    yield "nothing", put("")
+
+
+def strangers(folder):
+    """Pointers of git-lfs, pickles, tokenizers of other models, ids of tokens that are none."""
+    weights = folder / "model.safetensors"
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+    for file in [*folder.iterdir()]:
+        yield f"{file.name} a pointer", lambda f=file: f.write_text(pointer)
+    bare = pickle.dumps({"model.embed_tokens.weight": 1})
+    yield "a pickle as safetensors", lambda: weights.write_bytes(bare)
+    for name in ("pytorch_model.bin", "model.pt", "consolidated.00.pth", "model.ckpt"):
+
+        def pickled(name=name):
+            torch.save(load_file(weights), folder / name)
+            weights.unlink()
+
+        yield f"{name} alone", pickled
+    for count in (60, 399, 400, 401, 5000):
+
+        def other(count=count):
+            tokens = ["<s>", "</s>", "<unk>", *map(chr, range(0x4E00, 0x4E00 + count - 3))]
+            backend = Tokenizer(WordLevel({t: i for i, t in enumerate(tokens)}, "<unk>"))
+            backend.pre_tokenizer = Split("", "isolated")
+            PreTrainedTokenizerFast(
+                tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+            ).save_pretrained(folder)
+
+        yield f"a tokenizer of {count} characters", other
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    for key in ("bos_token", "eos_token"):
+        for value in (None, 5, "", [], "none of its tokens"):
+            spoilt = json.dumps(tokenizer | {key: value})
+            file = folder / "tokenizer_config.json"
+            yield f"{key} {value!r}", lambda f=file, text=spoilt: f.write_text(text, "utf-8")
+    config = json.loads((folder / "generation_config.json").read_text("utf-8"))
+    for value in (-1, 400, 10**9, "1", [], [1, 400], 1.5, {}):
+        spoilt = json.dumps(config | {"eos_token_id": value})
+        file = folder / "generation_config.json"
+        yield f"eos_token_id {value!r}", lambda f=file, text=spoilt: f.write_text(text, "utf-8")
+
+
 @pytest.mark.parametrize(
     ("shape", "make"),
     [
         ("llama", tensors),
+        ("llama", shards),
+        ("llama", strangers),
         ("llama", files),
         ("llama", kinds),
         ("tied", configs),
@@ -186,6 +281,40 @@ def test_a_wrong_model(stages, whole, tmp_path, shape, make):
     assert not short, "\n".join(short)
 
 
+@pytest.mark.parametrize(
+    "make", [tensors, lambda folder: keys(folder / "adapter_config.json")], ids=["tensors", "keys"]
+)
+def test_a_wrong_adapter(stages, whole, tmp_path, make):
+    work = tmp_path / "work"
+    shutil.copytree(whole, work, symlinks=True)
+    answers, adapter = work / "data/generated/tuned.jsonl", work / "models/adapter"
+    right = answers.read_bytes()
+    shutil.copytree(adapter, tmp_path / "intact")
+
+    def others():
+        return {name: one for name, one in outputs(work).items() if "models/" not in name}
+
+    before, short = others(), []
+    for what, spoil in list(make(adapter)):
+        shutil.rmtree(adapter)
+        shutil.copytree(tmp_path / "intact", adapter)
+        spoil()
+        TOTALS["wrong adapters"] += 1
+        ended = stages.run("generate", work, env=cache(work))
+        if ended.status == 0:
+            kind = "no worse for it" if answers.read_bytes() == right else "another model"
+            TOTALS[kind] += 1
+            if kind == "another model" and what.split()[0] not in FREE_ADAPTER:
+                short.append(f"{what}: another adapter")
+            answers.write_bytes(right)
+            before = others()  # results.txt too
+            continue
+        TOTALS["refused"] += 1
+        if not is_one_line(ended) or others() != before:
+            short.append(f"{what}: {ended}")
+    assert not short, "\n".join(short)
+
+
 def test_these_are_many():
     """The last test: what has been tried is no less than was promised."""
-    assert TOTALS["wrong models"] >= 200, TOTALS
+    assert TOTALS["wrong models"] >= 300, TOTALS

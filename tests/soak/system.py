@@ -18,7 +18,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from chat_server import Server, completion
+from chat_server import Server, completion, poem_or_mark
 from clones import change, clone
 from forked import ROOT, STAGES, cache, is_one_line, outputs
 from safetensors.torch import load
@@ -26,6 +26,7 @@ from safetensors.torch import load
 from verse.files import digest
 
 KILLS = int(os.environ.get("KILLS", "30"))
+EACH = 6  # kills of each stage but training
 TOTALS = {"kills": 0, "trainings resumed": 0, "signals": 0, "stops": 0, "clocks": 0, "limits": 0}
 
 
@@ -68,7 +69,13 @@ def test_a_kill_in_training(stages, whole, trained, tmp_path, number):
     reached = 0
     for _ in range(3):
         started = stages.start("train", work, env=cache(work))
-        time.sleep(chance.uniform(first * (0 if number % 5 == 0 else 0.9), seconds))
+        if number % 5:  # once there is more to lose than before
+            late = time.monotonic() + 3 * seconds
+            while steps(work) <= reached and time.monotonic() < late:
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0, (seconds - first) / 3))
+        else:
+            time.sleep(chance.uniform(0, seconds))
         with suppress(ProcessLookupError):
             os.kill(started[1], signal.SIGKILL)
         ended = stages.wait(started)
@@ -94,6 +101,32 @@ def test_a_kill_in_training(stages, whole, trained, tmp_path, number):
     if reached:
         assert min(seen - {0}) >= reached, f"killed after step {reached}, went on from {seen}"
         TOTALS["trainings resumed"] += 1
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "train"])
+def test_a_kill_in_another_stage(stages, whole, tmp_path, stage):
+    """At random times, again and again in one folder: the old results or the new, never a mix."""
+    chance, changes = random.Random(stage), {"seed": 11, "data.source": "others"}
+    with Server(poem_or_mark) as server:
+        chat = {"base_url": server.base_url, "model": "m"}
+        changes |= {"contestants": [chat | {"name": "kimi"}], "judge": chat | {"poems": 2}}
+        alone = fresh(whole, tmp_path / "alone", changes)
+        before, began = outputs(alone), time.monotonic()
+        assert stages.run(stage, alone, env=cache(alone)).status == 0
+        seconds, after = time.monotonic() - began, outputs(alone)
+        work = fresh(whole, tmp_path, changes)
+        for _ in range(EACH):
+            started = stages.start(stage, work, env=cache(work))
+            time.sleep(chance.uniform(0, seconds))
+            with suppress(ProcessLookupError):
+                os.kill(started[1], signal.SIGKILL)
+            ended, found = stages.wait(started), outputs(work)
+            assert ended.status in (-9, 0), ended
+            mixed = [n for n in found if found[n] not in (before.get(n), after.get(n))]
+            assert not mixed, mixed
+            TOTALS["kills"] += ended.status == -9
+        assert stages.run(stage, work, env=cache(work)).status == 0
+    assert outputs(work) == after and not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.parametrize(
@@ -293,4 +326,5 @@ def test_a_commit_of_dvcs_that_is_killed(tmp_path):
 
 def test_these_are_many():
     """The last test: what has been tried is no less than was promised."""
-    assert TOTALS["kills"] >= KILLS and sum(TOTALS.values()) >= 100, TOTALS
+    assert TOTALS["kills"] >= KILLS and TOTALS["trainings resumed"] >= KILLS // 2, TOTALS
+    assert sum(TOTALS.values()) >= 100, TOTALS

@@ -84,6 +84,45 @@ def test_a_service_that_fails_for_a_while_hears_all_and_is_reported_once(service
     assert capsys.readouterr().err == "x: no route to host; no result depends on it\n"
 
 
+def test_a_training_that_begins_anew_tells_nothing_twice(service, capsys):
+    """With fewer rows than it had: out of memory, it goes on from its checkpoint."""
+    told = {}
+    service(lambda new: gather(told, new) if any(new.values()) else 1 / 0)
+    reports = Reports(["x"], {})
+    for rows in (CURVES["train"], CURVES["train"][:3], CURVES["train"]):
+        reports({"train": rows})
+        time.sleep(0.1)
+    reports.close()
+    assert told["train"] == CURVES["train"] and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (TimeoutError(), "TimeoutError"),
+        (SystemExit(), "SystemExit"),
+        (SystemExit(3), "3"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (ValueError("\n \t"), "ValueError"),
+        (ValueError("詩\ud800\x1b[2J\nno"), "詩\ufffd\ufffd[2J no"),
+        (ValueError("x" * 10**7), "x" * 300),
+    ],
+)
+def test_whatever_a_service_ends_by_is_one_line(service, capsys, error, words):
+    def send(new):
+        raise error
+
+    service(send)
+    tell("x")
+    assert capsys.readouterr().err == f"x: {words}; no result depends on it\n"
+
+
+@pytest.mark.parametrize("name", ["..", "../../data", "a/../..", ".", "/", "", "/etc"])
+def test_a_name_leads_to_no_other_folder(monkeypatch, name):
+    monkeypatch.setenv("DVC_EXP_NAME", name)
+    assert reporting.run_name() not in ("", ".", "..") and "/" not in reporting.run_name()
+
+
 def test_a_service_that_cannot_begin_is_reported_once(monkeypatch, capsys):
     def service(settings):
         raise OSError("no")

@@ -68,7 +68,7 @@ UNSEEN = re.compile("[\u200b-\u200f\u2060\ufeff]")
 
 # Marks of HTML, which say how a text looks and not what it is: within a line, and between lines.
 HTML = re.compile(
-    r"<r[tp]\b[^>]*>[^<]*</r[tp]>|</?(?:a|b|i|u|s|em|strong|small|big|sub|sup|font|center|span|"
+    r"<r[tp]\b[^<>]*>[^<]*</r[tp]>|</?(?:a|b|i|u|s|em|strong|small|big|sub|sup|font|center|span|"
     r"ruby|rb|rt|rp|mark|cite|q)(?:\s[^<>]*)?>",
     re.IGNORECASE,
 )

@@ -24,6 +24,8 @@ RETRIES = 7
 NO_KEY = "none"  # the client must have one
 SECRET = 8  # characters that a key has at least; shorter ones are made up for a local server
 SHOWN = 300  # characters of a server's own words
+LONGEST = 2**17  # characters of an answer, thoughts within it included
+MOST_TOKENS = 2**32  # that a server may count
 
 KINDS = ("filtered", "cut_off", "empty", "malformed", "refused", "failed")
 """Why a question has no answer: the server filters it; tokens ran out, on thoughts or within the
@@ -61,6 +63,7 @@ UNSUPPORTED = re.compile(
     re.I,
 )
 STREAM = re.compile(r"(?<!up)stream|流式", re.I)
+STATUS = re.compile("[45][0-9]{2}")
 SPENT = re.compile("(max_tokens|output limit|token limit).{0,40}reached", re.I)
 # Of a fault that a server tells of within an answer, without a status that is one of HTTP's.
 BUSY = re.compile(r"rate.?limit|limit reached|too many|并发|频率|限流", re.I)
@@ -212,10 +215,10 @@ class Chat:
 
         if response.is_success:
             try:
-                body = json.loads(response.content)
+                found = status_within(json.loads(response.content))
             except (ValueError, RecursionError):
                 raise httpx2.DecodingError("no JSON", request=response.request) from None
-            response.status_code = status_within(body) or response.status_code
+            response.status_code = found or response.status_code
         if self.probing and response.status_code in (500, 501):
             response.headers["x-should-retry"] = "false"
 
@@ -313,11 +316,15 @@ class Chat:
             "text": self.hide("".join(spoken(message.get("content")))),
             "arguments": self.hide(arguments) if isinstance(arguments, str) else None,
             "finish": self.hide(finish),
-            "tokens": [count if isinstance(count, int) else 0 for count in counts],
+            "tokens": [n if isinstance(n, int) and 0 <= n < MOST_TOKENS else 0 for n in counts],
         }
         nothing = not reply["text"].strip() and reply["arguments"] is None
         if nothing and message.get("refusal"):
             raise self.lacks("refused", "the model refuses to answer", reply=reply)
+        if len(reply["text"]) > LONGEST:
+            what = f"an answer of more than {LONGEST:,} characters"
+            reply["text"] = reply["text"][:LONGEST]
+            raise self.lacks("malformed", what, reply=reply)
         ended = fate(finish)
         if ended and (nothing or ended == "filtered"):
             raise self.lacks(ended, WHY[ended], reply=reply)
@@ -438,10 +445,10 @@ def status_within(body: Any) -> int:
     told = [leaf for name, value in found for leaf in leaves(value, name)]
     if not told:
         return 0
-    codes = (int(v) for k, v in told if "code" in k or "status" in k if v.isdecimal())
+    codes = (int(v) for k, v in told if "code" in k or "status" in k if STATUS.fullmatch(v))
     text = " ".join(leaf for _, leaf in told)
     other = 429 if BUSY.search(text) else 503 if BROKEN.search(text) else 400
-    return next((code for code in codes if 400 <= code < 600), other)
+    return next(codes, other)
 
 
 def fate(finish: str) -> str | None:

@@ -16,12 +16,15 @@ import tarfile
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
 
 from verse import params, paths
 from verse.cli import merge
 from verse.errors import UserError
 from verse.files import cache_dir, locked, replacing, write_text
+from verse.schema import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -118,7 +121,7 @@ def describe(tokenizer: "PreTrainedTokenizerBase", folder: Path, before: str, af
     first = tokenizer.tokenize("山", add_special_tokens=False)[0]
     first_part, last_part = (json.dumps(text, ensure_ascii=False) for text in (before, after))
     file = folder / "tokenizer_config.json"
-    config = json.loads(file.read_text("utf-8")) | {
+    config = read_json(file, TypeAdapter(dict[str, Any]), "run verse export gguf again") | {
         "add_prefix_space": first.startswith("▁"),
         "chat_template": f"{{{{ {first_part} + messages[-1]['content'] + {last_part} }}}}",
     }

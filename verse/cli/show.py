@@ -21,7 +21,9 @@ def main(options: argparse.Namespace) -> None:
     experiments = [sys.executable, "-m", "dvc", "exp"]
     known = [*experiments, "list", "--all-commits", "--name-only"]
     found = subprocess.run(known, stdout=subprocess.PIPE)
-    if not found.returncode and not found.stdout:  # DVC would print nothing
+    if found.returncode:  # DVC has said why
+        sys.exit(found.returncode)
+    if not found.stdout:  # DVC would print nothing
         print("no experiments yet: dvc exp run -S decoding.top_p=0.5 makes one")
         return
     sys.exit(subprocess.run([*experiments, "show", *OPTIONS, *options.for_dvc]).returncode)

@@ -6,6 +6,7 @@ and imports bitsandbytes.
 
 import json
 import math
+import warnings
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from verse.files import write_text
 from verse.model import distributed
 from verse.model.dropout import Masks
 from verse.model.layers import decoder_layers, expert_weights, import_bitsandbytes, linear_layers
-from verse.model.loading import check_files, check_finite
+from verse.model.loading import check_files, check_finite, check_kinds
 from verse.params import Lora, Model
 from verse.paths import ADAPTER
 
@@ -211,11 +212,15 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool) -> 
     if not (folder / WEIGHTS).is_file():  # PEFT would open a pickled one, or ask the hub
         raise UserError(f"{folder}: has no {WEIGHTS}: run the train stage again")
     check_files(folder)
+    check_kinds(str(folder), ())
     try:
-        with adaptable(model):
-            tuned = PeftModel.from_pretrained(model, folder)
-        with safe_open(folder / WEIGHTS, "pt") as stored:
-            stray = set(stored.keys()) ^ set(get_peft_model_state_dict(tuned))
+        with warnings.catch_warnings(action="ignore"):  # of what is an error here
+            with adaptable(model):
+                tuned = PeftModel.from_pretrained(model, folder)
+            with safe_open(folder / WEIGHTS, "pt") as stored:
+                stray = set(stored.keys()) ^ set(get_peft_model_state_dict(tuned))
+        if tuned.peft_config["default"].alora_invocation_tokens is not None:
+            raise ValueError("its alora_invocation_tokens switch it on within a text")
     except Exception as error:  # whatever the libraries make of files that are not ours
         if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno):
             raise

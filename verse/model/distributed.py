@@ -30,6 +30,7 @@ from verse.params import Machine
 
 FAILURES = "VERSE_FAILURES"  # names the file in which the processes say why they failed
 DONE = "VERSE_DONE"  # names the file that process 0 makes when all is done
+CROWD = 8  # processes for each core of a CPU, at most
 TIMEOUT = timedelta(minutes=10)  # that a process waits for the others
 LOST = f"another process or its machine was lost: {AGAIN}"
 T = TypeVar("T")
@@ -66,7 +67,7 @@ def process_count(machine: Machine, busy: int = sys.maxsize) -> int:
     """How many processes to start: "auto" is one for every GPU, but no more than are kept busy, and
     one on a CPU.
 
-    Raises UserError if there are fewer GPUs than wanted.
+    Raises UserError if there are fewer GPUs than wanted, or far fewer cores.
     """
     gpus = 0 if machine.device == "cpu" else torch.cuda.device_count()
     processes = machine.processes
@@ -76,6 +77,11 @@ def process_count(machine: Machine, busy: int = sys.maxsize) -> int:
         raise UserError(
             f"machine.processes is {processes}, but PyTorch sees {gpus} GPU{'s'[: gpus > 1]}: "
             "lower it, or set it to auto"
+        )
+    if not gpus and processes > (most := CROWD * (os.cpu_count() or 1)):
+        raise UserError(
+            f"machine.processes is {processes}, of which a CPU with {os.cpu_count()} cores runs no "
+            f"more than {most}: lower it, or set it to auto"
         )
     return processes
 

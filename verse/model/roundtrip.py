@@ -6,14 +6,16 @@ and answers all the same, and what it says is worth nothing.
 
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import chain
 
 from transformers import PreTrainedTokenizerBase
 
 from verse.errors import UserError, printable
 from verse.model import distributed
-from verse.model.encoding import Example, affixes, decode, special_tokens
+from verse.model.encoding import Example, affixes, decode, encode_prompts, special_tokens
 from verse.poem import Poem
 
 MOST = 0.5  # of the poems: where more are unsound, nothing of worth comes of them
@@ -74,9 +76,7 @@ def faults(
     poem."""
     before, special = affixes(tokenizer)[0], special_tokens(tokenizer)
     starts, place = before or [tokenizer.bos_token_id], max(1, len(before))
-    unknown = tokenizer.unk_token_id
-    if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        unknown = None  # as in GPT-2's, which can write every byte
+    unknown = unknown_id(tokenizer)
 
     @cache
     def is_unknown(character: str) -> bool:
@@ -109,6 +109,29 @@ def faults(
             yield CHANGED, decode(tokenizer, tokenizer(changed[0])["input_ids"])
         else:
             yield None
+
+
+def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token of what a tokenizer does not know; None as in GPT-2's, which writes every byte."""
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return None if tokenizer.unk_token_id in ends else tokenizer.unk_token_id
+
+
+def tokenless(tokenizer: PreTrainedTokenizerBase, poems: Sequence[Poem]) -> str:
+    """The share of the poems' characters that have no token of their own, in a line; "" if none.
+
+    Those unknown to the tokenizer are lost, those in bytes take several tokens each.
+    """
+    counts = Counter(chain.from_iterable("".join(poem.lines) for poem in poems))
+    unknown, found = unknown_id(tokenizer), Counter[str]()
+    tokens = encode_prompts(tokenizer, [*counts], add_special_tokens=False)
+    for (character, count), ids in zip(counts.items(), tokens, strict=True):
+        if unknown is not None and unknown in ids:
+            found["are unknown to it"] += count
+        elif not any(character in tokenizer.decode([i]) for i in ids):
+            found["take several tokens each, of bytes"] += count
+    shares = [f"{count / counts.total():.2%} {what}" for what, count in sorted(found.items())]
+    return f"tokenizer: of the poems' characters {', '.join(shares)}" if shares else ""
 
 
 def holds(text: str, parts: list[str]) -> bool:

@@ -320,6 +320,8 @@ def test_any_answer_has_a_poem_of_its_own_characters(text, couplet):
         "<a>",
         "[THINK]",
         "思考：",
+        "<rt",
+        "<rp ",
         "</s>",
         "（a）",
         "\n",

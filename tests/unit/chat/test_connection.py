@@ -16,6 +16,7 @@ from chat_server import REST, Handler, Listener, Server, completion
 from unit.chat.test_rounds import ask, echo
 
 from verse.chat import connection
+from verse.chat.client import LONGEST
 from verse.errors import UserError
 
 TIMEOUT = 0.6
@@ -117,6 +118,45 @@ def test_an_answer_has_a_bound(store, words):
 def test_a_packed_answer_is_read(store):
     with Wire(zipped(json.dumps(completion(REST)).encode()), b"") as server:
         assert ask(server, store, count=1)[0]["answer"] == REST
+
+
+def test_an_answer_that_is_packed_twice_is_not_unpacked(store):
+    """Of 46 kB of such, that unpack to nothing, one came to no end."""
+    twice = zipped(gzip.compress(b"{}")).replace(b"gzip\r", b"gzip, gzip\r")
+    with Wire(twice, b"") as server, pytest.raises(UserError, match="answer within"):
+        ask(server, store, count=1, timeout=TIMEOUT)
+
+
+DIGITS = "9" * 5000
+HOSTILE = [
+    {"error": {"code": DIGITS}},
+    {"error": {"status": DIGITS, "message": "no"}},
+    {"detail": [{"error_code": "٤٠٤"}]},
+    {"usage": {"prompt_tokens": -1, "completion_tokens": True}},
+    f'{{"error": {DIGITS}}}'.encode(),
+    *(b'{"error":' * deep + b'"x"' + b"}" * deep for deep in (900, 955, 965, 3000, 100_000)),
+]
+
+
+@pytest.mark.parametrize("body", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_body_that_python_cannot_take_in_is_no_answer(store, body):
+    with Server(lambda asked: (200, body)) as server, pytest.raises(UserError, match="kept"):
+        ask(server, store, count=1, timeout=TIMEOUT)
+
+
+def test_tokens_beyond_count_are_none(store, capsys):
+    usage = {"prompt_tokens": 10**4299, "completion_tokens": 9 * 10**4299}
+    with Server(lambda asked: (200, completion(REST) | {"usage": usage})) as server:
+        assert ask(server, store, count=1)[0]["answer"] == REST
+    assert "0 tokens read and 0 written" in capsys.readouterr().out
+
+
+def test_an_answer_of_more_characters_than_a_model_writes_is_none(store):
+    with Server(echo) as server:
+        ask(server, store, count=1)
+        server.answer = lambda asked: (200, completion("<rt" * 10**6))
+        row = ask(server, store, count=2)[1]
+    assert (row["unanswered"], len(row["raw"])) == ("malformed", LONGEST)
 
 
 class Paused(Handler):

@@ -50,6 +50,13 @@ def test_only_a_tokenizer_that_begins_with_a_space_says_so(tmp_path):
         assert config["add_prefix_space"] is False
 
 
+@pytest.mark.parametrize("content", ["[]", "5", "{", "", "null", "\ufeff"])
+def test_a_tokenizers_config_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "tokenizer_config.json").write_text(content, "utf-8")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json.*: run verse export gguf again"):
+        export.describe(byte_pairs(), tmp_path, "", "")
+
+
 def test_the_decoding_is_that_of_the_parameters():
     settings = export.modelfile(P, "x.gguf", "a", "b").splitlines()
     assert settings[0] == "FROM ./x.gguf"

@@ -1,11 +1,15 @@
 """The command line of `verse`."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from verse.cli import compare, main, show
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -26,6 +30,15 @@ def called(monkeypatch):
 def test_what_show_does_not_know_goes_to_dvc(called):
     assert called("show").for_dvc == []
     assert called("show", "-A", "--sort-by", "seed").for_dvc == ["-A", "--sort-by", "seed"]
+
+
+def test_show_says_once_what_dvc_does(tmp_path):
+    """No repository: one line of DVC's, and its status."""
+    command = [sys.executable, "-m", "verse.cli.main", "show"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 253 and not done.stdout
+    assert done.stderr.count("not inside of a DVC repository") == 1, done.stderr
 
 
 def test_no_other_command_takes_what_it_does_not_know(called, capsys):

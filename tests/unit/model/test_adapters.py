@@ -198,6 +198,35 @@ def test_an_adapter_of_no_numbers(tmp_path):
         adapters.load_adapter(base, tmp_path / "adapter", merge=True)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (lambda w: {k: v.to(torch.int8) for k, v in w.items()}, "is of I8, no plain number"),
+        (lambda w: dict(list(w.items())[1:]), "is in one of them only"),
+        (lambda w: w | {"x": torch.zeros(1)}, "x is in one of them only"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens switch it on within"),
+        ({"alora_invocation_tokens": "x"}, "alora_invocation_tokens switch it on within"),
+        ({"use_dora": True}, "lora_magnitude_vector is in one of them only"),
+        ({"lora_bias": True}, "lora_B.bias is in one of them only"),
+        ({"trainable_token_indices": "x"}, "does not fit this base model"),
+    ],
+)
+def test_a_wrong_adapter_is_told_in_a_line_and_nothing_else(spoil, line, tmp_path, recwarn):
+    settings = build("llama", tmp_path / "base")
+    adapters.save_adapter(tuned(settings), tmp_path / "adapter", "card")
+    base = loading.load_model(settings, CPU, torch.float32)
+    if isinstance(spoil, dict):
+        file = tmp_path / "adapter/adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | spoil), "utf-8")
+    else:
+        file = tmp_path / "adapter/adapter_model.safetensors"
+        save_file(spoil(load_file(file)), file, metadata={"format": "pt"})
+    recwarn.clear()
+    with pytest.raises(UserError, match=line):
+        adapters.load_adapter(base, tmp_path / "adapter", merge=True)
+    assert [str(one.message) for one in recwarn] == []
+
+
 def test_a_model_card():
     card = adapters.model_card("org/base", None, {"Losses": {"steps": 7}})
     head = yaml.safe_load(card.split("---")[1])

@@ -274,6 +274,12 @@ def test_process_count(monkeypatch):
         distributed.process_count(machine(processes=5, device="cuda"))
 
 
+@pytest.mark.parametrize("processes", [10**4, 10**9])
+def test_no_more_processes_than_a_machine_bears(processes):
+    with pytest.raises(UserError, match=f"machine.processes is {processes}, of which a CPU"):
+        distributed.process_count(machine(processes=processes))
+
+
 def test_a_model_too_large_for_one_gpu_takes_all_however_little_there_is_to_do(monkeypatch):
     started = []
     monkeypatch.setattr(distributed, "launch", started.append)

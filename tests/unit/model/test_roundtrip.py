@@ -13,13 +13,14 @@ from tokenizers import (
     pre_tokenizers,
     processors,
 )
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stages import train
 from verse.errors import UserError
 from verse.model import encoding
 from verse.model.opening import open_model
 from verse.model.prompts import SYSTEM
+from verse.model.roundtrip import tokenless
 from verse.poem import Poem
 
 ROWS = [Poem(*both, INSTRUCTION) for both in POEMS]
@@ -162,6 +163,32 @@ def test_a_character_that_the_tokenizer_does_not_know(opened, capsys):
     assert "and 6 more of 7 are alike: take a model that knows them" in line
     with pytest.raises(UserError, match="no token for 白"):
         opened(characters("abc。，" + INSTRUCTION)).encode_prompts(ROWS)
+
+
+def test_the_share_of_characters_without_a_token_is_told():
+    """Of 20 characters: a poem's lines, without its marks."""
+    rows = ROWS[:1]
+    for tokenizer in (characters(), bert(), AutoTokenizer.from_pretrained("models/mini")):
+        assert tokenless(tokenizer, rows) == ""
+    known = ALL.replace("日", "").replace("層", "")
+    assert tokenless(characters(known), rows) == (
+        "tokenizer: of the poems' characters 10.00% are unknown to it"
+    )
+    assert tokenless(byte_pairs(), rows).endswith(" 65.00% take several tokens each, of bytes")
+    backend = Tokenizer(
+        models.BPE(
+            {"<unk>": 0, "▁": 1, "山": 2, **{f"<0x{n:02X}>": 3 + n for n in range(256)}},
+            [],
+            unk_token="<unk>",
+            byte_fallback=True,
+        )
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    assert tokenless(tokenizer, [Poem("山山山山，", "水。")]).endswith(
+        " 20.00% take several tokens each, of bytes"
+    )
 
 
 def test_a_tokenizer_that_changes_what_it_reads(opened):
