@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from verse.errors import UserError
+from verse.model.graphs import warn_fallback
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -92,10 +93,16 @@ def to_main_memory(layer: nn.Embedding) -> None:
     """Keep embeddings in main memory, from where a GPU reads the few rows that it needs.
 
     PyTorch takes the weight for one of the GPU: kernels, compiled and recorded ones too, read
-    page-locked main memory at its own address (CUDA's unified addressing).
+    page-locked main memory at its own address (CUDA's unified addressing). Where the system gives
+    too little of that a line says so, and they stay.
     """
     weight = layer.weight.data
-    layer.weight.data = torch.as_tensor(Pinned(weight), device=weight.device).view(weight.dtype)
+    try:
+        pinned = Pinned(weight)
+    except RuntimeError as error:
+        warn_fallback("the input embeddings stay in the GPU's memory", error)
+        return
+    layer.weight.data = torch.as_tensor(pinned, device=weight.device).view(weight.dtype)
 
 
 def in_four_bits(layer: nn.Module) -> bool:

@@ -119,10 +119,20 @@ def choose_device(wanted: str) -> torch.device:
             "machine.device is cuda but PyTorch sees no GPU: set machine.device to auto or cpu, "
             "or install a driver and a CUDA build of torch"
         )
-    # In segments of a fixed size a 7B model leaves 1 GiB of a small card in pieces.
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if os.environ.keys().isdisjoint(ALLOCATOR_VARIABLES):
-        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        grow_segments(device)
+    return device
+
+
+def grow_segments(device: torch.device) -> None:
+    """Let PyTorch take a GPU's memory in segments that grow, where the GPU can: in those of a fixed
+    size a 7B model leaves 1 GiB of a small card in pieces."""
+    torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+    try:
+        torch.zeros(1, device=device)
+    except Exception:  # such as some virtual GPUs, without virtual addresses
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:False")
 
 
 def reason_gpu_unused() -> str:

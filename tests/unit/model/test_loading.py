@@ -28,7 +28,7 @@ from transformers import (
 
 from verse.errors import UserError
 from verse.model import adapters, loading, sharding
-from verse.model.layers import linear_layers
+from verse.model.layers import linear_layers, to_main_memory
 
 CPU, ROOT = torch.device("cpu"), Path(__file__).parents[3]
 
@@ -396,6 +396,31 @@ def test_a_tokenizer_of_another_model(tmp_path):
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="has no end token"):
         loading.check_tokens(model, tokenizer, [])
+
+
+def test_a_gpu_without_virtual_addresses_keeps_segments_of_a_fixed_size(monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch._C._accelerator_setAllocatorSettings", asked.append)
+
+    def refuse(*shape, device):
+        raise RuntimeError("CUDA driver error: operation not supported")
+
+    monkeypatch.setattr("torch.zeros", refuse)
+    loading.grow_segments(torch.device("cuda"))
+    assert asked == ["expandable_segments:True", "expandable_segments:False"]
+
+
+def test_embeddings_stay_where_main_memory_cannot_be_locked(monkeypatch, capsys):
+    def refuse(tensor):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    embeddings = torch.nn.Embedding(4, 3)
+    before = embeddings.weight.data
+    to_main_memory(embeddings)
+    assert embeddings.weight.data.data_ptr() == before.data_ptr()
+    said = "the input embeddings stay in the GPU's memory: CUDA error: out of memory\n"
+    assert capsys.readouterr().out == said
 
 
 def test_device_and_precision(monkeypatch):
