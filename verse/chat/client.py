@@ -324,7 +324,9 @@ class Chat:
         if len(reply["text"]) > LONGEST:
             what = f"an answer of more than {LONGEST:,} characters"
             reply["text"] = reply["text"][:LONGEST]
-            raise self.lacks("malformed", what, reply=reply)
+            long = self.lacks("malformed", what, reply=reply)
+            long.doubtful = False  # it is an answer, of which others need not be like
+            raise long
         ended = fate(finish)
         if ended and (nothing or ended == "filtered"):
             raise self.lacks(ended, WHY[ended], reply=reply)

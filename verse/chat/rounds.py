@@ -127,7 +127,7 @@ async def ask_all(
             heard = True
         except NoAnswer as no:
             lost[key] = answer = NOTHING | (no.reply or {}) | {"unanswered": no.kind}
-            heard = heard or not no.doubtful or bool(no.reply and no.reply["text"].strip())
+            heard = heard or not no.doubtful
             if no.doubtful and not (heard and no.reply):
                 if arrived > before:  # the server was well meanwhile
                     store.put(told, True)
