@@ -52,8 +52,8 @@ def train(p: Params, poems: list[Poem], held_out: list[Poem]) -> None:
     checkpoints.take()
     opening = open_model(p.model, p.machine, seed=p.seed)
     examples, validation = opening.encode(poems), opening.encode(held_out)
-    if said := roundtrip.tokenless(opening.tokenizer, poems):
-        distributed.say(said)
+    if is_main_process and (said := roundtrip.tokenless(opening.tokenizer, poems)):
+        print(said, flush=True)
     task = loop.Task(examples, validation, p.train, p.seed)
     share = math.ceil(min(p.train.batch_size, len(examples)) / distributed.size())
     tokens = packing.tokens_of_a_pass(examples)

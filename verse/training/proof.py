@@ -437,9 +437,7 @@ def try_layout(trial: Trial, exact: Plain) -> tuple[float, str]:
     except Exception:  # a model that knows nothing of it may raise anything
         if not plan.shared:
             raise
-        if own := own_attention(model):
-            return 0.0, own
-        return 0.0, "its attention is of a kind that cannot be given one"
+        return 0.0, own_attention(model) or "its attention is of a kind that cannot be given one"
     finally:
         model.gradient_checkpointing_disable()
         trained.bind(trained.copy)
