@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 KEY = "sk-0123456789abcdef"
@@ -54,6 +55,7 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # the library's 5 resets connections of a client that asks 24 at once
 
     def __init__(self, answer=None, fault=None, port=0):
         super().__init__(("127.0.0.1", port), Handler)
@@ -116,24 +118,26 @@ class Handler(BaseHTTPRequestHandler):
 
     def fail(self, fault, answer):
         whole = json.dumps(answer).encode()
+        # Said, or the client asks on a connection that is about to close: that is another fault
+        send = partial(self.send, Connection="close")
         if fault == "busy":
-            self.send(429, b'{"error": {"message": "slow down"}}', Retry_After="0.2")
+            send(429, b'{"error": {"message": "slow down"}}', Retry_After="0.2")
         elif fault == "500":
-            self.send(500, b"<h1>oops</h1>", "text/html")
+            send(500, b"<h1>oops</h1>", "text/html")
         elif fault == "hang":
             time.sleep(HANG)
         elif fault == "half":  # of what was announced
-            self.send(200, whole[: len(whole) // 2], length=len(whole))
+            send(200, whole[: len(whole) // 2], length=len(whole))
         elif fault == "truncated":  # announced so
-            self.send(200, whole[: len(whole) // 2])
+            send(200, whole[: len(whole) // 2])
         elif fault == "page":
-            self.send(200, b"<html>log in first</html>", "text/html")
+            send(200, b"<html>log in first</html>", "text/html")
         elif fault == "empty":
-            self.send(200, b"")
+            send(200, b"")
         elif fault == "wrong":
-            self.send(200, b'{"choices": []}')
+            send(200, b'{"choices": []}')
         elif fault == "drip":  # a byte at a time, so that no single wait is long
-            self.send(200, b"", length=10**6)
+            send(200, b"", length=10**6)
             for _ in range(int(HANG * 10)):
                 self.wfile.write(b" ")
                 self.wfile.flush()
