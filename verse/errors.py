@@ -14,7 +14,9 @@ import re
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,8 @@ REMEDIES = {
 }
 """What to do about an error of the file system, by its number."""
 
+NO_THREAD = "can't start new thread"  # in Python's words
+
 MEMORY = {
     "train": "lower train.batch_size or close other programs",
     "generate": "lower machine.batch_size or decoding.max_new_tokens",
@@ -79,7 +83,7 @@ def explain(error: BaseException, stage: str = "") -> tuple[str, int] | None:
     """The line and exit status for an error that a person can act on, None for a bug."""
     if isinstance(error, UserError):
         return str(error), error.status
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) and threads_start():
         return f"stopped; {AGAIN}", 128 + signal.SIGINT
     if is_disk_full(error):
         file = getattr(error, "filename", None)
@@ -91,7 +95,7 @@ def explain(error: BaseException, stage: str = "") -> tuple[str, int] | None:
         if limit != resource.RLIM_INFINITY:
             what = f"raise its limit of {limit / 2**30:.1f} GiB (ulimit -v), or {what}"
         return f"out of memory: {what}", 1
-    if "can't start new thread" in str(error):
+    if NO_THREAD in str(error) or isinstance(error, KeyboardInterrupt):
         limits = "raise the limits of processes (ulimit -u) and of memory (ulimit -v)"
         return f"no thread can be started: {limits}, or close other programs", 1
     if number := system_error(error):
@@ -99,6 +103,19 @@ def explain(error: BaseException, stage: str = "") -> tuple[str, int] | None:
         remedy = REMEDIES.get(number, "check this file and its disk" if where else AGAIN)
         return f"{where}{os.strerror(number).lower()}: {remedy}", 1
     return None
+
+
+def threads_start() -> bool:
+    """Whether a thread can be started; where none can, OpenBLAS interrupts its own program."""
+    with suppress(RuntimeError):
+        threading.Thread(target=int).start()
+        return True
+    return False
+
+
+def is_of_the_system(error: BaseException) -> bool:
+    """Whether the machine failed, in whatever words, and not what was read or computed on it."""
+    return is_out_of_memory(error) or NO_THREAD in str(error) or system_error(error) is not None
 
 
 def system_error(error: BaseException) -> int | None:

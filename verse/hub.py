@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from verse.errors import UserError, is_out_of_memory, system_error
+from verse.errors import UserError, is_of_the_system
 from verse.files import missing_hint
 from verse.params import Model
 
@@ -35,7 +35,7 @@ def reading(part: str, settings: Model) -> Iterator[None]:
     except BaseException as error:
         panic = type(error).__name__ == "PanicException"  # of a library written in Rust
         ours = isinstance(error, UserError) or not (panic or isinstance(error, Exception))
-        if ours or is_out_of_memory(error) or system_error(error):
+        if ours or is_of_the_system(error):
             raise
         said = explain(error, settings.revision, part)
         raise UserError(f"model.name {settings.name!r}: {said}") from error

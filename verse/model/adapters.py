@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from verse.errors import UserError, is_out_of_memory
+from verse.errors import UserError, is_of_the_system
 from verse.files import write_text
 from verse.model import distributed
 from verse.model.dropout import Masks
@@ -222,7 +222,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool) -> 
         if tuned.peft_config["default"].alora_invocation_tokens is not None:
             raise ValueError("its alora_invocation_tokens switch it on within a text")
     except Exception as error:  # whatever the libraries make of files that are not ours
-        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno):
+        if is_of_the_system(error):
             raise
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(

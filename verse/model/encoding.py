@@ -9,7 +9,7 @@ from itertools import chain
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from verse.errors import UserError, is_out_of_memory, system_error
+from verse.errors import UserError, is_of_the_system
 from verse.hub import find_folder, origin, reading
 from verse.params import Model
 
@@ -84,7 +84,7 @@ def encode_prompts(
         try:
             some = tokenizer(prompts[start : start + AT_ONCE], **options)["input_ids"]
         except Exception as error:  # such as one without a token for what it does not know
-            if is_out_of_memory(error) or system_error(error):
+            if is_of_the_system(error):
                 raise
             raise UserError(
                 f"model.name: its tokenizer fails on a poem ({error}): take a model that knows "

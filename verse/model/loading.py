@@ -38,7 +38,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from verse.errors import UserError, is_out_of_memory
+from verse.errors import UserError, is_of_the_system
 from verse.files import LFS_POINTER, NO_TEXT
 from verse.hub import find_folder, origin, reading
 from verse.model.layers import (
@@ -465,7 +465,7 @@ def check_causal(model: PreTrainedModel, where: str) -> None:
     try:
         logits = model(input_ids=ids, use_cache=False).logits.float()
     except Exception as error:  # whatever a model of a wrong config stumbles over
-        if is_out_of_memory(error):
+        if is_of_the_system(error):
             raise
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{where}: cannot compute ({said}): mend its config.json") from error

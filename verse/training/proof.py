@@ -23,7 +23,7 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from verse.errors import UserError, is_out_of_memory
+from verse.errors import UserError, is_of_the_system
 from verse.model import distributed
 from verse.model.attention import own_attention
 from verse.model.dropout import Masks, masks_of
@@ -324,7 +324,7 @@ def plain(trial: Trial) -> Plain:
     try:
         return plain_in(torch.float32, trial, range(len(trial.poems)))
     except Exception as error:  # whatever a model's own code or PEFT's stumbles over
-        if is_out_of_memory(error):
+        if is_of_the_system(error):
             raise
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
