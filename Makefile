@@ -16,7 +16,7 @@ repro: .venv/runtime
 TESTS := pytest -n 2 --dist loadfile
 test check: export OMP_WAIT_POLICY := PASSIVE
 test: .venv/development
-	$(TESTS) tests/unit tests/pipeline
+	$(TESTS) -m "not soak" tests/unit tests/pipeline
 
 check: lint
 	$(TESTS) -m "not slow" tests/unit tests/pipeline
@@ -25,6 +25,7 @@ test-gpu: .venv/development
 	pytest -n 4 -m gpu tests/unit/gpu
 
 soak: .venv/development
+	pytest -m soak tests/unit tests/pipeline
 	pytest -s tests/soak/bad_inputs.py tests/soak/models.py tests/soak/faults.py tests/soak/system.py tests/soak/kills.py tests/soak/verbs.py
 
 soak-servers: .venv/servers

@@ -49,7 +49,8 @@ class Listener:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers with `answer(body)`, a status and a body; or fails as `fault(number)` says.
+    """Answers with `answer(body)`: a status, a body and, if any, headers; or fails as
+    `fault(number)` says.
 
     Keeps what was asked, with which headers, and what was answered.
     """
@@ -97,10 +98,9 @@ class Handler(BaseHTTPRequestHandler):
             if fault := server.fault(number):
                 self.fail(fault, server.answer(body)[1])
             else:
-                status, answer = server.answer(body)
-                self.send(
-                    status, answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                )
+                status, answer, *headers = server.answer(body)
+                content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                self.send(status, content, **dict(*headers))
                 server.answered.append(body)
         finally:
             with server.lock:

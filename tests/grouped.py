@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +30,35 @@ def change(project, **values):
     params = yaml.safe_load(file.read_text("utf-8"))
     params["machine"] |= values
     file.write_text(yaml.safe_dump(params), encoding="utf-8")
+
+
+STAGES = (["train"], ["generate", "tuned"])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training and the answers after it left in a folder."""
+
+    train: list[float]
+    validation: list[float]
+    results: bytes
+    adapter: int  # bytes
+
+
+def outcome(folder):
+    return Outcome(
+        curve(folder, "train"),
+        curve(folder, "validation"),
+        (folder / "data/generated/results.txt").read_bytes(),
+        (folder / "models/adapter/adapter_model.safetensors").stat().st_size,
+    )
+
+
+def assert_alike(one, other, within):
+    """The losses up to so many nats, all else the same."""
+    assert one.train == pytest.approx(other.train, abs=within)
+    assert one.validation == pytest.approx(other.validation, abs=within)
+    assert (one.results, one.adapter) == (other.results, other.adapter)
 
 
 def curve(project, part):

@@ -2,12 +2,11 @@ import json
 
 import pytest
 import yaml
-from grouped import ROOT
+from grouped import ROOT, STAGES, outcome, run
 from tiny_models import INSTRUCTION, POEMS, build, byte_pairs, machine, training
 
 
-@pytest.fixture
-def project(tmp_path):
+def make_project(tmp_path):
     """A folder with a tiny model, the poems and params.yaml, for the stages to run in."""
     settings = build("llama", tmp_path / "base", byte_pairs())
     rows = [
@@ -26,3 +25,20 @@ def project(tmp_path):
     params["decoding"]["max_new_tokens"] = 8
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     return tmp_path
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory):
+    """What one process makes of it."""
+    folder = make_project(tmp_path_factory.mktemp("alone"))
+    for stage, *arguments in STAGES:
+        done = run(folder, "-m", f"stages.{stage}", *arguments)
+        assert done.returncode == 0, done.stderr
+    found = outcome(folder)
+    assert found.train[-1] < found.train[0] and len(found.results.splitlines()) >= len(POEMS)
+    return found

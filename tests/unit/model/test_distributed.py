@@ -10,34 +10,20 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from grouped import PATHS, change, curve, run
-from tiny_models import POEMS, machine
+from grouped import PATHS, STAGES, assert_alike, change, curve, outcome, run
+from tiny_models import machine
 
 from verse.errors import TooLargeError, UserError
 from verse.model import distributed
 
 
-def test_two_processes_do_the_same_as_one(project):
-    results = []
-    for processes in (1, 2):
-        change(project, processes=processes)
-        done = run(project, "-m", "stages.train")
+def test_two_processes_do_the_same_as_one(project, alone):
+    change(project, processes=2)
+    for stage, *arguments in STAGES:
+        done = run(project, "-m", f"stages.{stage}", *arguments)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("validation perplexity") == 1  # process 0 alone
-        results.append([curve(project, "train"), curve(project, "validation")])
-    for one, two in zip(*results, strict=True):
-        assert one == pytest.approx(two, abs=2e-4)
-    assert results[0][0][-1] < results[0][0][0]
-
-    texts = []
-    for processes in (1, 2):
-        change(project, processes=processes)
-        done = run(project, "-m", "stages.generate", "tuned")
-        assert done.returncode == 0, done.stderr
-        texts.append((project / "data" / "generated" / "results.txt").read_bytes())
-        (project / "data" / "generated" / "results.txt").unlink()
-    assert texts[0] == texts[1]
-    assert len(texts[0].splitlines()) >= len(POEMS)
+        assert done.stdout.count("validation perplexity") == (stage == "train")  # of process 0
+    assert_alike(outcome(project), alone, within=2e-4)
 
 
 def test_a_fault_that_all_processes_have_is_told_once(project):
@@ -69,20 +55,13 @@ def free_port():
         return free.getsockname()[1]
 
 
-def test_two_machines_of_two_processes_do_the_same_as_one(project):
-    results = []
-    for nodes in (0, 2):
-        if nodes:
-            launch(project, free_port(), nodes)
-        for stage in (["stages.train"], ["stages.generate", "tuned"]):
-            done = run(project, "-m", *stage)
-            assert done.returncode == 0, done.stderr
-        text = (project / "data" / "generated" / "results.txt").read_text("utf-8")
-        results.append((curve(project, "train"), curve(project, "validation"), text))
-    one, four = results
-    assert one[0] == pytest.approx(four[0], abs=1e-3)
-    assert one[1] == pytest.approx(four[1], abs=1e-3)
-    assert one[2] == four[2]
+@pytest.mark.soak
+def test_two_machines_of_two_processes_do_the_same_as_one(project, alone):
+    launch(project, free_port(), nodes=2)
+    for stage, *arguments in STAGES:
+        done = run(project, "-m", f"stages.{stage}", *arguments)
+        assert done.returncode == 0, done.stderr
+    assert_alike(outcome(project), alone, within=1e-3)
 
 
 KILLED = """
@@ -105,10 +84,8 @@ run(main, "train")
 """
 
 
-@pytest.mark.parametrize("launched", [True, False])
-def test_a_killed_process_is_one_line_and_others_go_on(project, launched):
-    done = run(project, "-m", "stages.train")
-    expected = curve(project, "train")
+@pytest.mark.parametrize("launched", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_a_killed_process_is_one_line_and_others_go_on(project, alone, launched):
     (project / "killed.py").write_text(KILLED)
     change(project, processes=2)
     if launched:
@@ -125,13 +102,12 @@ def test_a_killed_process_is_one_line_and_others_go_on(project, launched):
     done = run(project, "-m", "stages.train")
     assert done.returncode == 0, done.stderr
     assert not checkpoint.exists()
-    assert curve(project, "train") == pytest.approx(expected, abs=2e-4)
+    assert curve(project, "train") == pytest.approx(alone.train, abs=2e-4)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("agent", "processes"), [(0, 4), (1, 2)])
-def test_a_killed_agent_ends_its_processes_and_others_go_on(project, agent, processes):
-    done = run(project, "-m", "stages.train")
-    expected = curve(project, "train")
+def test_a_killed_agent_ends_its_processes_and_others_go_on(project, alone, agent, processes):
     doomed = f'os.environ["GROUP_RANK"] == "{agent}" and os.environ["LOCAL_RANK"] == "0"'
     script = KILLED.replace('os.environ["RANK"] == "1"', doomed).replace("getpid", "getppid")
     (project / "killed.py").write_text(script)
@@ -145,7 +121,7 @@ def test_a_killed_agent_ends_its_processes_and_others_go_on(project, agent, proc
     done = run(project, "-m", "stages.train")
     assert done.returncode == 0, done.stderr
     assert not checkpoint.exists()
-    assert curve(project, "train") == pytest.approx(expected, abs=1e-3)
+    assert curve(project, "train") == pytest.approx(alone.train, abs=1e-3)
 
 
 def left_over(folder):
@@ -229,8 +205,11 @@ run(lambda: distributed.run(work, machine(processes=3), busy=1))
     ("fail", "status", "said"),
     [
         ("raise ParameterError('no such key')", 2, "no such key"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", 1, "process 1 of 3 was killed by SIGKILL"),
-        ("1 / 0", 1, "process 1 of 3 failed, see above"),
+        pytest.param(
+            *("os.kill(os.getpid(), signal.SIGKILL)", 1, "process 1 of 3 was killed by SIGKILL"),
+            marks=pytest.mark.soak,
+        ),
+        pytest.param("1 / 0", 1, "process 1 of 3 failed, see above", marks=pytest.mark.soak),
     ],
 )
 def test_the_failure_of_one_ends_all(tmp_path, fail, status, said):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from grouped import change, run
+from grouped import STAGES, assert_alike, change, outcome, run
 from tiny_models import build, settings
 
 from verse.errors import UserError
@@ -59,7 +59,12 @@ def torchrun(folder, processes, *command):
 
 @pytest.mark.parametrize(
     ("shape", "processes"),
-    [("llama", 1), ("mistral, a short window", 2), ("gemma3, a short window", 2), ("qwen3", 4)],
+    [
+        ("llama", 1),
+        ("gemma3, a short window", 2),
+        pytest.param("mistral, a short window", 2, marks=pytest.mark.soak),
+        pytest.param("qwen3", 4, marks=pytest.mark.soak),
+    ],
 )
 def test_a_spread_model_is_the_same_model(tmp_path, shape, processes):
     build(shape, tmp_path / "base")
@@ -116,29 +121,13 @@ run({"train": train.main, "generate": generate.main}[sys.argv.pop(1)])
 """
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_training_and_generation_of_a_spread_model(project, processes):
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.soak)])
+def test_training_and_generation_of_a_spread_model(project, alone, processes):
     """Seven poems, three a step: some processes have none, and compute along."""
-
-    def outcome():
-        results = (project / "data/generated/results.txt").read_bytes()
-        losses = [
-            float(line.split(",")[1])
-            for part in ("train", "validation")
-            for line in (project / f"metrics/plots/{part}_loss.csv").read_text().split()[1:]
-        ]
-        adapter = (project / "models/adapter/adapter_model.safetensors").stat().st_size
-        return losses, results, adapter
-
     (project / "forced.py").write_text(FORCED)
-    outcomes = []
-    for count in (1, processes):
-        change(project, processes=count)
-        for arguments in (["train"], ["generate", "tuned"]):
-            done = run(project, "forced.py", *arguments)
-            assert done.returncode == 0, done.stderr
-            assert ("spread over" in done.stdout) == (count > 1)
-        outcomes.append(outcome())
-    one, spread = outcomes
-    assert one[0] == pytest.approx(spread[0], abs=2e-4)
-    assert one[1:] == spread[1:]
+    change(project, processes=processes)
+    for arguments in STAGES:
+        done = run(project, "forced.py", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "spread over" in done.stdout
+    assert_alike(outcome(project), alone, within=2e-4)

@@ -269,7 +269,7 @@ def test_the_key_stands_nowhere(project):
         choose(contestants=[contestant(server, model="n")])
         server.answer = lambda body: (400, {"error": {"message": f"bad key {KEY}", "code": KEY}})
         outputs.append(run("ask"))
-        server.answer = lambda body: (500, {"error": KEY})
+        server.answer = lambda body: (500, {"error": KEY}, {"Retry_After": "0.01"})
         os.environ["OPENAI_LOG"] = "debug"
         outputs.append(run("ask"))
         del os.environ["OPENAI_LOG"]
