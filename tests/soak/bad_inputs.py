@@ -107,7 +107,7 @@ def test_what_dvc_removed_comes_back(repository, tmp_path, stage, key, value):
     (line,) = (line for line in output.splitlines() if line.startswith(f"{name}: "))
     assert key in line and line.endswith(KEPT)
     assert (outputs_of(copy) == before) == (stage == "fetch")
-    copy.dvc("checkout")
+    copy.dvc("checkout", "--force")
     copy.run("git", "checkout", "--", "metrics")
     assert outputs_of(copy) == before
     TOTALS["bad inputs"] += 1

@@ -100,7 +100,7 @@ METRICS = (
     Metric(
         "near_copies",
         "近襲",
-        "lines of training poems up to two characters, or of other books; lower is better",
+        "lines of training poems up to two characters, of other books up to one; lower is better",
         interval=True,
     ),
     Metric(

@@ -34,7 +34,7 @@ LEAST_FIT = 0.5
 LEAST_PARALLEL = 0.07
 """Least parallelism of a whole poem's middle couplets; 95% of true poems have it."""
 MOST_NEAR_COPIES = 0.5
-"""Most lines of a whole poem, as a share, that are near copies; 99% of true poems have fewer."""
+"""Most lines of a whole poem, as a share, that are near copies; 99% of true poems have no more."""
 BANDS = {10: (3.12, 6.25), 14: (2.95, 5.59), 30: (3.36, 5.47), 42: (3.41, 5.23)}
 """Characters after the couplet -> the nats a character between which 90% of the embedded training
 poems lie, from the 2nd to the 92nd in a hundred: `python -m tools.bands`."""
@@ -76,7 +76,7 @@ class ScoredAnswer:
     """For each line of the verse: no training poem has it, nor but for one character."""
     near_copies: tuple[bool, ...]
     """For each line of the verse: a training poem has it but for two characters at most, or another
-    book word for word (`stands_elsewhere`)."""
+    book but for one (`stands_elsewhere`)."""
     rhyme: bool
     """The poem's even lines, the couplet's included, rhyme, and no two end on the same
     character; False where there is no verse."""

@@ -17,7 +17,7 @@ from verse.poem import Poem
 from verse.poems.lines import lines_in
 from verse.poems.prosody import LEVEL, OBLIQUE, analyse, final_groups, tone_bits
 from verse.scoring import baselines, cooccurrence
-from verse.scoring.cooccurrence import fits, rivals
+from verse.scoring.cooccurrence import fits, rivals, words
 from verse.scoring.scoring import likenesses, score_answer, summarise, tabulate
 
 EMBEDDED = Path(__file__).parents[3] / "data/embedded"
@@ -246,6 +246,37 @@ def song_changed(draw):
     ]
 
 
+def well_changed(line, draw):
+    """The line with one character changed for one of its tone, so that its pairs stay attested."""
+    found = ("", -1.0)
+    for place in draw.sample(range(len(line) - 1), len(line) - 1):
+        pool = pools()[tone_bits(line[place])]
+        for character in draw.sample(pool, min(60, len(pool))):
+            other = line[:place] + character + line[place + 1 :]
+            found = max(found, (other, words([other])), key=lambda one: one[1])
+        if found[1] == 1:
+            break
+    return found[0]
+
+
+def song_well_changed(draw):
+    return [written([well_changed(line, draw) for line in bare(a)]) for a in song(0)]
+
+
+def tang_half_well_changed(draw):
+    """Every other line word for word."""
+    return [
+        written([well_changed(line, draw) if n % 2 else line for n, line in enumerate(bare(a))])
+        for a in tang(0)
+    ]
+
+
+def song_twice_well_changed(draw):
+    return [
+        written([well_changed(well_changed(line, draw), draw) for line in bare(a)]) for a in song(0)
+    ]
+
+
 def twice_changed(line, draw):
     first, second = draw.sample(range(len(line) - 1), 2)
     return changed(changed(line, first, draw), second, draw)
@@ -389,7 +420,10 @@ CHEATS = [
     shuffled_lines,
     song,
     song_changed,
+    song_well_changed,
+    song_twice_well_changed,
     tang,
+    tang_half_well_changed,
     cento,
     training_changed,
     training_cento_changed,
@@ -428,7 +462,7 @@ def test_most_true_poems_are_whole():
 def test_the_bands_hold_on_poems_that_no_table_was_made_of():
     true = measured()
     assert abs(true["in_band"] - 0.9) < true["in_band_ci95"]
-    assert true["parallel"] > 0.2 and true["near_copies"] < 0.1
+    assert true["parallel"] > 0.2 and true["near_copies"] < 0.2
 
 
 @pytest.mark.parametrize("cheat", CHEATS, ids=lambda cheat: cheat.__name__)

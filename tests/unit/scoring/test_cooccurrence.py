@@ -70,8 +70,14 @@ def test_middle_couplets_of_a_poem_are_parallel_and_the_last_is_not():
     assert parallel([]) is parallel(["青山橫北郭"]) is None
 
 
-def test_lines_of_other_books_are_known_word_for_word():
-    assert stands_elsewhere("小樓一夜聽春雨")  # 陸游, of the Song
+@pytest.mark.parametrize("line", ["小樓一夜聽春雨", "疏影橫斜水清淺", "窗竹影搖書"])  # of the Song
+def test_lines_of_other_books_are_known_with_any_character_changed(line):
+    assert stands_elsewhere(line)
+    for place in range(len(line)):
+        assert stands_elsewhere(line[:place] + "囗" + line[place + 1 :])
+
+
+def test_lines_that_no_other_book_has():
     assert not stands_elsewhere("白日依山盡") and not stands_elsewhere("\ud800")
 
 
