@@ -8,6 +8,7 @@ their own code, and are handed the engine through it.
 from typing import Any, Protocol
 
 import torch
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from verse.generation.sampling import Drawn
@@ -78,7 +79,12 @@ def attend(
     """Attention in the form that Transformers calls: its output (N, Q, H, D) and no weights."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     how = Attention(scale, sliding_window, softcap, s_aux)
-    output = engine.attend(module.layer_idx, query, key, value, how)
+    size = value.shape[-1]
+    if size != key.shape[-1]:  # as DeepSeek's: zeros add nothing, and an engine holds one size
+        most = max(size, key.shape[-1])
+        states = (query, key, value)
+        query, key, value = (functional.pad(one, (0, most - one.shape[-1])) for one in states)
+    output = engine.attend(module.layer_idx, query, key, value, how)[..., :size]
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -162,6 +162,8 @@ def cached_numbers(model: PreTrainedModel) -> int:
     heads = getattr(config, "num_attention_heads", 0)  # none: a state takes their place
     keys = getattr(config, "num_key_value_heads", None) or heads
     head = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    parts = (getattr(config, f"qk_{part}_head_dim", None) or 0 for part in ("nope", "rope"))
+    head = max(head, sum(parts))  # DeepSeek's keys, in two parts
     return 2 * layers_run(model) * keys * head
 
 

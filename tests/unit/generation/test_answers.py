@@ -255,6 +255,26 @@ def test_both_kinds_of_rows_give_the_models_own_scores(mini, monkeypatch):
     assert len(texts) == 3 and both[1].slots == 8  # of 16
 
 
+@pytest.mark.parametrize("name", ["deepseek_v3", "minicpm3"])
+def test_keys_and_values_of_unlike_sizes(name):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(name, 64), dtype=torch.float32).eval()
+    start = list(range(2, 20))
+    texts = [start + [20 + n] * (3 * n + 1) for n in range(4)]
+    greedy = DECODING.model_copy(update={"max_new_tokens": 5, "do_sample": False})
+    with torch.inference_mode():
+        both = [CPUEngine(model, greedy), GPUEngine(model, greedy, texts, len(texts))]
+        for rows in both:
+            rows.prefill(texts, torch.zeros(len(texts), 5, dtype=torch.float64))
+        for _ in range(4):
+            expected = [model(input_ids=torch.tensor([ids])).logits[0, -1] for ids in texts]
+            for rows in both:
+                found = rows.scores()[getattr(rows, "order", slice(None))]
+                assert torch.allclose(found, torch.stack(expected), atol=1e-5)
+            tokens, _ = [rows.decode()[0].tolist() for rows in both]
+            texts = [[*ids, token] for ids, token in zip(texts, tokens, strict=True)]
+
+
 def test_slots_do_without_float64_on_apples_gpu(mini, monkeypatch):
     """What draws is rounded to float32 there; the poems are the same."""
 

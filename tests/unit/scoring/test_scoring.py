@@ -452,7 +452,12 @@ KNOWN = {
     **{"words": 0.5764, "words_ci95": 0.3021, "novel": 0.6667, "echo": 0.0},
     **{"any_length": 0.0, "any_length_ci95": 0.1952},
     **{"parallel": 0.3174, "parallel_ci95": 0.0, "surprise": 4.5, "surprise_ci95": 0.0},
-    **{"in_band": 0.6667, "in_band_ci95": 0.3016, "near_copies": 0.2222, "near_copies_ci95": 0.2778},
+    **{
+        "in_band": 0.6667,
+        "in_band_ci95": 0.3016,
+        "near_copies": 0.2222,
+        "near_copies_ci95": 0.2778,
+    },
     **{"shared": 0.3333, "shared_ci95": 0.3333, "repeats": 0.0, "repeats_ci95": 0.0},
     "distinct2": 0.5,
 }
