@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
@@ -123,10 +123,11 @@ def trained_and_asked(base, dtype, tokenizer, poems) -> str:
                 weight.copy_(weights[name])
     expected = plain_gradient(plain, poems)
     apart = ((ours - expected).norm() / expected.norm()).item()
+    close = CLOSE[dtype]
     # Where experts are chosen rounding alone moves a gradient by far, plain PEFT's as well.
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-        rounded = plain_gradient(plain, poems)
-    close = max(CLOSE[dtype], 2 * ((rounded - expected).norm() / expected.norm()).item())
+    with suppress(RuntimeError), torch.autocast("cpu", torch.bfloat16, dtype != torch.float32):
+        rounded = plain_gradient(plain, poems)  # X-MOD's own code mixes precisions
+        close = max(close, 2 * ((rounded - expected).norm() / expected.norm()).item())
     trains = "as PEFT" if apart < close else f"WRONG by {apart:.2g}"
     way = "one prefix" if passes.plan.shared else "own prefix"
     lines = said.getvalue().splitlines()

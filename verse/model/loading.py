@@ -468,7 +468,9 @@ def check_causal(model: PreTrainedModel, where: str) -> None:
         if is_of_the_system(error):
             raise
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{where}: cannot compute ({said}): mend its config.json") from error
+        narrow = any(weight.dtype != torch.float32 for weight in model.parameters())
+        wider = "set model.dtype to float32, or " if narrow else ""
+        raise UserError(f"{where}: cannot compute ({said}): {wider}mend its config.json") from error
     if not logits.isfinite().all():
         if model.dtype == torch.float16:
             raise UserError(f"{where}: its scores are too large for float16: {WIDER}")
