@@ -302,6 +302,8 @@ def test_trouble_that_does_not_pass_ends_soon(get, tmp_path, server, name, words
     began = time.monotonic()
     fails(get, name, server.url(name), *words, timeout=0.3)
     assert time.monotonic() - began < 4
+    while len(server.seen) < 4 and time.monotonic() - began < 10:
+        time.sleep(0.01)  # on a busy machine the server hears of an attempt when it is over
     assert len(server.seen) == 4
     assert visible(tmp_path / "cache") == []
 
