@@ -149,8 +149,8 @@ def run(main: Callable[[], None], name: str = "") -> None:
     # PyTorch and Transformers bring millions of objects that live as long as the program.
     # Looking among them for garbage takes seconds, most of them at the very end.
     gc.set_threshold(100_000)
-    if is_busy():
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait take turns
+    if "OMP_WAIT_POLICY" not in os.environ and is_busy():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait take turns
     speak_utf8()
     keep_docstrings()
     open_streams()
