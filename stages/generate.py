@@ -20,7 +20,7 @@ from verse.params import Params
 from verse.poem import Poem, read_poems
 from verse.poems.contestants import MODELS, WATCHED, write_hand_in
 
-ENOUGH = 1024  # answers that repay the start of a process
+ENOUGH = 2048  # answers of a process that repay its start
 
 
 def main() -> None:
@@ -30,10 +30,9 @@ def main() -> None:
     p = params.read()
     poems = read_poems(paths.TEST)
 
-    from verse.generation.candidates import num_candidates  # heavy
-    from verse.model import distributed
+    from verse.model import distributed  # heavy
 
-    busy = len(poems) * num_candidates(p.decoding) // ENOUGH
+    busy = len(poems) * p.decoding.num_candidates // ENOUGH
     distributed.run(lambda: finish(p, poems, which), p.machine, busy)
 
 
@@ -48,7 +47,7 @@ def finish(p: Params, poems: list[Poem], which: str) -> None:
     opening = open_model(p.model, p.machine, seed=p.seed)
     share = poems[distributed.rank() :: distributed.size()]
     prompts = opening.encode_prompts(share, p.decoding.max_new_tokens)
-    drawn_in_all = len(prompts) * candidates.num_candidates(p.decoding)
+    drawn_in_all = len(prompts) * p.decoding.num_candidates
     at_once = max(1, min(p.machine.batch_size, drawn_in_all))
     own = max(map(len, prompts), default=0) - len(common_prefix(prompts))
     tokens = own + p.decoding.max_new_tokens

@@ -76,6 +76,11 @@ MEMORY = {
 """What to do where a stage is out of memory."""
 
 
+def first_line(error: object) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def explain(error: BaseException, stage: str = "") -> tuple[str, int] | None:
     """The line and exit status for an error that a person can act on, None for a bug."""
     if isinstance(error, UserError):

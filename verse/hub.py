@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from verse.errors import UserError, is_of_the_system
+from verse.errors import UserError, first_line, is_of_the_system
 from verse.files import missing_hint
 from verse.params import Model
 
@@ -93,7 +93,6 @@ def explain(error: BaseException, revision: str | None, part: str) -> str:
                     "no such folder, not downloaded yet, and huggingface.co cannot be reached: "
                     "check the network, or give the folder of a model"
                 )
-    said = str(error).strip().splitlines() or [type(error).__name__]
     if "trust_remote_code" in str(error):
         return "brings Python code of its own: set model.trust_remote_code to true to run it"
-    return f"{part} cannot be read ({said[0].strip(' :.')})"
+    return f"{part} cannot be read ({first_line(error).strip(' :.')})"

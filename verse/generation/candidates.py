@@ -31,11 +31,6 @@ OTHERS = {
 the first where that is."""
 
 
-def num_candidates(decoding: Decoding) -> int:
-    """How many answers to a prompt are written: one where no token is drawn freely."""
-    return decoding.candidates if decoding.do_sample and decoding.num_beams == 1 else 1
-
-
 def finish(
     model: PreTrainedModel,
     opening: Opening,
@@ -53,7 +48,7 @@ def finish(
     prompts: their token ids. drawn: gets all candidates; what it holds already is not drawn again.
     batch_size, on_token: as `answer` has them.
     """
-    numbers = range(num_candidates(decoding))
+    numbers = range(decoding.num_candidates)
     keys = [(poem, number) for poem in range(len(poems)) for number in numbers]
     answer(
         model,

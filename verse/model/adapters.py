@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from verse.errors import UserError, is_of_the_system
+from verse.errors import UserError, first_line, is_of_the_system
 from verse.files import write_text
 from verse.model import distributed
 from verse.model.dropout import Masks
@@ -63,7 +63,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -
         try:
             adapted = get_peft_model(model, config)
         except ValueError as error:
-            raise UserError(f"train.lora.target_modules: {str(error).splitlines()[0]}") from None
+            raise UserError(f"train.lora.target_modules: {first_line(error)}") from None
         if experts and lora.dropout:
             distributed.say("train.lora.dropout: not on the experts, whose weights are one tensor")
         if lora.target_modules == "all-linear":
@@ -224,7 +224,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool) -> 
     except Exception as error:  # whatever the libraries make of files that are not ours
         if is_of_the_system(error):
             raise
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         raise UserError(
             f"{folder}: does not fit this base model: {line}: run the train stage again"
         ) from None

@@ -25,7 +25,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import distributed
 
-from verse.errors import AGAIN, TooLargeError, UserError, explain
+from verse.errors import AGAIN, TooLargeError, UserError, explain, first_line
 from verse.params import Machine
 
 FAILURES = "VERSE_FAILURES"  # names the file in which the processes say why they failed
@@ -250,7 +250,7 @@ def join_group(gpu: torch.device | None) -> None:
         )
     except (distributed.DistError, RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         raise UserError(
             f"the other processes cannot be met at {where} ({said}): check the address, and that "
             "all machines run the same command"

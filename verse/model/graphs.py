@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from verse.errors import first_line
 from verse.model import distributed
 
 T = TypeVar("T")
@@ -116,5 +117,4 @@ class AsyncHostCopy:
 
 def warn_fallback(what: str, reason: str | Exception) -> None:
     """Say in a line, once for all processes, what is done without, and why."""
-    said = str(reason).strip().splitlines() or [type(reason).__name__]
-    distributed.say(f"{what}: {said[0]}")
+    distributed.say(f"{what}: {first_line(reason)}")

@@ -6,6 +6,9 @@ mixture, whose weights are one tensor.
 
 import importlib
 import os
+import re
+from contextlib import suppress
+from inspect import getsource, isfunction
 from typing import Any, cast
 
 import torch
@@ -60,12 +63,28 @@ def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def never_packed(model: nn.Module) -> list[str]:
     """The names of linear layers that bitsandbytes cannot hold in 4 bits: those whose weight is
-    (inputs, outputs), as GPT-2's, and those with whose weight Mamba computes by itself."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, Conv1D) or name.endswith(".dt_proj")
+    (inputs, outputs), as GPT-2's, and those whose weight the model's own code reads by itself, as
+    Mamba's, some routers and DeepSeek's indexer do: it would find packed bytes."""
+    modules = dict(model.named_modules())
+    conv = [name for name, module in modules.items() if isinstance(module, Conv1D)]
+    read = {kind: weights_read(kind) for kind in {type(module) for module in modules.values()}}
+    return conv + [
+        f"{name}.{own}"
+        for name, module in modules.items()
+        if getattr(module, "slow_but_exact", True)  # else Bloom's code does not come to it
+        for own in sorted(read[type(module)])
+        if isinstance(modules.get(f"{name}.{own}"), nn.Linear)
     ]
+
+
+def weights_read(kind: type[nn.Module]) -> set[str]:
+    """The names of layers in a kind of module whose `weight` its source reads."""
+    own = [each for base in kind.__mro__ for each in vars(base).values() if isfunction(each)]
+    found: set[str] = set()
+    for function in own if not kind.__module__.startswith("torch.") else ():
+        with suppress(OSError):  # one that was written at run time has no source
+            found |= set(re.findall(r"\bself\.(\w+)\.weight\b", getsource(function)))
+    return found
 
 
 def own_embeddings(model: PreTrainedModel) -> nn.Embedding | None:

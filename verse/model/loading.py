@@ -38,7 +38,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from verse.errors import UserError, is_of_the_system
+from verse.errors import UserError, first_line, is_of_the_system
 from verse.files import LFS_POINTER, NO_TEXT
 from verse.hub import find_folder, origin, reading
 from verse.model.layers import (
@@ -152,7 +152,7 @@ def reason_gpu_unused() -> str:
     try:
         torch.cuda.init()
     except RuntimeError as error:
-        return f"PyTorch cannot use the NVIDIA GPU: {str(error).strip().splitlines()[0]}"
+        return f"PyTorch cannot use the NVIDIA GPU: {first_line(error)}"
     return ""
 
 
@@ -467,7 +467,7 @@ def check_causal(model: PreTrainedModel, where: str) -> None:
     except Exception as error:  # whatever a model of a wrong config stumbles over
         if is_of_the_system(error):
             raise
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         narrow = any(weight.dtype != torch.float32 for weight in model.parameters())
         wider = "set model.dtype to float32, or " if narrow else ""
         raise UserError(f"{where}: cannot compute ({said}): {wider}mend its config.json") from error

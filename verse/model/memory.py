@@ -21,7 +21,14 @@ from transformers import PreTrainedModel
 
 from verse.errors import TooLargeError, UserError
 from verse.model import distributed
-from verse.model.layers import decoder_layers, expert_weights, linear_layers, own_embeddings
+from verse.model.layers import (
+    decoder_layers,
+    expert_weights,
+    linear_layers,
+    never_packed,
+    outputs_first,
+    own_embeddings,
+)
 
 GIB = 2**30
 PASS_TOKENS = 1024  # of a pass that uses a GPU well; a way that has no room for them comes last
@@ -108,13 +115,14 @@ def sizes(
     model: PreTrainedModel, dtype: torch.dtype, quantization: Literal["nf4", "none"]
 ) -> Sizes:
     """The sizes of a model, which may be on the meta device."""
-    layers = [layer for layer in linear_layers(model).values() if isinstance(layer, nn.Linear)]
-    linear = [layer.weight.numel() for layer in layers]
+    linear, unpacked = linear_layers(model), never_packed(model)
+    layers = [layer for layer in linear.values() if isinstance(layer, nn.Linear)]
+    packed = [outputs_first(linear[name]).numel() for name in linear.keys() - unpacked]
     found = expert_weights(model)
     experts = [weight.numel() for weight in found.values()]
     everything = sum(weight.numel() for weight in model.parameters())
-    largest = max(linear + experts, default=0)
-    plain, rounded = everything * dtype.itemsize, sum(linear) + sum(experts)
+    largest = max(packed + experts, default=0)
+    plain, rounded = everything * dtype.itemsize, sum(packed) + sum(experts)
     apart = own_embeddings(model)
     held = everything - rounded - (apart.weight.numel() if apart else 0)
     four_bit = held * dtype.itemsize + rounded * NF4_BYTES

@@ -36,7 +36,8 @@ NO_DATE = (
 # By which is seen what a chat template makes of a poem and its answer.
 PROBE = Poem("白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。", "請續寫此詩。")
 
-LAST_TAG = re.compile(r"<[^<>/]*>\s*$")  # such as <think>, where thoughts would begin
+LAST_TAG = re.compile(r"<[^<>]*>\s*$")
+LAST_OPENING_TAG = re.compile(r"<[^<>/]*>\s*$")  # such as <think>, where thoughts would begin
 
 
 class Style(NamedTuple):
@@ -200,8 +201,8 @@ def openings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     except Exception:  # some want a conversation to end with a question
         return asking, asking
     answering = said.rpartition(PROBE.couplet)[2]
-    shared = LAST_TAG.sub("", asking).rstrip()
-    begun = re.sub(r"<[^<>]*>\s*$", "", asking).strip()  # else a tag that ends the question
+    shared = LAST_OPENING_TAG.sub("", asking).rstrip()
+    begun = LAST_TAG.sub("", asking).strip()  # else a tag that ends the question
     further = begun and answering.startswith(shared) and answering.split() != asking.split()
     return asking, answering if further else asking
 

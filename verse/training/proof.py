@@ -23,7 +23,7 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from verse.errors import UserError, is_of_the_system
+from verse.errors import UserError, first_line, is_of_the_system
 from verse.model import distributed
 from verse.model.attention import own_attention
 from verse.model.dropout import Masks, masks_of
@@ -326,7 +326,7 @@ def plain(trial: Trial) -> Plain:
     except Exception as error:  # whatever a model's own code or PEFT's stumbles over
         if is_of_the_system(error):
             raise
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         raise UserError(
             f"model.name: Transformers with PEFT cannot train it ({line}): name its attention's "
             "layers in train.lora.target_modules, or take another model"

@@ -18,7 +18,6 @@ from verse.generation.candidates import (
     eligible,
     finish,
     log_probabilities,
-    num_candidates,
     passes,
     pmi,
     read,
@@ -227,9 +226,9 @@ def test_the_likelihood_is_that_of_the_model(mini, together, apart):
     for one in found.values():
         logprobs = log_chances(model, prompt, one.tokens)
         assert one.likelihood == pytest.approx(logprobs.mean().item(), abs=1e-4)
-    assert num_candidates(asked) == 3
+    assert asked.num_candidates == 3
     for changes in ({"do_sample": False}, {"num_beams": 2}):
-        assert num_candidates(asked.model_copy(update=changes)) == 1
+        assert asked.model_copy(update=changes).num_candidates == 1
     alone: dict[int, Answer] = {}
     answers.answer(model, tokenizer, {0: prompt}, asked, seed=7, batch_size=1, answers=alone)
     assert alone[0].text == found[0].text

@@ -82,14 +82,23 @@ def test_embeddings_in_main_memory_are_the_same_numbers(base, dtype):
     assert torch.equal(graph([ids + 7]), kept(ids + 7))
 
 
-def test_weights_that_a_model_multiplies_by_itself_stay_plain(tmp_path):
-    """Mamba's dt_proj, which packed is no matrix."""
+@pytest.mark.parametrize(
+    ("name", "packed_one"),
+    [
+        ("mamba", "backbone.layers.0.mixer.in_proj"),
+        ("longcat_flash", "model.layers.0.mlps.0.up_proj"),
+        ("deepseek_v32", "model.layers.0.self_attn.o_proj"),
+        ("gemma3n_text", "model.layers.0.mlp.up_proj"),
+    ],
+)
+def test_weights_that_a_model_multiplies_by_itself_stay_plain(name, packed_one, tmp_path):
+    """Mamba's dt_proj, LongCat's routers and others, which packed are no matrices."""
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(tiny_config("mamba", 512)).save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(tiny_config(name, 512)).save_pretrained(tmp_path)
     base, cuda = settings(str(tmp_path)), torch.device("cuda")
     plain, packed = (loading.load_model(base, cuda, FLOAT, dequantized=d) for d in (True, False))
     ids = torch.arange(20, device="cuda")[None]
-    assert in_four_bits(packed.get_submodule("backbone.layers.0.mixer.in_proj"))
+    assert in_four_bits(packed.get_submodule(packed_one))
     torch.testing.assert_close(packed(ids).logits, plain(ids).logits, atol=1e-3, rtol=1e-3)
 
 

@@ -28,7 +28,8 @@ from transformers import (
 
 from verse.errors import UserError
 from verse.model import adapters, loading, sharding
-from verse.model.layers import linear_layers, to_main_memory
+from verse.model.layers import linear_layers, never_packed, to_main_memory
+from verse.model.memory import sizes
 
 CPU, ROOT = torch.device("cpu"), Path(__file__).parents[3]
 
@@ -62,6 +63,26 @@ def test_nf4_touches_the_linear_layers_but_the_output(shape, tmp_path):
     tied = exact.config.tie_word_embeddings
     same = rounded.lm_head.weight is rounded.get_input_embeddings().weight
     assert same == tied
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("llama", set()),
+        ("bloom", set()),  # whose code reads weights for a setting that this one has not
+        ("gpt2", {"c_attn", "c_proj", "c_fc"}),
+        ("mamba", {"dt_proj", "x_proj", "out_proj"}),
+        ("deepseek_v32", {"weights_proj"}),
+        ("longcat_flash", {"classifier"}),
+        ("gemma3n_text", {"correction_coefs", "prediction_coefs"}),
+    ],
+)
+def test_layers_whose_weights_a_model_reads_by_itself(name, found):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_config(name, 300))
+    assert {each.rpartition(".")[2] for each in never_packed(model)} == found
+    part = sizes(model, torch.bfloat16, "nf4")
+    assert (part.four_bit < part.plain * 0.9) == (name != "gpt2")
 
 
 def whole(name, kind, folder):
