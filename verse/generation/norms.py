@@ -1,7 +1,5 @@
 """RMS norms by PyTorch's own kernel, one in place of the six that a model's code launches."""
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -16,9 +14,10 @@ def fuse_norms(model: nn.Module) -> int:
     fused = 0
     for module in model.modules():
         known = isinstance(vars(module).get("forward"), RMSNorm)
-        if type(module).__name__.endswith("RMSNorm") and not known:
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
+        # Some of Gemma's and Falcon Mamba's have none, whose states may be of any size.
+        if type(module).__name__.endswith("RMSNorm") and weight is not None and not known:
             eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-            weight: Any = module.weight
             norm = RMSNorm(weight, eps)
             generator = torch.Generator().manual_seed(0)
             states = torch.randn(16, norm.size, generator=generator).to(norm.weight)

@@ -108,20 +108,24 @@ class Pinned:
         }
 
 
-def to_main_memory(layer: nn.Embedding) -> None:
-    """Keep embeddings in main memory, from where a GPU reads the few rows that it needs.
+def to_main_memory(layer: nn.Module) -> None:
+    """Keep a layer's weight in main memory, from where a GPU reads what it needs: of embeddings the
+    few rows, of an output layer all of it in each pass.
 
     PyTorch takes the weight for one of the GPU: kernels, compiled and recorded ones too, read
     page-locked main memory at its own address (CUDA's unified addressing). Where the system gives
     too little of that a line says so, and they stay.
     """
-    weight = layer.weight.data
+    weight = cast(torch.Tensor, layer.weight).data
     try:
         pinned = Pinned(weight)
     except RuntimeError as error:
-        warn_fallback("the input embeddings stay in the GPU's memory", error)
+        of_input = isinstance(layer, nn.Embedding)
+        what = "the input embeddings stay" if of_input else "the output layer stays"
+        warn_fallback(f"{what} in the GPU's memory", error)
         return
-    layer.weight.data = torch.as_tensor(pinned, device=weight.device).view(weight.dtype)
+    there = torch.as_tensor(pinned, device=weight.device).view(weight.dtype)
+    cast(torch.Tensor, layer.weight).data = there
 
 
 def in_four_bits(layer: nn.Module) -> bool:

@@ -59,6 +59,8 @@ class MemoryPlan:
     """Bytes, by an estimate from above."""
     sharded: bool = False
     """Each process holds a part of the weights."""
+    output_apart: bool = False
+    """The output layer is in main memory too, from where a GPU reads it in each pass."""
 
     def __str__(self) -> str:
         weights = "plain weights" if self.dequantized else "4-bit weights"
@@ -68,7 +70,8 @@ class MemoryPlan:
             else f", {self.activation_budget:.0%} of the activations kept"
         )
         spread = f" spread over {distributed.size()} processes" if self.sharded else ""
-        return f"{weights}{spread}{activations}, {self.micro_batch_size} at once"
+        apart = ", the output layer in main memory" if self.output_apart else ""
+        return f"{weights}{apart}{spread}{activations}, {self.micro_batch_size} at once"
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Sizes:
     """Bytes of one token's keys and values in all layers."""
     experts: float = 0.0
     """Bytes of a decoder layer's experts as plain numbers; PEFT makes a copy to adapt them."""
+    output: float = 0.0
+    """Bytes of the output layer, if it has a weight of its own."""
     ranks: int = 0
     """Numbers of the adapters of all linear layers and experts, for each rank."""
 
@@ -144,6 +149,7 @@ def sizes(
         vocabulary=vocabulary,
         cached=2 * cached_numbers(model),
         experts=sum(experts) / len(blocks) * dtype.itemsize,
+        output=apart.weight.numel() * dtype.itemsize if apart else 0.0,
         ranks=sum(layer.in_features + layer.out_features for layer in layers)
         + sum(
             # PEFT gives the two that are held as one twice the rank.
@@ -208,7 +214,7 @@ def plans_for_training(
             )
         ),
     )
-    return own + spread(own, model)
+    return own + with_output_apart(own, model) + spread(own, model)
 
 
 def plans_for_generation(model: Sizes, prompts: int, tokens: int) -> list[MemoryPlan]:
@@ -223,7 +229,26 @@ def plans_for_generation(model: Sizes, prompts: int, tokens: int) -> list[Memory
             + max(model.loading, together * row + OVERHEAD + READING)
         ),
     )
-    return own + spread(own, model)
+    return own + with_output_apart(own, model) + spread(own, model)
+
+
+def with_output_apart(plans: list[MemoryPlan], model: Sizes) -> list[MemoryPlan]:
+    """With the output layer in main memory, if it has its own weight, what needs less than `plans`.
+
+    It goes there when the model has been loaded, until when the input embeddings take its bytes;
+    of a weight that is rounded to stay in 4 bits there is one plain copy.
+    """
+    least, loading = plans[-1], model.four_bit + model.output + model.loading / 2
+    apart = [
+        replace(
+            plan,
+            output_apart=True,
+            estimated_bytes=max(plan.estimated_bytes - model.output, loading),
+        )
+        for plan in plans
+        if not plan.dequantized and plan.activation_budget == least.activation_budget
+    ]
+    return [plan for plan in apart if plan.estimated_bytes < least.estimated_bytes]
 
 
 def spread(plans: list[MemoryPlan], model: Sizes) -> list[MemoryPlan]:

@@ -12,6 +12,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from verse.model import adapters, distributed, encoding, loading, memory, roundtrip, sharding
+from verse.model.layers import to_main_memory
 from verse.model.prompts import check_bounds, end_token, is_chat, plain, prompt_writer
 from verse.params import Machine, Model
 from verse.poem import Poem
@@ -94,6 +95,8 @@ class Opening:
                 "are of a kind that stays as it is"
             )
         ways = reckon(memory.sizes(skeleton, self.dtype, quantization))
+        if self.device.type != "cuda":  # others do not read main memory as their own
+            ways = [way for way in ways if not way.output_apart]
         if on_cpu and self.machine.memory == "auto":
             return ways[:1]
         return memory.fitting(ways, memory.available_bytes(self.device, self.machine.memory))
@@ -114,6 +117,8 @@ class Opening:
             dequantized=way.dequantized,
             cache_dir=self.machine.cache_dir,
         )
+        if way.output_apart:
+            to_main_memory(model.get_output_embeddings())
         loading.check_tokens(model, self.tokenizer, texts)
         merge = way.dequantized and not way.sharded
         return adapters.load_adapter(model, adapter, merge=merge) if adapter else model

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_architectures import tiny_config
 from tiny_models import build, byte_pairs
 from transformers import AutoModelForCausalLM
 
@@ -13,6 +14,18 @@ NORMS = {
     "qwen3": 9,
     "phi3": 5,
 }
+
+
+@pytest.mark.parametrize(("name", "fused"), [("gemma3n_text", 20), ("falcon_mamba", 3)])
+def test_norms_without_a_weight_stay(name, fused):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(name, 300), dtype=torch.float32).eval()
+    ids = torch.arange(20).view(2, 10)
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits
+        assert fuse_norms(model) == fused
+        found = model(input_ids=ids, use_cache=False).logits
+    assert torch.allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

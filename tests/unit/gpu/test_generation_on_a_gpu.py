@@ -7,6 +7,7 @@ from tiny_models import decoding, encode_prompt, prompts
 from verse.generation import answers, gpu_engine
 from verse.generation.answers import answer
 from verse.model import encoding, loading
+from verse.model.layers import to_main_memory
 
 GREEDY = decoding(max_new_tokens=20)
 
@@ -15,9 +16,11 @@ GREEDY = decoding(max_new_tokens=20)
 def finish(base, capsys):
     """Called, it answers so many prompts; the tokens, those of plain `generate`, the lines said."""
 
-    def call(dtype=torch.bfloat16, dequantized=True, batch_size=8):
+    def call(dtype=torch.bfloat16, dequantized=True, batch_size=8, output_apart=False):
         tokenizer = encoding.load_tokenizer(base)
         model = loading.load_model(base, torch.device("cuda"), dtype, dequantized=dequantized)
+        if output_apart:
+            to_main_memory(model.get_output_embeddings())
         texts = [text * n for text in prompts(tokenizer) for n in (1, 2, 3)]
         encoded = {text: encode_prompt(tokenizer, text) for text in texts}
         found = {}
@@ -39,6 +42,11 @@ def finish(base, capsys):
 def test_slots_write_what_the_model_does(finish, dequantized, batch_size):
     """In float32 token by token."""
     found, plain, said = finish(torch.float32, dequantized, batch_size)
+    assert said == "" and found == plain
+
+
+def test_the_output_layer_may_be_in_main_memory(finish):
+    found, plain, said = finish(torch.float32, dequantized=False, output_apart=True)
     assert said == "" and found == plain
 
 

@@ -82,6 +82,16 @@ def test_embeddings_in_main_memory_are_the_same_numbers(base, dtype):
     assert torch.equal(graph([ids + 7]), kept(ids + 7))
 
 
+@pytest.mark.parametrize("dtype", [HALF, torch.float16, FLOAT])
+def test_the_output_layer_in_main_memory(adapted, plan, poems, dtype, capsys):
+    model, trained = adapted(dtype, dequantized=False)
+    to_main_memory(model.get_output_embeddings())
+    least = plan(7, dtype, activation_budget=0.0)
+    found, result = proof.prove(model, least, [poems[:14]], trained)
+    assert capsys.readouterr().out == "" and found.plan.recorded
+    assert result.gradient < 1e-4 if dtype == FLOAT else close(result)
+
+
 @pytest.mark.parametrize(
     ("name", "packed_one"),
     [

@@ -53,6 +53,7 @@ def test_memory_that_a_model_of_7_billion_needs(breeze):
     assert chosen(10.5) == (False, 0.5, 16)
     assert chosen(8) == (False, 0, 16)
     assert chosen(5.3) == (False, 0, 8)
+    assert best(breeze, 4.6)[0].output_apart and not best(breeze, 5)[0].output_apart
     with pytest.raises(UserError, match=r"GiB of memory are needed, and 4\.0 may be used"):
         best(breeze, 4)
 
@@ -198,7 +199,8 @@ if sys.argv[1] == "kept":
     keep_freed()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.zeros(64 << 20, dtype=torch.uint8)
+for _ in range(20):
+    torch.zeros(64 << 20, dtype=torch.uint8)
 before = faults()
 for _ in range(10):
     torch.zeros(64 << 20, dtype=torch.uint8)
@@ -209,6 +211,6 @@ print(faults() - before)
         for way in ("as it is", "kept")
     )
     pages = (64 << 20) // resource.getpagesize()
-    # Given back, all ten tensors meet new pages. Kept, one to three blocks take turns (in 10, 7 and
-    # 1 of 18 runs), and a stray page of Python's own may come on top.
-    assert kept < 5 * pages and given_back > 9.9 * pages
+    # Given back, all ten tensors meet new pages. Kept, the first one to six tensors of all do, and
+    # later a stray page of Python's own.
+    assert kept < 0.1 * pages and given_back > 9.9 * pages
