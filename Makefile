@@ -12,14 +12,15 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 repro: .venv/runtime
 	dvc repro
 
-# Two files of tests at once. Threads that wait take turns, since two have more of them than cores.
-TESTS := pytest -n 2 --dist loadfile
+# Two files of tests at once, those that take longest first. Threads that wait take turns, since two
+# have more of them than cores.
+TESTS := pytest -n 2 --dist loadfile --no-loadscope-reorder
 test check: export OMP_WAIT_POLICY := PASSIVE
 test: .venv/development
-	$(TESTS) -m "not soak" tests/unit tests/pipeline
+	$(TESTS) -m "not soak" tests/pipeline tests/unit
 
 check: lint
-	$(TESTS) -m "not slow" tests/unit tests/pipeline
+	$(TESTS) -m "not slow" tests/pipeline tests/unit
 
 test-gpu: .venv/development
 	pytest -n 4 -m gpu tests/unit/gpu
