@@ -29,6 +29,7 @@ from verse.model.layers import (
     decoder_layers,
     expert_weights,
     linear_layers,
+    never_packed,
     outputs_first,
     round_to_nf4,
     to_nf4,
@@ -69,6 +70,7 @@ def load_sharded(
     mesh = init_device_mesh(device.type, (distributed.size(),))
     # By name: a list of the layers would keep the plain weights that 4-bit ones take the place of.
     rounded = set(linear_layers(model)) if settings.quantization == "nf4" else set()
+    unpacked = never_packed(model)
     names = {id(module): name for name, module in model.named_modules()}
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     own_head = embeddings[0].weight is not embeddings[1].weight
@@ -78,7 +80,7 @@ def load_sharded(
         stored.fill(part, place, device, dtype)
         for name in [name for name, _ in part.named_modules() if f"{place}.{name}" in rounded]:
             layer = part.get_submodule(name)
-            if dequantized or not isinstance(layer, nn.Linear):
+            if dequantized or f"{place}.{name}" in unpacked:
                 round_to_nf4(outputs_first(layer))
             else:
                 owner, _, leaf = name.rpartition(".")

@@ -5,10 +5,13 @@ import json
 import pytest
 import torch
 from grouped import STAGES, assert_alike, change, outcome, run
+from tiny_architectures import tiny_config
 from tiny_models import build, settings
+from torch import distributed
+from transformers import AutoModelForCausalLM
 
 from verse.errors import UserError
-from verse.model import sharding
+from verse.model import loading, sharding
 from verse.model.layers import round_to_nf4
 
 CPU = torch.device("cpu")
@@ -81,6 +84,21 @@ def test_a_spread_model_is_the_same_model(tmp_path, shape, processes):
             assert "temperature" not in found["generation"]
             most = 1.1 / processes if "True" in way else 0.7 / processes
             assert found["share"] < most, (way, found)
+
+
+def test_what_a_model_reads_by_itself_stays_plain(tmp_path):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(tiny_config("mamba", 300)).save_pretrained(tmp_path)
+    base, ids = settings(str(tmp_path)), torch.arange(12).view(2, 6)
+    expected = loading.load_model(base, CPU, torch.float32)(input_ids=ids).logits
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        spread = sharding.load_sharded(base, CPU, torch.float32, dequantized=False)
+        found = spread(input_ids=ids).logits
+    finally:
+        distributed.destroy_process_group()
+    assert isinstance(spread.get_submodule("backbone.layers.0.mixer.in_proj"), sharding.Nf4Linear)
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_layer_in_4_bits_compiles_as_a_whole():
