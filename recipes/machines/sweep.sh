@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Take experiments of a sweep, one after another, until none is left; run this on as many machines as
-# there are. They share nothing but git and the DVC remote: docs/sweeps.md.
+# Take experiments from a sweep, one after another, until none is left; run this on any number of
+# machines. They share only git and the DVC remote: docs/sweeps.md.
 #
 #     recipes/machines/sweep.sh LIST [MACHINE]
 #
-# LIST: a file with an experiment a line, its name and what it changes:
+# LIST: a file with one experiment per line, its name and what it changes:
 #     calm decoding.temperature=0.4 decoding.top_p=0.9
-# MACHINE: a name that no other has; without one, the host's and the clone's folder.
+# MACHINE: a unique name; by default the host name and the clone's folder.
 #
-# Who pushes refs/sweep/<commit>/<name> first has the experiment: git lets no other in. The same
-# machine has it again when it is started again.
+# Whoever pushes refs/sweep/<commit>/<name> first gets the experiment: git rejects the others. The
+# same machine gets it again when it is restarted.
 set -euo pipefail
 list=${1:?a file with the experiments is wanted} machine=${2:-$(hostname):$PWD} remote=origin
 command -v dvc >/dev/null || {
@@ -18,7 +18,7 @@ command -v dvc >/dev/null || {
 }
 commit=$(git rev-parse HEAD)
 place=${commit:0:2}/${commit:2} # below refs/exps, where DVC keeps the commit's experiments
-# Made of the machine's name and nothing else, so that the machine's later claims are this one too.
+# Depends only on the machine's name, so that the machine's later claims are the same commit.
 export GIT_AUTHOR_DATE=2000-01-01T00:00Z GIT_COMMITTER_DATE=2000-01-01T00:00Z
 claim=$(git -c user.name=sweep -c user.email=sweep@localhost \
     commit-tree -p HEAD -m "$machine" 'HEAD^{tree}')
