@@ -104,8 +104,7 @@ def clone(to: Path, **env: str) -> Clone:
 
     copy = Clone(path, environment(to, **env))
     copy.run("git", "init", "--quiet", "--initial-branch=main")
-    copy.run("git", "config", "user.name", "Li Bai")
-    copy.run("git", "config", "user.email", "li.bai@example.org")
+    sign(copy)
     copy.run("git", "add", "--force", "data/source")  # ignored, so that DVC does not add it
     copy.commit()
     return copy
@@ -115,7 +114,14 @@ def clone_again(first: Clone, to: Path, **env: str) -> Clone:
     """A clone of what another clone has committed, without its DVC cache."""
     copy = Clone(to / "repository", environment(to, **env))
     first.run("git", "clone", "--quiet", first.path, copy.path)
+    sign(copy)
     return copy
+
+
+def sign(copy: Clone) -> None:
+    """Give git a name, which DVC's experiments want and a fresh machine lacks."""
+    copy.run("git", "config", "user.name", "Li Bai")
+    copy.run("git", "config", "user.email", "li.bai@example.org")
 
 
 def environment(to: Path, **env: str) -> dict[str, str]:

@@ -98,6 +98,7 @@ def test_a_stage_reads_what_it_depends_on(first, stage):
 
     # Neither what all stages share, nor the stage's own results, nor what is being written.
     free = {"params.yaml", "metrics/speed.json", "dvc.yaml", "pyproject.toml"}
+    free.add("<unknown>")  # as Python 3.14 names the file of code that it was given as text
     plumbing = re.compile(r"(verse|stages)/\w+\.py")
     read = {p for p in trace.splitlines() if p not in free}
     read = {p for p in read if not plumbing.fullmatch(p) or p in stages[stage]["deps"]}

@@ -37,7 +37,7 @@ def test_a_fault_that_all_processes_have_is_told_once(project):
 
 AGENT = (
     f"{sys.executable} -m torch.distributed.run --nproc-per-node 2 --rdzv-backend c10d "
-    "--rdzv-endpoint localhost:{port} --rdzv-id poems"
+    "--local-addr localhost --rdzv-endpoint localhost:{port} --rdzv-id poems"
 )
 
 

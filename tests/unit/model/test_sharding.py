@@ -55,6 +55,7 @@ distributed.work_in_group(work, "cpu")
 def torchrun(folder, processes, *command):
     """A program in so many processes, all of which must end well."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    launcher += ["--local-addr", "localhost"]  # the name of the machine may be in no file
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     done = run(folder, *launcher, *rendezvous, *command)
     assert done.returncode == 0, done.stderr
