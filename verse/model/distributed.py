@@ -24,6 +24,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed
+from tqdm import tqdm
 
 from verse.errors import AGAIN, TooLargeError, UserError, explain, first_line
 from verse.params import Machine
@@ -190,6 +191,7 @@ def work_in_group(work: Callable[[], None], device: str) -> None:
     if device != "cpu" and torch.cuda.is_available():
         gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     end_with_parent()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves
     try:
         join_group(gpu)
         work()
