@@ -19,6 +19,9 @@ from transformers.pytorch_utils import Conv1D
 from verse.errors import UserError
 from verse.model.graphs import warn_fallback
 
+LIBRARY = re.compile(r"builtins$|torch\.|transformers\.(?!models\.)")
+"""Modules of classes that are no model's own."""
+
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The list of a model's layers: the largest one there is in what reads text.
@@ -79,9 +82,10 @@ def never_packed(model: nn.Module) -> list[str]:
 
 def weights_read(kind: type[nn.Module]) -> set[str]:
     """The names of layers in a kind of module whose `weight` its source reads."""
-    own = [each for base in kind.__mro__ for each in vars(base).values() if isfunction(each)]
+    models = [base for base in kind.__mro__ if not LIBRARY.match(base.__module__)]
+    functions = [each for base in models for each in vars(base).values() if isfunction(each)]
     found: set[str] = set()
-    for function in own if not kind.__module__.startswith("torch.") else ():
+    for function in functions:
         with suppress(OSError):  # one that was written at run time has no source
             found |= set(re.findall(r"\bself\.(\w+)\.weight\b", getsource(function)))
     return found

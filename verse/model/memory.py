@@ -120,7 +120,8 @@ def sizes(
     model: PreTrainedModel, dtype: torch.dtype, quantization: Literal["nf4", "none"]
 ) -> Sizes:
     """The sizes of a model, which may be on the meta device."""
-    linear, unpacked = linear_layers(model), never_packed(model)
+    linear = linear_layers(model)
+    unpacked = never_packed(model) if quantization == "nf4" else []
     layers = [layer for layer in linear.values() if isinstance(layer, nn.Linear)]
     packed = [outputs_first(linear[name]).numel() for name in linear.keys() - unpacked]
     found = expert_weights(model)
