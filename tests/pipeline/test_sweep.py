@@ -10,7 +10,7 @@ import signal
 import time
 
 import pytest
-from clones import ROOT, Clone, environment
+from clones import ROOT, Clone, environment, sign
 
 NAMES = ["n1", "n2", "n3"]
 PIPELINE = """\
@@ -44,7 +44,7 @@ def shared(tmp_path):
         (first.path / name).write_text(text)
     shutil.copy(ROOT / "recipes/machines/sweep.sh", first.path)
     first.run("git", "init", "--quiet", "--initial-branch=main")
-    named(first)
+    sign(first)
     first.dvc("init", "--quiet")
     first.dvc("remote", "add", "--default", "shelf", tmp_path / "shelf")
     first.commit()
@@ -52,17 +52,12 @@ def shared(tmp_path):
     return tmp_path / "shared.git"
 
 
-def named(copy):
-    copy.run("git", "config", "user.name", "Du Fu")
-    copy.run("git", "config", "user.email", "du.fu@example.org")
-
-
 def machine(shared, name):
     folder = shared.parent / name
     folder.mkdir()
     copy = Clone(folder / "repository", environment(folder))
     Clone(folder, copy.env).run("git", "clone", "--quiet", shared, copy.path)
-    named(copy)
+    sign(copy)
     return copy
 
 

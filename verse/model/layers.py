@@ -118,18 +118,17 @@ def to_main_memory(layer: nn.Module) -> None:
 
     PyTorch takes the weight for one of the GPU: kernels, compiled and recorded ones too, read
     page-locked main memory at its own address (CUDA's unified addressing). Where the system gives
-    too little of that a line says so, and they stay.
+    too little of that a line says so, and it stays.
     """
-    weight = cast(torch.Tensor, layer.weight).data
+    weight = cast(nn.Parameter, layer.weight)
     try:
-        pinned = Pinned(weight)
+        pinned = Pinned(weight.data)
     except RuntimeError as error:
         of_input = isinstance(layer, nn.Embedding)
         what = "the input embeddings stay" if of_input else "the output layer stays"
         warn_fallback(f"{what} in the GPU's memory", error)
         return
-    there = torch.as_tensor(pinned, device=weight.device).view(weight.dtype)
-    cast(torch.Tensor, layer.weight).data = there
+    weight.data = torch.as_tensor(pinned, device=weight.device).view(weight.dtype)
 
 
 def in_four_bits(layer: nn.Module) -> bool:
