@@ -58,11 +58,11 @@ class Clone:
         return output
 
     def dvc(self, *arguments: str, **options) -> str:
-        return self.run(BIN / "dvc", *arguments, **options)
+        return self.run("dvc", *arguments, **options)
 
     def verse(self, *arguments: str, **options) -> str:
         """The clone's own command, whatever is installed."""
-        return self.run(sys.executable, "-m", "verse.cli.main", *arguments, **options)
+        return self.run("python", "-m", "verse.cli.main", *arguments, **options)
 
     def commit(self) -> None:
         self.run("git", "add", "--all")

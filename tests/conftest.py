@@ -1,11 +1,15 @@
 """What tests of several folders share."""
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import pytest
+from forked import PACKAGES, Server
 
 # A machine that does other work too makes any deadline a matter of luck.
 hypothesis.settings.register_profile("verse", deadline=None)
@@ -23,7 +27,7 @@ SLOW = (
         "unit/training",
     ),
     "unit/scoring/test_cheats.py",
-    *("unit/test_download.py", "unit/test_errors.py", "unit/test_fuzz.py"),
+    *("unit/test_download.py", "unit/test_errors.py", "unit/test_forked.py", "unit/test_fuzz.py"),
     *("unit/tools/test_bench_speed.py", "unit/tools/test_scripts.py"),
 )
 """What opens models, starts many interpreters or waits for servers: `make check` leaves it out."""
@@ -57,6 +61,30 @@ def of_the_run():
         return json.loads(file.read_text("utf-8"))
 
     return read
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """`python` and an environment with which `python -m` forks: what forked.py says.
+
+    No process that has seen a GPU or is a Mac's lives on in a fork: there Python starts as always.
+    """
+    if sys.platform != "linux" or Path("/dev/nvidiactl").exists():
+        yield SimpleNamespace(python=sys.executable, env={})
+        return
+    server = Server(PACKAGES, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+    folders = (str(server.python.parent), str(Path(sys.executable).parent), os.environ["PATH"])
+    path = {"PATH": os.pathsep.join(folders)}
+    yield SimpleNamespace(python=str(server.python), env=server.env | path)
+    server.close()
+
+
+@pytest.fixture
+def forked_python(forks, monkeypatch):
+    """What is started with `sys.executable` forks."""
+    monkeypatch.setattr(sys, "executable", forks.python)
+    for name, value in forks.env.items():
+        monkeypatch.setenv(name, value)
 
 
 FLAGS = (

@@ -1,24 +1,38 @@
-"""Stages run by the thousand: a process that has imported all forks for each of them.
+"""Programs run by the hundred: a process that has imported their packages forks for each of them.
 
-A forked stage is what `python -m stages.x` runs, with a working directory, an environment and
-standard streams of its own; only the imports, which take seconds, are done once. tests/faults.c
-makes changes of the file system fail there.
+A forked program is a module or a script that `python` runs, with arguments, a working directory,
+an environment and standard streams of its own; only the imports, which take seconds, are done once.
+The process that forks has imported packages of others alone (but for `Stages`), so that a program's
+code is that of its folder. What packages read as they start, such as OMP_NUM_THREADS, is that
+process's: where a program should have another, Python runs it as always. All forks share the seed
+of Python's hashes. tests/faults.c makes changes of the file system fail.
 """
 
+import atexit
 import ctypes
+import gc
+import importlib
+import io
 import json
 import os
 import re
 import resource
 import runpy
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import time
-import traceback
+import tempfile
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
+from types import ModuleType
+
+from forked_python import ask, end
 
 ROOT = Path(__file__).parent.parent
 STAGES = {
@@ -43,51 +57,78 @@ class Ended:
     err: str
 
 
+class Server:
+    """The process that forks, and what stands in for `python`.
+
+    modules: what the process imports before it forks.
+    env: what the environment of a program must hold; `python`: what starts it instead of Python.
+    """
+
+    def __init__(self, modules, **env: str):
+        self.folder = Path(tempfile.mkdtemp(prefix="forked-"))  # a socket's path is short
+        self.address, self.python = self.folder / "socket", self.folder / "bin/python"
+        self.env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(self.folder / "huggingface"), **env}
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(self.address))
+            listener.listen(100)
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, str(listener.fileno()), *modules],
+                env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | self.env,
+                stdin=subprocess.PIPE,
+                pass_fds=[listener.fileno()],
+            )
+        client = [sys.executable, "-I", "-S", ROOT / "tests/forked_python.py", self.address]
+        words = " ".join(quote(str(word)) for word in [*client, self.python])
+        self.python.parent.mkdir()
+        self.python.write_text(f'#!/bin/sh\nexec {words} "$@"\n', "utf-8")
+        self.python.chmod(0o755)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+        shutil.rmtree(self.folder)
+
+
 class Stages:
-    """The process that forks; one for each module of tests."""
+    """A server of the stages of this repository; one for each module of tests."""
 
     def __init__(self, folder: Path):
-        self.folder, env = folder, {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        self.folder, env = folder, {"OMP_NUM_THREADS": "1"}
         self.shim = folder / "faults.so"
         if shutil.which("gcc"):
             source = ROOT / "tests/faults.c"
             command = ["gcc", "-shared", "-fPIC", "-o", self.shim, source, "-ldl"]
             subprocess.run(command, check=True)
             env["LD_PRELOAD"] = str(self.shim)
-        self.process = subprocess.Popen(
-            [sys.executable, __file__],
-            cwd=ROOT,
-            env=os.environ | env | {"PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.server = Server([*PACKAGES, *LIBRARY], **env)
         self.number = 0
-
-    def ask(self, **request):
-        self.process.stdin.write(json.dumps(request, default=str) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
 
     def start(self, stage: str, cwd: Path, *, env=(), limits=(), fault=None):
         """Start a stage. fault: keywords of `fault_arm`; limits: of resource, by their names."""
         self.number += 1
-        streams = [self.folder / f"{self.number}.{name}" for name in ("out", "err")]
-        request = {
-            "command": STAGES[stage],
-            "cwd": cwd,
-            "env": dict(env),
-            "limits": dict(limits),
-            "fault": fault,
-            "streams": streams,
-        }
-        return stage, self.ask(op="start", **request), streams
+        paths = [self.folder / f"{self.number}.{name}" for name in ("out", "err")]
+        own = os.environ | self.server.env | {"PYTHONPATH": str(ROOT)} | dict(env)
+        options = {"cwd": str(cwd), "env": own, "limits": dict(limits), "fault": fault}
+        with (
+            Path(os.devnull).open("rb") as stdin,
+            paths[0].open("wb") as out,
+            paths[1].open("wb") as err,
+        ):
+            streams = [stream.fileno() for stream in (stdin, out, err)]
+            connection, pid = ask(self.server.address, ["-m", *STAGES[stage]], streams, **options)
+        assert pid, f"{stage}: its environment is not the server's"
+        return stage, pid, paths, connection
 
     def wait(self, started, seconds: float = 120) -> Ended:
-        stage, pid, streams = started
-        status = self.ask(op="wait", pid=pid, seconds=seconds)
-        texts = [file.read_text("utf-8", "replace") for file in streams]
-        for file in streams:
+        stage, _, paths, connection = started
+        connection.settimeout(seconds)
+        try:
+            status = int(connection.recv(8))
+        except TimeoutError:
+            status = None
+        connection.close()  # which kills what still runs
+        texts = [file.read_text("utf-8", "replace") for file in paths]
+        for file in paths:
             file.unlink()
         return Ended(stage, status, *texts)
 
@@ -95,8 +136,7 @@ class Stages:
         return self.wait(self.start(stage, cwd, **options), seconds)
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+        self.server.close()
 
 
 PLACES = ("data", "models/adapter", "metrics")
@@ -150,71 +190,136 @@ def is_one_line(ended: Ended, *words: str) -> bool:
     )
 
 
-def serve():
-    import pandas  # noqa: F401
-    import peft  # noqa: F401
-
-    import verse.chat.llm_judge
-    import verse.generation.answers
-    import verse.model.opening
-    import verse.poems.sources
-    import verse.scoring.report
-    import verse.scoring.scoring
-    import verse.training.loop
-
-    _ = verse
-    import bitsandbytes  # noqa: F401
-    from transformers import (  # noqa: F401
-        AutoModelForCausalLM,
-        LlamaForCausalLM,
-        PreTrainedTokenizerFast,
-    )
-
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        request = json.loads(line)
-        reply = start(request) if request["op"] == "start" else wait(**request)
-        print(json.dumps(reply), file=replies, flush=True)
+PACKAGES = (
+    *(
+        "torch",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.llama.modeling_llama",
+    ),
+    *("bitsandbytes", "peft.tuners.lora.bnb", "transformers.integrations.bitsandbytes"),
+    *("pandas.io.formats.csvs", "tabulate", "pydantic.main", "pooch", "requests", "sqlite3"),
+)
+"""What stages import."""
+LIBRARY = (
+    "verse.chat.llm_judge",
+    "verse.generation.answers",
+    "verse.model.opening",
+    "verse.poems.sources",
+    "verse.scoring.report",
+    "verse.scoring.scoring",
+    "verse.training.loop",
+)
+AT_START = ("ATEN_", "HF_", "LANG", "LC_", "LD_", "MALLOC_", "OMP_", "PYTHON", "TORCH_LOGS")
+"""What Python and its packages read as they start begins so; PYTHONPATH is set after a fork too."""
 
 
-def start(request) -> int:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            status = work(**request)
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(status)
-    return pid
+def read_at_start(env):
+    return {k: v for k, v in env.items() if k.startswith(AT_START) and k != "PYTHONPATH"}
 
 
-def wait(op, pid, seconds):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None
+def serve(listener, env):
+    """Fork for each request. Returns the request in each fork, and None at the end of stdin."""
+    running = {}  # who waits for each process
+    wake, waking = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(waking, False)
+    signal.set_wakeup_fd(waking)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal, to all; who asked is told too
+    while True:
+        ready, _, _ = select.select([0, wake, listener, *running.values()], [], [])
+        for pid, connection in running.items():
+            if 0 in ready or connection in ready:  # whoever waited has ended
+                kill(pid)
+        if 0 in ready:
+            return None
+        if wake in ready:
+            os.read(wake, 1000)
+        for pid, status in ended():
+            with running.pop(pid) as connection, suppress(OSError):
+                connection.sendall(b"%8d" % status)
+        if listener in ready:
+            connection, _ = listener.accept()
+            request, streams = receive(connection)
+            suits = (
+                request
+                and read_at_start(request["env"]) == read_at_start(env)
+                and not has_hook(request)
+            )
+            pid = os.fork() if suits else 0
+            if suits and not pid:
+                signal.set_wakeup_fd(-1)
+                for one in (listener, connection, *running.values()):
+                    one.close()
+                os.closerange(wake, waking + 1)
+                return request | {"streams": streams}
+            for stream in streams:
+                os.close(stream)
+            with suppress(OSError):
+                connection.sendall(b"%8d" % pid)
+            if pid:
+                running[pid] = connection
+            else:
+                connection.close()
 
 
-def work(op, command, cwd, env, limits, fault, streams) -> int:
+def receive(connection):
+    """A request and its streams; None where who asks has ended."""
+    size, streams, _, _ = socket.recv_fds(connection, 8, 3)
+    with connection.makefile("rb") as file:
+        text = file.read(int(size or 0))
+    return json.loads(text) if text and len(text) == int(size) else None, streams
+
+
+def has_hook(request):
+    """Whether Python would import a module of the user's as it starts."""
+    paths = request["env"].get("PYTHONPATH", "").split(os.pathsep)
+    paths = [Path(request["cwd"], path, "sitecustomize.py") for path in filter(None, paths)]
+    return any(path.exists() for path in paths)
+
+
+def kill(pid):
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # no session of its own yet
+        os.kill(pid, signal.SIGKILL)
+
+
+def ended():
+    """The processes that have ended since, and how."""
+    with suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            yield found[0], os.waitstatus_to_exitcode(found[1])
+
+
+def become(command, cwd, env, streams, executable=sys.executable, limits=(), fault=None):
+    """Make a fork what Python is once it has started."""
     os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
+    os.environ.clear()
     os.environ.update(env)
-    for number, file in enumerate(streams, 1):
-        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    module, *arguments = command
-    sys.argv = [module, *arguments]
-    for name, value in limits.items():
+    paths = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
+    first = Path.cwd() if command[0] == "-m" else Path(command[0]).resolve().parent
+    sys.path[:] = [str(first), *map(os.path.abspath, paths), *sys.path[1:]]
+    sys.argv = ["-m", *command[2:]] if command[0] == "-m" else command
+    sys.executable, sys.orig_argv = executable, [executable, *command]
+    sys.modules["__main__"] = ModuleType("__main__")
+    tempfile.tempdir = None  # TMPDIR may be another
+    sys.modules["numpy"].random.seed()  # nor are random numbers those of another fork
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        os.dup2(streams[number], number)
+        os.close(streams[number])
+        old = getattr(sys, name)
+        unbuffered = old.write_through
+        mode, buffering = ("wb", 0 if unbuffered else -1) if number else ("rb", -1)
+        binary = open(number, mode, buffering, closefd=False)  # noqa: SIM115
+        by_line = not unbuffered and (binary.isatty() or name == "stderr")
+        stream = io.TextIOWrapper(binary, old.encoding, old.errors, None, by_line, unbuffered)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    for name, value in dict(limits).items():
         resource.setrlimit(getattr(resource, name), (value, value))
     if fault:
         ctypes.CDLL(None).fault_arm(
@@ -223,12 +328,51 @@ def work(op, command, cwd, env, limits, fault, streams) -> int:
             fault["log"].encode(),
             *(fault.get(name, 0) for name in ("at", "error", "lasting", "pause", "seed")),
         )
+
+
+def main():
+    descriptor, *modules = sys.argv[1:]
+    sys.path[0], env = str(ROOT), dict(os.environ)
+    for module in modules:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+    if request := serve(socket.socket(fileno=int(descriptor)), env):
+        become(**request)
+        run(*request["command"][:2])
+
+
+def run(script, module=None):
+    """What Python does with a command, and at its end, but for freeing what the fork shares."""
+    status = 0
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        return end.code or 0
-    return 0
+        if script == "-m":
+            runpy._run_module_as_main(module)
+        else:
+            script, names = str(Path.cwd() / script), vars(sys.modules["__main__"])
+            names["__file__"] = script
+            exec(compile(Path(script).read_bytes(), script, "exec"), names)
+    except SystemExit as error:
+        status = error.code or 0
+        if not isinstance(status, int):
+            print(status, file=sys.stderr)
+            status = 1
+    except BaseException as error:
+        status = 1
+        error = error.with_traceback(error.__traceback__.tb_next)  # without this function
+        sys.excepthook(type(error), error, error.__traceback__)
+        if isinstance(error, KeyboardInterrupt):
+            status = -signal.SIGINT
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+    except (OSError, ValueError):
+        status = 120
+    ctypes.CDLL(None).fflush(None)
+    end(status)
 
 
 if __name__ == "__main__":
-    serve()
+    main()

@@ -13,12 +13,13 @@ ROOT = Path(__file__).parents[1]
 PATHS = f"{ROOT}:{ROOT / 'tests'}"
 
 
-def run(folder, *command):
-    """A stage or a script in `folder`, as a user runs it."""
+def run(folder, *command, forks=None):
+    """A stage or a script in `folder`, as a user runs it, or as a fork: conftest.py."""
+    python, env = (forks.python, forks.env) if forks else (sys.executable, {})
     return subprocess.run(
-        [sys.executable, *command],
+        [python, *command],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": PATHS, "XDG_CACHE_HOME": str(folder / "cache")},
+        env=os.environ | env | {"PYTHONPATH": PATHS, "XDG_CACHE_HOME": str(folder / "cache")},
         capture_output=True,
         text=True,
     )

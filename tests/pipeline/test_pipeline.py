@@ -12,6 +12,7 @@ from clones import (
     Clone,
     clone,
     clone_again,
+    environment,
     outputs,
     stages_cached,
     stages_run,
@@ -45,8 +46,11 @@ if argv[1:2] and argv[1].startswith("stages."):
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
-    """A clone in which the whole pipeline has run once: the clone, what DVC said, its lock."""
+def first(tmp_path_factory, forks):
+    """A clone in which the whole pipeline has run once: the clone, what DVC said, its lock.
+
+    That run is of real processes. What the tests run in the clone forks: forked.py.
+    """
     folder = tmp_path_factory.mktemp("first")
     (folder / "trace").mkdir()
     (folder / "hook").mkdir()
@@ -56,11 +60,11 @@ def first(tmp_path_factory):
         PYTHONPATH=str(folder / "hook"),
         PYTHONDONTWRITEBYTECODE="1",  # so that modules are read from their source
         TRACE=str(folder / "trace"),
-        OMP_NUM_THREADS="1",
+        OMP_NUM_THREADS="2",
     )
     output = copy.dvc("repro")
     copy.commit()
-    return copy, output, copy.lock()
+    return Clone(copy.path, environment(folder, **forks.env)), output, copy.lock()
 
 
 def test_one_command_runs_everything(first):
@@ -431,10 +435,13 @@ def test_what_is_no_experiment_any_more_is_collected_and_no_training(first):
     assert (copy.lock(), outputs(copy)) == (lock, before)
 
 
-def test_a_clean_clone_writes_the_same_bytes(first, tmp_path):
-    """In another folder, whatever OMP_NUM_THREADS says: dvc.lock stays as it was committed."""
+def test_a_clean_clone_writes_the_same_bytes(first, tmp_path, forks):
+    """In another folder, whatever OMP_NUM_THREADS says: dvc.lock stays as it was committed.
+
+    A fork also writes what the processes of the first run did, which all had other hash seeds.
+    """
     copy, _, lock = first
-    other = clone_again(copy, tmp_path / "elsewhere", OMP_NUM_THREADS="2")
+    other = clone_again(copy, tmp_path / "elsewhere", **forks.env | {"OMP_NUM_THREADS": "1"})
     assert stages_run(other.dvc("repro")) == STAGES
     assert other.lock() == lock
 

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -37,14 +36,14 @@ P = params.read()
 class Page:
     """`verse page` as a process of its own, on a free port that it keeps."""
 
-    def __init__(self, adapter):
-        self.adapter, self.port = adapter, 0
+    def __init__(self, adapter, forks):
+        self.adapter, self.forks, self.port = adapter, forks, 0
         self.start()
 
     def start(self):
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "verse.cli.main"),
+                *(self.forks.python, "-m", "verse.cli.main"),
                 "page",
                 "--model",
                 self.adapter,
@@ -53,7 +52,7 @@ class Page:
             ],
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
+            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"} | self.forks.env,
         )
         said = self.process.stdout.readline()
         self.port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/ is ready; .*\n", said)[1])
@@ -83,8 +82,8 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def page(adapter):
-    page = Page(adapter)
+def page(adapter, forks):
+    page = Page(adapter, forks)
     yield page
     page.kill()
 

@@ -57,13 +57,14 @@ def test_a_poem_is_the_one_that_the_pipeline_keeps(verse, both, count):
         model.opening,
         [poem],
         model.opening.encode_prompts([poem]),
-        P.decoding.model_copy(update={"candidates": count}),
+        P.decoding.model_copy(update={"candidates": count, "max_new_tokens": 16}),
         seed=P.seed,
         batch_size=1,
         drawn=drawn,
     )
     assert len({one.text for one in drawn.values()}) == count
-    [row] = rows(verse(COUPLET, "--json", "--explain", "--candidates", str(count)))
+    short = ("--candidates", str(count), "--max-new-tokens", "16")
+    [row] = rows(verse(COUPLET, "--json", "--explain", *short))
     tokens = row.pop("tokens")
     assert row == {"input": COUPLET, "answer": kept.text, "seed": P.seed}
     written = model.tokenizer.decode([token["token"] for token in tokens], skip_special_tokens=True)
@@ -107,14 +108,14 @@ def test_samples_are_the_poems_of_the_next_seeds(verse):
 
 
 def test_temperature_0_samples_nothing(verse):
-    cold = [
-        rows(verse(COUPLET, "--json", "--temperature", "0", "--seed", str(seed))) for seed in (1, 2)
-    ]
+    cold = ("--json", "--temperature", "0", "--max-new-tokens", "16")
+    cold = [rows(verse(COUPLET, *cold, "--seed", str(seed))) for seed in (1, 2)]
     assert cold[0][0]["answer"] == cold[1][0]["answer"]
 
 
 def test_the_base_model_writes_something_else(verse):
-    assert rows(verse(COUPLET, "--json", "--base")) != rows(verse(COUPLET, "--json"))
+    short = (COUPLET, "--json", "--max-new-tokens", "16")
+    assert rows(verse(*short, "--base")) != rows(verse(*short))
 
 
 def test_what_is_explained_agrees_with_what_was_written(verse):
@@ -143,6 +144,7 @@ def test_what_is_explained_agrees_with_what_was_written(verse):
 
 def test_rules_that_no_token_may_break(verse):
     wild = ("--temperature", "3", "--top-k", "0", "--top-p", "1", "--json")
+    wild = (*wild, "--max-new-tokens", "60")  # more than the longest poem has
     assert not in_form(COUPLET, rows(verse(COUPLET, *wild))[0]["answer"])
     [row] = rows(verse(COUPLET, *wild, "--constrain", "form,rhyme,tone", "--explain"))
     assert in_form(COUPLET, row["answer"])

@@ -33,11 +33,11 @@ def project(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def alone(tmp_path_factory):
+def alone(tmp_path_factory, forks):
     """What one process makes of it."""
     folder = make_project(tmp_path_factory.mktemp("alone"))
     for stage, *arguments in STAGES:
-        done = run(folder, "-m", f"stages.{stage}", *arguments)
+        done = run(folder, "-m", f"stages.{stage}", *arguments, forks=forks)
         assert done.returncode == 0, done.stderr
     found = outcome(folder)
     assert found.train[-1] < found.train[0] and len(found.results.splitlines()) >= len(POEMS)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -235,7 +234,7 @@ def test_a_model_card():
 
 
 @torch.no_grad()
-def test_the_merged_model_is_one_that_transformers_runs(tmp_path):
+def test_the_merged_model_is_one_that_transformers_runs(tmp_path, forks):
     tokenizer = byte_pairs()
     tokenizer.chat_template = CHAT.replace("</u>", "<pad>")  # its end of turn
     settings = build("llama, tied, grouped queries", tmp_path / "base", tokenizer)
@@ -247,9 +246,9 @@ def test_the_merged_model_is_one_that_transformers_runs(tmp_path):
     params["model"] = settings.model_dump() | {"name": "base"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "verse.cli.main", "merge"],
+        [forks.python, "-m", "verse.cli.main", "merge"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | forks.env | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

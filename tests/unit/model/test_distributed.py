@@ -17,19 +17,19 @@ from verse.errors import TooLargeError, UserError
 from verse.model import distributed
 
 
-def test_two_processes_do_the_same_as_one(project, alone):
+def test_two_processes_do_the_same_as_one(project, alone, forks):
     change(project, processes=2)
     for stage, *arguments in STAGES:
-        done = run(project, "-m", f"stages.{stage}", *arguments)
+        done = run(project, "-m", f"stages.{stage}", *arguments, forks=forks)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("validation perplexity") == (stage == "train")  # of process 0
     assert_alike(outcome(project), alone, within=2e-4)
 
 
-def test_a_fault_that_all_processes_have_is_told_once(project):
+def test_a_fault_that_all_processes_have_is_told_once(project, forks):
     change(project, processes=2)
     (project / "base" / "model.safetensors").unlink()
-    done = run(project, "-m", "stages.train")
+    done = run(project, "-m", "stages.train", forks=forks)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line == "train: model.name 'base': has no weights (*.safetensors): add them"
@@ -85,7 +85,7 @@ run(main, "train")
 
 
 @pytest.mark.parametrize("launched", [False, pytest.param(True, marks=pytest.mark.soak)])
-def test_a_killed_process_is_one_line_and_others_go_on(project, alone, launched):
+def test_a_killed_process_is_one_line_and_others_go_on(project, alone, launched, forks):
     (project / "killed.py").write_text(KILLED)
     change(project, processes=2)
     if launched:
@@ -99,7 +99,7 @@ def test_a_killed_process_is_one_line_and_others_go_on(project, alone, launched)
         assert said == ["train: process 1 of 2 was killed by SIGKILL"]
     (checkpoint,) = (project / "cache").rglob("checkpoint.safetensors")
     change(project, processes=1, launch=None)
-    done = run(project, "-m", "stages.train")
+    done = run(project, "-m", "stages.train", forks=forks)
     assert done.returncode == 0, done.stderr
     assert not checkpoint.exists()
     assert curve(project, "train") == pytest.approx(alone.train, abs=2e-4)
@@ -135,22 +135,22 @@ def left_over(folder):
     ("command", "said"),
     [
         ("nosuchprogram --nnodes 2", "there is no program 'nosuchprogram'"),
-        (f"{sys.executable}", "starts no group of processes: let it end in torchrun"),
+        ("python", "starts no group of processes: let it end in torchrun"),
         ("false", "false ended with 1, see above"),
         ("true", "no process has done the stage's work in this folder: let it end in torchrun"),
         ("torchrun 'a", "No closing quotation: fix its quotes"),
         ("sh -c 'kill -9 $$'", "sh was killed by SIGKILL: run the same command again to go on"),
     ],
 )
-def test_a_command_that_starts_no_group(project, command, said):
+def test_a_command_that_starts_no_group(project, command, said, forks):
     change(project, launch=command)
-    done = run(project, "-m", "stages.train")
+    done = run(project, "-m", "stages.train", forks=forks)
     assert done.returncode == 1
     line = done.stderr.splitlines()[0]
     assert line.startswith("train: machine.launch") and said in line
 
 
-def test_a_wrong_address(project):
+def test_a_wrong_address(project, forks):
     (project / "lone.py").write_text(
         "from datetime import timedelta\n"
         "from verse.model import distributed\n"
@@ -158,9 +158,10 @@ def test_a_wrong_address(project):
         "from verse.errors import run\nfrom stages.train import main\nrun(main, 'train')\n"
     )
     done = subprocess.run(
-        [sys.executable, "lone.py"],
+        [forks.python, "lone.py"],
         cwd=project,
         env=os.environ
+        | forks.env
         | {"PYTHONPATH": PATHS, "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
         | {"MASTER_PORT": str(free_port())},
         capture_output=True,
@@ -171,7 +172,7 @@ def test_a_wrong_address(project):
     assert line.startswith("process 1: the other processes cannot be met at localhost:")
 
 
-def test_other_poems_on_another_machine(project):
+def test_other_poems_on_another_machine(project, forks):
     (project / "other.py").write_text(
         "import os\n"
         "from verse import fingerprint\n"
@@ -180,7 +181,7 @@ def test_other_poems_on_another_machine(project):
         "from verse.errors import run\nfrom stages.train import main\nrun(main, 'train')\n"
     )
     change(project, processes=2)
-    done = run(project, "other.py")
+    done = run(project, "other.py", forks=forks)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("train: process 1 has other code, parameters or data than process 0")
@@ -212,9 +213,9 @@ run(lambda: distributed.run(work, machine(processes=3), busy=1))
         pytest.param("1 / 0", 1, "process 1 of 3 failed, see above", marks=pytest.mark.soak),
     ],
 )
-def test_the_failure_of_one_ends_all(tmp_path, fail, status, said):
+def test_the_failure_of_one_ends_all(tmp_path, fail, status, said, forks):
     (tmp_path / "work.py").write_text(SCRIPT.replace("FAIL", fail))
-    done = run(tmp_path, "work.py")
+    done = run(tmp_path, "work.py", forks=forks)
     assert done.returncode == status
     assert done.stderr.splitlines()[-1] == f"work: {said}"
     assert ("ZeroDivisionError" in done.stderr) == (fail == "1 / 0")

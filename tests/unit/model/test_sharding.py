@@ -52,12 +52,12 @@ distributed.work_in_group(work, "cpu")
 """
 
 
-def torchrun(folder, processes, *command):
+def torchrun(folder, processes, *command, forks):
     """A program in so many processes, all of which must end well."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     launcher += ["--local-addr", "localhost"]  # the name of the machine may be in no file
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    done = run(folder, *launcher, *rendezvous, *command)
+    done = run(folder, *launcher, *rendezvous, *command, forks=forks)
     assert done.returncode == 0, done.stderr
 
 
@@ -70,12 +70,12 @@ def torchrun(folder, processes, *command):
         pytest.param("qwen3", 4, marks=pytest.mark.soak),
     ],
 )
-def test_a_spread_model_is_the_same_model(tmp_path, shape, processes):
+def test_a_spread_model_is_the_same_model(tmp_path, shape, processes, forks):
     build(shape, tmp_path / "base")
     own = {"eos_token_id": [1, 5], "pad_token_id": 2, "temperature": 0.1, "do_sample": True}
     (tmp_path / "base" / "generation_config.json").write_text(json.dumps(own), "utf-8")
     (tmp_path / "work.py").write_text(SPREAD)
-    torchrun(tmp_path, processes, "work.py")
+    torchrun(tmp_path, processes, "work.py", forks=forks)
     for rank in range(processes):
         for way, found in json.loads((tmp_path / f"{rank}.json").read_text()).items():
             assert found["apart"] < 1e-4, (way, found)
@@ -141,12 +141,12 @@ run({"train": train.main, "generate": generate.main}[sys.argv.pop(1)])
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.soak)])
-def test_training_and_generation_of_a_spread_model(project, alone, processes):
+def test_training_and_generation_of_a_spread_model(project, alone, processes, forks):
     """Seven poems, three a step: some processes have none, and compute along."""
     (project / "forced.py").write_text(FORCED)
     change(project, processes=processes)
     for arguments in STAGES:
-        done = run(project, "forced.py", *arguments)
+        done = run(project, "forced.py", *arguments, forks=forks)
         assert done.returncode == 0, done.stderr
         assert "spread over" in done.stdout
     assert_alike(outcome(project), alone, within=2e-4)

@@ -202,29 +202,29 @@ def test_one_contestant_of_two_filters_and_thinks_too_long(project, capsys):
     assert (kinds.count("filtered"), kinds.count("cut_off"), kinds.count(None)) == (2, 2, 36)
 
 
-def test_the_others_are_asked_where_one_fails(project):
+def test_the_others_are_asked_where_one_fails(project, forks):
     with Server(lambda body: (401, {"error": {"message": "no"}})) as bad, Server(answers) as good:
         choose(contestants=[contestant(bad, "a"), contestant(good, "b"), contestant(bad, "c")])
-        done = run("ask")
+        done = run("ask", forks)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert done.stderr.startswith("ask: a (") and "; c (" in done.stderr
         assert len(good.asked) == 2
         choose(contestants=[contestant(good, "b")])
-        assert run("ask").returncode == 0 and len(good.asked) == 2
+        assert run("ask", forks).returncode == 0 and len(good.asked) == 2
 
 
-def test_one_line_when_a_server_always_fails(project):
+def test_one_line_when_a_server_always_fails(project, forks):
     with Server(answers, lambda number: "busy" if number else None) as server:
         choose(contestants=[contestant(server)])
-        done = run("ask")
+        done = run("ask", forks)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert done.stderr.startswith(f"ask: kimi ({server.base_url}): too many questions")
         server.fault = lambda number: None
         before = len(server.asked)
-        assert run("ask").returncode == 0 and len(server.asked) == before + 1
+        assert run("ask", forks).returncode == 0 and len(server.asked) == before + 1
 
 
-def test_a_killed_round_of_marks_goes_on(project):
+def test_a_killed_round_of_marks_goes_on(project, forks):
     def slow(body):
         time.sleep(0.05)
         return answers(body)
@@ -245,33 +245,33 @@ def test_a_killed_round_of_marks_goes_on(project):
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not Path("data/marks/marks.jsonl").exists()
-        assert run("judge").returncode == 0
+        assert run("judge", forks).returncode == 0
         assert 48 <= len(server.answered) <= 48 + 8, "asked twice are those on their way alone"
     assert len(read_jsonl("data/marks/marks.jsonl")) == 4 * 2 * 2
 
 
-def run(stage):
+def run(stage, forks):
     return subprocess.run(
-        [sys.executable, "-m", f"stages.{stage}"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [forks.python, "-m", f"stages.{stage}"],
+        env=os.environ | forks.env | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
 
 
-def test_the_key_stands_nowhere(project):
+def test_the_key_stands_nowhere(project, forks):
     """Though the server repeats it, and whatever is written."""
     with Server(answers) as server:
         entry = contestant(server)
         judged = {key: value for key, value in entry.items() if key != "name"}
         choose(contestants=[entry], judge=judged)
-        outputs = [run("ask"), run("judge")]
+        outputs = [run("ask", forks), run("judge", forks)]
         choose(contestants=[contestant(server, model="n")])
         server.answer = lambda body: (400, {"error": {"message": f"bad key {KEY}", "code": KEY}})
-        outputs.append(run("ask"))
+        outputs.append(run("ask", forks))
         server.answer = lambda body: (500, {"error": KEY}, {"Retry_After": "0.01"})
         os.environ["OPENAI_LOG"] = "debug"
-        outputs.append(run("ask"))
+        outputs.append(run("ask", forks))
         del os.environ["OPENAI_LOG"]
     assert [done.returncode for done in outputs] == [0, 0, 1, 1]
     assert all(KEY not in done.stdout + done.stderr for done in outputs)

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from forked import Stages
 from tiny_models import INSTRUCTION, POEMS, build
 
 from tools.bench import speed
@@ -23,26 +22,7 @@ DEVICE = {
 }
 
 
-@pytest.fixture
-def processes_forked(tmp_path, monkeypatch):
-    """Processes of the bench forked from one that has imported all, since imports take seconds."""
-    stages = Stages(tmp_path)
-
-    def start(module, folder):
-        err = tmp_path / "err"
-        request = {"command": module, "cwd": folder, "limits": {}, "fault": None}
-        environment = {"XDG_CACHE_HOME": f"{folder}/cache"}
-        streams = [tmp_path / "out.txt", err]
-        pid = stages.ask(op="start", env=environment, streams=streams, **request)
-        status = stages.ask(op="wait", pid=pid, seconds=300)
-        return err.read_text("utf-8") if status else ""
-
-    monkeypatch.setattr(speed, "start", start)
-    yield
-    stages.close()
-
-
-def test_everyone_trains_and_answers_and_is_told(tmp_path, monkeypatch, capsys, processes_forked):
+def test_everyone_trains_and_answers_and_is_told(tmp_path, monkeypatch, capsys, forked_python):
     build("llama", tmp_path / "model")
     source, to = tmp_path / "poems", tmp_path / "results"
     source.mkdir()

@@ -56,7 +56,7 @@ def test_bench_scale(capsys):
     assert row.count(" MiB") == 1 and "0.0 s" not in row
 
 
-def test_bench_seeds(capsys, tmp_path, monkeypatch):
+def test_bench_seeds(capsys, tmp_path, monkeypatch, forked_python):
     shutil.copytree(ROOT / "models/mini", tmp_path / "models/mini")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     change(tmp_path / "params.yaml", SMALL | {"data.source": "embedded"})

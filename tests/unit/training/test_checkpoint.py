@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -160,11 +159,12 @@ for _ in range(15):
 """
 
 
-def test_trainings_with_one_key_take_turns(tmp_path):
+def test_trainings_with_one_key_take_turns(tmp_path, forks):
     """Four processes, sixty trainings: none runs within another, and nothing is left of them."""
     log = tmp_path / "log"
-    command = [sys.executable, "-c", RACE, tmp_path / "cache"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    (tmp_path / "race.py").write_text(RACE)
+    command = [forks.python, tmp_path / "race.py", tmp_path / "cache"]
+    env = os.environ | forks.env | {"PYTHONPATH": str(ROOT)}
     racers = [
         subprocess.Popen([*command, str(number), log], env=env, stderr=subprocess.PIPE, text=True)
         for number in range(4)

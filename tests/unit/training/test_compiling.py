@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from verse.training import micro_batches
 from verse.training.micro_batches import Plan, made_before, worth_compiling
 from verse.training.packing import shared_prefix
 
+ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import json, sys, torch
 from pathlib import Path
@@ -51,14 +51,20 @@ print(json.dumps([hits, passes.trained.flat.grad.norm().item()]))
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler, which compiling needs")
-def test_compiled_layers_are_found_again_unless_a_gradient_is_another(tmp_path):
+def test_compiled_layers_are_found_again_unless_a_gradient_is_another(tmp_path, forks):
+    (tmp_path / "program.py").write_text(PROGRAM)
+
     def gradient(*arguments: str) -> tuple[int, float]:
-        environment = os.environ | {
-            "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled"),
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        }
+        environment = (
+            os.environ
+            | forks.env
+            | {
+                "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled"),
+                "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            }
+        )
         found = subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(tmp_path / "base"), *arguments],
+            [forks.python, tmp_path / "program.py", tmp_path / "base", *arguments],
             env=environment,
             capture_output=True,
             text=True,
