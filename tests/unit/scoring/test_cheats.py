@@ -54,8 +54,13 @@ def pools():
 @cache
 def rhyming(character):
     """Training rhyme words that rhyme with a character."""
-    finals = sorted({line[-1] for _, rest in TRAIN for line in bare(rest)[1::2]} - {character})
+    finals = [c for c in rhyme_words() if c != character]
     return [c for c in finals if final_groups(c) & final_groups(character)] or finals
+
+
+@cache
+def rhyme_words():
+    return sorted({line[-1] for _, rest in TRAIN for line in bare(rest)[1::2]})
 
 
 def random_characters(draw):
