@@ -120,13 +120,14 @@ class Stages:
         return stage, pid, paths, connection
 
     def wait(self, started, seconds: float = 120) -> Ended:
-        stage, _, paths, connection = started
+        stage, pid, paths, connection = started
         connection.settimeout(seconds)
         try:
             status = int(connection.recv(8))
         except TimeoutError:
+            os.killpg(pid, signal.SIGKILL)
             status = None
-        connection.close()  # which kills what still runs
+        connection.close()
         texts = [file.read_text("utf-8", "replace") for file in paths]
         for file in paths:
             file.unlink()
@@ -230,7 +231,7 @@ def serve(listener, env):
         ready, _, _ = select.select([0, wake, listener, *running.values()], [], [])
         for pid, connection in running.items():
             if 0 in ready or connection in ready:  # whoever waited has ended
-                kill(pid)
+                os.kill(pid, signal.SIGKILL)
         if 0 in ready:
             return None
         if wake in ready:
@@ -276,13 +277,6 @@ def has_hook(request):
     paths = request["env"].get("PYTHONPATH", "").split(os.pathsep)
     paths = [Path(request["cwd"], path, "sitecustomize.py") for path in filter(None, paths)]
     return any(path.exists() for path in paths)
-
-
-def kill(pid):
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:  # no session of its own yet
-        os.kill(pid, signal.SIGKILL)
 
 
 def ended():
