@@ -32,7 +32,7 @@ from pathlib import Path
 from shlex import quote
 from types import ModuleType
 
-from forked_python import ask, end
+from forked_python import FORWARDED, ask, end
 
 ROOT = Path(__file__).parent.parent
 STAGES = {
@@ -286,11 +286,15 @@ def ended():
             yield found[0], os.waitstatus_to_exitcode(found[1])
 
 
-def become(command, cwd, env, streams, executable=sys.executable, limits=(), fault=None):
+def become(
+    command, cwd, env, streams, executable=sys.executable, ignored=(), limits=(), fault=None
+):
     """Make a fork what Python is once it has started."""
     os.setsid()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGCHLD, *FORWARDED):
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+    if signal.SIGINT not in ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

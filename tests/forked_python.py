@@ -38,6 +38,8 @@ def main():
         signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         options = {"env": dict(os.environ), "executable": python}
         options["cwd"] = os.getcwd()  # noqa: PTH109
+        # As those of a job in the background.
+        options["ignored"] = [n for n in FORWARDED if signal.getsignal(n) == signal.SIG_IGN]
         connection, pid = ask(address, command, (0, 1, 2), **options)
         if pid:
             for number in FORWARDED:

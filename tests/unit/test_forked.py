@@ -15,7 +15,7 @@ PROGRAM = """
 import atexit, os, signal, sys, threading, time
 
 started = [name for name in sys.modules if name.split(".")[0] in ("verse", "stages", "tools")]
-handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)]
+handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)]
 streams = [
     (one.encoding, one.errors, one.line_buffering, one.isatty(), one is other)
     for one, other in zip(
@@ -77,6 +77,14 @@ def test_a_fork_starts_and_ends_as_a_process(forks, program, end, command):
     assert fork.stderr.splitlines()[:lines] == real.stderr.splitlines()[:lines]
 
 
+def test_what_a_job_in_the_background_ignores_a_fork_does(forks, program):
+    def ignore():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    real, fork = both(forks, "program.py", cwd=program(), preexec_fn=ignore)
+    assert fork.stdout == real.stdout and "[<Handlers.SIG_IGN: 1>" in fork.stdout
+
+
 @pytest.mark.parametrize("stage", ["check", "prepare", "train", "score"])
 @pytest.mark.parametrize("params", [None, "seed: -1\n"])
 def test_an_error_is_the_same_line(forks, tmp_path, stage, params):
@@ -103,6 +111,7 @@ def test_a_terminal_stays_one(forks, program):
     assert texts[0] == texts[1] and b", True, True)" in texts[0]
 
 
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # which a job in the background may ignore
 WAITS = "import os, time\nprint(os.getpid(), os.getppid(), flush=True)\ntime.sleep(60)\n"
 
 
@@ -110,12 +119,19 @@ def started(forks, folder, **options):
     """A process that waits, its number and its parent's."""
     (folder / "waits.py").write_text(WAITS)
     options["env"] = os.environ | forks.env | options.get("env", {})
-    command, pipe = [forks.python, "waits.py"], subprocess.PIPE
-    process = subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True, **options)
+    process = subprocess.Popen(
+        [forks.python, "waits.py"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: [signal.signal(getattr(signal, n), signal.SIG_DFL) for n in SIGNALS],
+        **options,
+    )
     return process, *map(int, process.stdout.readline().split())
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
+@pytest.mark.parametrize("name", [*SIGNALS, "SIGKILL"])
 def test_a_signal_reaches_the_fork(forks, tmp_path, name):
     process, pid, _ = started(forks, tmp_path)
     process.send_signal(getattr(signal, name))
