@@ -1,4 +1,4 @@
-"""Clean the poems and part them into training, validation and test.
+"""Clean the poems and split them into training, validation and test.
 
     python -m stages.prepare
 

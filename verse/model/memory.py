@@ -33,11 +33,11 @@ from verse.model.layers import (
 GIB = 2**30
 PASS_TOKENS = 1024  # of a pass that uses a GPU well; a way that has no room for them comes last
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits and its share of the scales
-OVERHEAD = 0.3 * GIB  # of kernels, of a layer's weight as plain numbers, of what is left in pieces
+OVERHEAD = 0.4 * GIB  # of kernels, of a layer's weight as plain numbers, of what is left in pieces
 CUDA_CONTEXT, CUDA_LATER = 0.6 * GIB, 0.25 * GIB
 """What CUDA itself takes of a GPU: at the start, and for kernels and recordings that come later."""
 TRAINED_BYTES = 18  # of a number in float32: with its gradient, AdamW's two and a copy in less
-READING = 0.6 * GIB  # of prompts, a few thousand tokens at a time
+READING = 0.5 * GIB  # of prompts, a few thousand tokens at a time
 HELD = {1.0: 1.0, 0.75: 0.59, 0.5: 0.44, 0.0: 0.0}
 """By PyTorch's activation memory budget, the share of a layer's activations that its partitioner
 holds: counted on a compiled layer of Mistral with adapters. At 0.75 no matrix product of the
@@ -191,12 +191,12 @@ def share_in_four_bits(model: PreTrainedModel) -> float:
 
 
 def plans_for_training(
-    model: Sizes, poems: int, tokens: Callable[[int], float], rank: int
+    model: Sizes, poems: int, tokens: Callable[[int], tuple[float, float]], rank: int
 ) -> list[MemoryPlan]:
     """Ways to take a step of so many poems in one or more passes.
 
-    tokens: about how many go through the linear layers with so many poems at once. rank: of the
-    adapters.
+    tokens: about how many go through the layers with so many poems at once, and how many of them
+    through the output layer. rank: of the adapters.
     """
     plain_only = model.four_bit == model.plain
     kinds = [(True, 1.0), *((plain_only, budget) for budget in HELD)]
@@ -205,12 +205,12 @@ def plans_for_training(
     own = ladder(
         list(dict.fromkeys(kinds)),
         poems,
-        tokens,
+        lambda together: tokens(together)[0],
         lambda dequantized, budget, together: (
             (model.plain if dequantized else model.four_bit)
             + max(
                 model.loading,
-                training_bytes(model, tokens(together), budget)
+                training_bytes(model, *tokens(together), budget)
                 + model.ranks * rank * TRAINED_BYTES,
             )
         ),
@@ -301,14 +301,14 @@ def ladder(
     ]
 
 
-def training_bytes(model: Sizes, tokens: float, budget: float) -> float:
-    """Memory of a pass over so many tokens, of which most may be predicted.
+def training_bytes(model: Sizes, tokens: float, predicted: float, budget: float) -> float:
+    """Memory of a pass over so many tokens that predicts so many.
 
     By a 7B Mistral with adapters on all linear layers.
     """
-    layer = tokens * 2 * (13 * model.width + 4.5 * model.inner)
+    layer = tokens * 2 * (14 * model.width + 4.7 * model.inner)
     inputs = model.layers * tokens * 2 * model.width
-    outputs = tokens * model.vocabulary * 12  # logits in two precisions, and their gradients
+    outputs = predicted * model.vocabulary * 12  # logits in two precisions, and their gradients
     # With their adapters added, in float32 in the proof, and the gradient of that.
     experts = (2 * HELD[budget] * model.layers + 3) * model.experts
     return (HELD[budget] * model.layers + 1) * layer + experts + inputs + outputs + OVERHEAD

@@ -76,16 +76,21 @@ def shape_of(passes: list[list[Example]], prefix: list[int], multiple: int = 8) 
     )
 
 
-def tokens_of_a_pass(examples: list[Example]) -> Callable[[int], float]:
-    """About how many tokens a pass of so many poems has, padding included.
+def tokens_of_a_pass(examples: list[Example]) -> Callable[[int], tuple[float, float]]:
+    """About how many tokens a pass of so many poems has and predicts, padding included.
 
     Poems are dealt out by length (`loop.Task.batches`, `micro_batches.split_step`): two passes
     differ by at most as much as the longest poem and the shortest.
     """
+
+    def bound(sizes: list[int]) -> Callable[[int], float]:
+        mean, most, least = sum(sizes) / len(sizes), max(sizes), min(sizes)
+        return lambda poems: min(most * poems, mean * poems + most - least)
+
     prefix = len(shared_prefix(examples))
-    own = [example.length - prefix for example in examples]
-    mean, most, least = sum(own) / len(own), max(own), min(own)
-    return lambda poems: prefix + min(most * poems, mean * poems + most - least)
+    own = bound([example.length - prefix for example in examples])
+    predicted = bound([len(example.completion) for example in examples])
+    return lambda poems: (prefix + own(poems), predicted(poems))
 
 
 def lay_out(

@@ -93,12 +93,12 @@ class Plain:
     masks: list[torch.Tensor]
     """Dropout's, (tokens, columns) of truth values; none without dropout."""
 
-    def weighed(self, times: Sequence[int], device: torch.device) -> tuple[float, torch.Tensor]:
+    def weighed(self, times: Sequence[int]) -> tuple[float, torch.Tensor]:
         """The loss and the gradient with each poem counted so many times."""
         loss = sum(n * loss for n, loss in zip(times, self.losses, strict=True))
-        total = torch.zeros(self.gradients[0].shape, device=device)
+        total = torch.zeros(self.gradients[0].shape)
         for count, one in zip(times, self.gradients, strict=True):
-            total.add_(one.to(device), alpha=count)
+            total.add_(one, alpha=count)
         return loss, total
 
 
@@ -130,13 +130,17 @@ class Distance:
 
     @classmethod
     def between(cls, trained: FlatParams, found: torch.Tensor, wanted: torch.Tensor) -> "Distance":
-        norms = torch.stack(torch._foreach_norm(trained.views(wanted)))
-        apart = torch.stack(torch._foreach_norm(trained.views(found - wanted)))
+        """One tensor after another: several copies of the whole would be the most that is held."""
+        sums, device = [], trained.flat.device
+        for got, want in zip(trained.views(found), trained.views(wanted), strict=True):
+            got, want = got.to(device).flatten(), want.to(device).flatten()
+            sums.append(torch.stack([(got - want).norm(), want.norm(), got @ want]))
+        apart, norms, along = torch.stack(sums).unbind(1)
+        whole = norms.norm()
         least = 1e-3 * norms.square().mean().sqrt()
-        whole = wanted.norm()
         return cls(
-            whole=((found - wanted).norm() / whole).item(),
-            slope=(found @ wanted / whole.square() - 1).item(),
+            whole=(apart.norm() / whole).item(),
+            slope=(along.sum() / whole.square() - 1).item(),
             parts=torch.where(norms > least, apart / norms, 0.0).cpu(),
         )
 
@@ -339,9 +343,9 @@ def rounding_of(trial: Trial, exact: Plain, numbers: range) -> Distance:
     trained, dtype = trial.trained, trial.plan.dtype
     if dtype == torch.float32:
         return Distance.none(trained)
-    rounded, device = plain_in(dtype, trial, numbers), trained.flat.device
+    rounded = plain_in(dtype, trial, numbers)
     found = [
-        Distance.between(trained, rounded.gradients[i].to(device), exact.gradients[n].to(device))
+        Distance.between(trained, rounded.gradients[i], exact.gradients[n])
         for i, n in enumerate(numbers)
     ]
     parts = torch.stack([one.parts for one in found]).amax(0)
@@ -469,8 +473,8 @@ def check(
         loss += accumulate_gradients(passes, [batch], tokens, scaler, STEP)
         dropped = dropped and same_masks(passes, poems, row, exact)
     reduce_gradients(passes, loss, scaler, torch.optim.SGD([trained.flat]))
-    expected, wanted = exact.weighed(times, passes.device)
-    found = Distance.between(trained, trained.gradient * tokens, wanted)
+    expected, wanted = exact.weighed(times)
+    found = Distance.between(trained, trained.gradient.mul_(tokens), wanted)
     trained.clear()
     off = loss.item() * tokens / expected - 1
     reason = judge(trained, found, off, rounding, dtype)
