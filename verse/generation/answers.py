@@ -71,6 +71,7 @@ def answer(
     answers: dict[Key, Answer],
     couplets: Mapping[Key, str] | None = None,
     on_token: Callable[[Key, int], None] | None = None,
+    given_up: Callable[[Key, list[int]], bool] | None = None,
 ) -> None:
     """Put the model's answer to each prompt under its key in `answers`.
 
@@ -80,6 +81,8 @@ def answer(
     `decoding.constrain`, which wants them.
     on_token: called with the key and each token of its answer, the end token too, as it is chosen;
     in Transformers' own way, once the answer is whole. What it raises stops the answering.
+    given_up: whether an answer of these tokens may end there, since nobody will want it;
+    Transformers' own way writes all to their ends.
     """
     waiting = {key: ids for key, ids in prompts.items() if key not in answers}
     if not waiting:
@@ -101,6 +104,7 @@ def answer(
         seed_of=seed_of,
         batch_size=batch_size,
         on_token=on_token or ignore,
+        given_up=given_up or ignore,
     )
     progress = tqdm(total=len(prompts), initial=len(answers), unit="poem", disable=None)
 
@@ -131,7 +135,8 @@ class Task(Generic[Key]):
     constraint: Constraint | None
     seed_of: Callable[[Key], str]
     batch_size: int
-    on_token: Callable[[Key, int], None]
+    on_token: Callable[[Key, int], object]
+    given_up: Callable[[Key, list[int]], object]
 
     def uniforms(self, key: Key) -> torch.Tensor:
         """The random stream of a prompt: a number in [0, 1) for each token."""
@@ -143,7 +148,7 @@ class Task(Generic[Key]):
 
 
 def ignore(*_: object) -> None:
-    """What is reported of tokens that nobody asked for."""
+    """What is done with tokens that nobody asks about."""
 
 
 class UnsupportedModel(Exception):
@@ -206,8 +211,9 @@ def generate_batched(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
             if states:
                 states[key].add(token)
             early.append((key, token))
-            if token in ends or len(written[key]) == most:
-                ended.append((key, written[key], likelihoods[key] / len(written.pop(key))))
+            length = len(written[key])
+            if token in ends or length == most or task.given_up(key, written[key]):
+                ended.append((key, written.pop(key), likelihoods[key] / length))
             else:
                 kept.append(row)
         if len(kept) < len(keys):

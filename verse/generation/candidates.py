@@ -13,15 +13,17 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from verse.generation.answers import Answer, answer
+from verse.model.encoding import decode
 from verse.model.opening import Opening
 from verse.params import Decoding
 from verse.poem import Poem
-from verse.poems.lines import in_form
+from verse.poems.lines import in_form, outgrown
 from verse.poems.prosody import analyse, rhymes
 
 Key = tuple[int, int]
 """The number of a poem, and that of one of its candidates."""
 SCORED_AT_ONCE = 2048  # tokens in a pass
+LOOKED_AT = 4  # after so many tokens each, whether a candidate can still be kept
 
 OTHERS = {
     5: ("白日依山盡，黃河入海流。", "國破山河在，城春草木深。"),
@@ -46,10 +48,20 @@ def finish(
     """Finish poems: the answer that is kept for each.
 
     prompts: their token ids. drawn: gets all candidates; what it holds already is not drawn again.
-    batch_size, on_token: as `answer` has them.
+    One that has outgrown every form ends there if another of its poem is in form, which would be
+    kept before it. batch_size, on_token: as `answer` has them.
     """
     numbers = range(decoding.num_candidates)
     keys = [(poem, number) for poem in range(len(poems)) for number in numbers]
+
+    def given_up(key: Key, tokens: list[int]) -> bool:
+        if len(tokens) % LOOKED_AT:
+            return False
+        couplet = poems[key[0]].couplet
+        ended = [drawn[other] for number in numbers if (other := (key[0], number)) in drawn]
+        beaten = any(in_form(couplet, one.text) for one in ended)
+        return beaten and outgrown(decode(opening.tokenizer, tokens))
+
     answer(
         model,
         opening.tokenizer,
@@ -60,6 +72,7 @@ def finish(
         answers=drawn,
         couplets={key: poems[key[0]].couplet for key in keys},
         on_token=on_token,
+        given_up=given_up,
     )
     kept: list[Answer] = []
     open_cases: list[tuple[int, list[Answer]]] = []

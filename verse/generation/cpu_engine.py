@@ -23,7 +23,7 @@ ROOM = 32  # tokens more than a group has, at first
 
 
 class Group:
-    """Rows of one length, with their keys and values: by layer, (2, N, K, places, D)."""
+    """Rows of one length, with their keys and values: by layer, (2, N or more, K, places, D)."""
 
     def __init__(self, size: int, length: int = 0):
         self.size, self.length = size, length
@@ -37,11 +37,24 @@ class Group:
             shape = (2, *key.shape[:2], end + max(ROOM, self.length), key.shape[3])
             room = key.new_empty(shape)
             if held is not None:
-                room[:, :, :, : self.length] = held[:, :, :, : self.length]
+                room[:, :, :, : self.length] = held[:, : self.size, :, : self.length]
             self.held[layer] = held = room
-        held[0, :, :, self.length : end] = key
-        held[1, :, :, self.length : end] = value
-        return held[:, :, :, :end]
+        held[0, : self.size, :, self.length : end] = key
+        held[1, : self.size, :, self.length : end] = value
+        return held[:, : self.size, :, :end]
+
+    def keep(self, rows: list[int]) -> list[int]:
+        """Let go of all rows but these, in ascending order; the last of them fill the gaps. Returns
+        which row stands at each place from then on."""
+        self.size = len(rows)
+        gaps = sorted(set(range(self.size)).difference(rows))
+        moved = rows[self.size - len(gaps) :]
+        for layer, held in self.held.items():
+            held[:, gaps, :, : self.length] = held[:, moved, :, : self.length]
+            if 2 * self.size <= held.shape[1]:
+                self.held[layer] = held[:, : self.size].clone()
+        moves = dict(zip(gaps, moved, strict=True))
+        return [moves.get(place, place) for place in range(self.size)]
 
     def select(self, rows: list[int]) -> "Group":
         """Some of the rows, or one several times."""
@@ -57,6 +70,8 @@ class CPUEngine:
     def __init__(self, model: PreTrainedModel, decoding: Decoding):
         self.model, self.decoding = model, decoding
         self.groups: list[Group] = []
+        self.order: list[int] = []
+        """The place of each row in the groups, one after the other, and in what follows."""
         self.history = torch.zeros(0, 0, dtype=torch.long)  # a row's tokens from the left
         self.lengths = torch.zeros(0, dtype=torch.long)
         self.starts = self.lengths  # how long each row's prompt is
@@ -66,6 +81,7 @@ class CPUEngine:
     def prefill(self, prompts: list[list[int]], uniforms: torch.Tensor) -> None:
         for _, alike in groupby(prompts, len):
             self.groups.append(self.read([tuple(prompt[:-1]) for prompt in alike]))
+        self.order += range(len(self.order), len(self.order) + len(prompts))
         lengths = torch.tensor([len(ids) for ids in prompts])
         self.lengths = torch.cat([self.lengths, lengths])
         self.starts = torch.cat([self.starts, lengths])
@@ -104,7 +120,7 @@ class CPUEngine:
             ).logits
 
     def scores(self) -> torch.Tensor:
-        """Those of the token that comes next in each row, (R, vocabulary)."""
+        """Those of the token that comes next at each place, (R, vocabulary)."""
         last = self.history.gather(1, self.lengths[:, None] - 1)
         scores: torch.Tensor = self.forward(self.groups, last, predict=True)[:, -1]
         return scores
@@ -113,7 +129,9 @@ class CPUEngine:
         """Nothing is begun before it is asked for."""
         scores = self.scores()
         if self.watched:
-            self.shown = scores[watched_rows(len(scores))]
+            self.shown = scores[[self.order[row] for row in watched_rows(len(scores))]]
+        if allowed is not None:
+            allowed = allowed[torch.tensor(self.order).argsort()]
         uniforms = self.uniforms.gather(1, (self.lengths - self.starts)[:, None])[:, 0]
         tokens, logprobs = sample(
             scores, self.history, self.lengths, uniforms, self.decoding, allowed
@@ -123,18 +141,20 @@ class CPUEngine:
         self.lengths += 1
         for group in self.groups:
             group.length += 1
-        return tokens, logprobs
+        return tokens[self.order], logprobs[self.order]
 
     def evict(self, rows: list[int]) -> None:
-        self.history, self.uniforms = self.history[rows], self.uniforms[rows]
-        self.lengths, self.starts = self.lengths[rows], self.starts[rows]
-        groups, start = [], 0
+        kept, places, start = sorted(self.order[row] for row in rows), list[int](), 0
         for group in self.groups:
-            inside = [row - start for row in rows if start <= row < start + group.size]
-            start += group.size
-            if inside:
-                groups.append(group if len(inside) == group.size else group.select(inside))
-        self.groups = groups
+            end = start + group.size
+            inside = [place - start for place in kept if start <= place < end]
+            places += [start + place for place in group.keep(inside)]
+            start = end
+        self.groups = [group for group in self.groups if group.size]
+        self.history, self.uniforms = self.history[places], self.uniforms[places]
+        self.lengths, self.starts = self.lengths[places], self.starts[places]
+        moved = {place: now for now, place in enumerate(places)}
+        self.order = [moved[self.order[row]] for row in rows]
 
     def attend(
         self,

@@ -72,6 +72,12 @@ def in_form(couplet: str, answer: str, further: Collection[int] = FURTHER_LINES)
     )
 
 
+def outgrown(begun: str) -> bool:
+    """Whether an answer that begins so is in no form of FURTHER_LINES however it goes on: it has a
+    line break, or more lines."""
+    return "\n" in begun or len(split_lines(begun)) > max(FURTHER_LINES)
+
+
 def is_simplified(character: str) -> bool:
     """Whether the mainland's basic set has a character, and Taiwan's has not."""
     return bool(character.encode("gb2312", "ignore")) and not character.encode("big5", "ignore")

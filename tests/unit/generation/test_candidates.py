@@ -26,6 +26,7 @@ from verse.generation.candidates import (
 from verse.model import loading, memory
 from verse.model.opening import open_model
 from verse.poem import Poem
+from verse.poems.lines import in_form
 
 COUPLET = "白日依山盡，黃河入海流。"
 RHYMED = "欲窮千里目，更上一層樓。"
@@ -136,6 +137,26 @@ def test_kept_is_the_one_that_its_couplet_explains_best(opened):
     assert likeliest < 15
     for number in (0, 7, 13):
         assert finished(opened, [number], {}) == [kept[number]]
+
+
+def test_one_that_cannot_be_kept_any_more_is_not_written_to_its_end(opened, monkeypatch):
+    opening, model, poems, prompts = opened
+    free = DRAWING.model_copy(update={"constrain": [], "max_new_tokens": 60})
+
+    def kept_of(drawn):
+        return finish(model, opening, poems, prompts, free, seed=3, batch_size=64, drawn=drawn)
+
+    drawn, whole = {}, {}
+    kept = kept_of(drawn)
+    monkeypatch.setattr(candidates, "outgrown", lambda _: False)
+    assert kept_of(whole) == kept
+    shorter = [key for key, one in drawn.items() if one != whole[key]]
+    assert len(shorter) > 5
+    for number, n in shorter:
+        one = drawn[number, n]
+        assert one.tokens == whole[number, n].tokens[: len(one.tokens)]
+        assert not in_form(poems[number].couplet, whole[number, n].text)
+        assert in_form(poems[number].couplet, kept[number].text)
 
 
 def test_without_form_the_likeliest_is_kept_and_of_equals_the_first(opened):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verse.poem import split_lines
-from verse.poems.lines import IDEOGRAPHS, parse_lines, write_lines
+from verse.poems.lines import IDEOGRAPHS, in_form, outgrown, parse_lines, write_lines
 
 
 @pytest.mark.parametrize("code", [0x3007, 0x3400, 0x4E00, 0x9FFF, 0xF900, 0xFAFF, 0x20000, 0x3FFFF])
@@ -39,6 +39,19 @@ LINES = [("白日依山盡", "，"), ("黃河入海流", "。")]
 def test_a_couplet_in_form_is_read_alike():
     assert list(split_lines(COUPLET)) == parse_lines(COUPLET) == LINES
     assert write_lines(LINES) == COUPLET
+
+
+@given(st.text("山\n，。"), st.text("山\n，。"))
+def test_what_has_outgrown_every_form_comes_back_to_none(begun, more):
+    if outgrown(begun):
+        assert outgrown(begun + more) and not in_form(COUPLET, begun + more)
+
+
+def test_a_form_is_outgrown_by_a_line_break_or_a_seventh_line():
+    whole = COUPLET * 3
+    assert in_form(COUPLET, whole)
+    assert not any(outgrown(whole[:length]) for length in range(len(whole) + 1))
+    assert outgrown(whole + "山") and outgrown(COUPLET + "\n")
 
 
 @pytest.mark.parametrize(
