@@ -298,9 +298,10 @@ def become(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    paths = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
+    paths = list(map(os.path.abspath, filter(None, env.get("PYTHONPATH", "").split(os.pathsep))))
     first = Path.cwd() if command[0] == "-m" else Path(command[0]).resolve().parent
-    sys.path[:] = [str(first), *map(os.path.abspath, paths), *sys.path[1:]]
+    # What .pth files add is not added twice.
+    sys.path[:] = [str(first), *paths, *(path for path in sys.path[1:] if path not in paths)]
     sys.argv = ["-m", *command[2:]] if command[0] == "-m" else command
     sys.executable, sys.orig_argv = executable, [executable, *command]
     sys.modules["__main__"] = ModuleType("__main__")

@@ -199,23 +199,21 @@ def raises(error):
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not on glibc")
 def test_main_memory_that_is_freed_is_kept_for_the_next_tensor():
     program = """
-import resource, sys, torch
+import resource, torch
 from verse.model.memory import keep_freed
-if sys.argv[1] == "kept":
-    keep_freed()
 def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    torch.zeros(64 << 20, dtype=torch.uint8)
-before = faults()
-for _ in range(10):
-    torch.zeros(64 << 20, dtype=torch.uint8)
-print(faults() - before)
+    for _ in range(20):
+        torch.zeros(64 << 20, dtype=torch.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.zeros(64 << 20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults())
+keep_freed()
+print(faults())
 """
-    given_back, kept = (
-        int(subprocess.check_output([sys.executable, "-c", program, way]))
-        for way in ("as it is", "kept")
-    )
+    found = subprocess.check_output([sys.executable, "-c", program], text=True)
+    given_back, kept = map(int, found.split())
     pages = (64 << 20) // resource.getpagesize()
     # Given back, all ten tensors meet new pages. Kept, the first one to six tensors of all do, and
     # later a stray page of Python's own.
