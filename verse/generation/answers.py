@@ -287,7 +287,7 @@ def check_scores_of(model: PreTrainedModel, tried: list[tuple[list[int], torch.T
     own, as it gives them for each text in its own attention."""
     texts, found = zip(*tried, strict=True)
     # What follows a text does not matter to it: it is read as a part of one that goes on.
-    read = [text for text in texts if not any(goes_on(other, text) for other in texts)]
+    read = [text for text in texts if not any(continues(other, text) for other in texts)]
     rows = [next(i for i, one in enumerate(read) if one[: len(text)] == text) for text in texts]
     last, at = torch.tensor([len(text) - 1 for text in texts]).unique(return_inverse=True)
     ids = pad_sequence([torch.tensor(text) for text in read], batch_first=True)
@@ -303,7 +303,7 @@ def check_scores_of(model: PreTrainedModel, tried: list[tuple[list[int], torch.T
         )
 
 
-def goes_on(text: list[int], start: list[int]) -> bool:
+def continues(text: list[int], start: list[int]) -> bool:
     return len(text) > len(start) and text[: len(start)] == start
 
 

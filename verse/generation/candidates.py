@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -54,12 +55,15 @@ def finish(
     numbers = range(decoding.num_candidates)
     keys = [(poem, number) for poem in range(len(poems)) for number in numbers]
 
+    @cache
+    def ended_in_form(key: Key) -> bool:
+        return in_form(poems[key[0]].couplet, drawn[key].text)
+
     def given_up(key: Key, tokens: list[int]) -> bool:
         if len(tokens) % LOOKED_AT:
             return False
-        couplet = poems[key[0]].couplet
-        ended = [drawn[other] for number in numbers if (other := (key[0], number)) in drawn]
-        beaten = any(in_form(couplet, one.text) for one in ended)
+        ended = ((key[0], number) for number in numbers if (key[0], number) in drawn)
+        beaten = any(map(ended_in_form, ended))
         return beaten and outgrown(decode(opening.tokenizer, tokens))
 
     answer(

@@ -46,6 +46,8 @@ class Group:
     def keep(self, rows: list[int]) -> list[int]:
         """Let go of all rows but these, in ascending order; the last of them fill the gaps. Returns
         which row stands at each place from then on."""
+        if len(rows) == self.size:
+            return rows
         self.size = len(rows)
         gaps = sorted(set(range(self.size)).difference(rows))
         moved = rows[self.size - len(gaps) :]

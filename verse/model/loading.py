@@ -51,6 +51,7 @@ from verse.model.layers import (
     round_to_nf4,
     to_main_memory,
 )
+from verse.model.memory import keep_freed
 from verse.params import Model
 from verse.schema import Record, read_json
 
@@ -97,13 +98,15 @@ def deterministic(seed: int, threads: int) -> None:
 def choose_device(wanted: str) -> torch.device:
     """The device for "auto", "cuda", "mps" or "cpu"; a line says why "auto" leaves out a GPU.
 
-    Raises UserError for a GPU that is not there, or does not do what is asked of it.
+    Its memory is taken as suits large tensors from then on. Raises UserError for a GPU that is not
+    there, or does not do what is asked of it.
     """
     if wanted == "auto" and not torch.cuda.is_available():
         if reason := reason_gpu_unused():
             print(f"on the CPU: {reason}", file=sys.stderr, flush=True)
         wanted = "cpu"
     if wanted == "cpu":
+        keep_freed()
         return torch.device("cpu")
     if wanted == "mps":
         if not torch.backends.mps.is_available():

@@ -131,8 +131,6 @@ def open_model(settings: Model, machine: Machine, *, seed: int) -> Opening:
     """
     loading.deterministic(seed, machine.threads)
     device = loading.choose_device(machine.device)
-    if device.type == "cpu":
-        memory.keep_freed()
     config = loading.read_config(settings, machine.cache_dir)
     tokenizer = encoding.load_tokenizer(settings, machine.cache_dir)
     return Opening(

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from verse.model import encoding, loading, memory
+from verse.model import encoding, loading
 from verse.params import Machine, Model
 from verse.paths import MINI
 
@@ -38,8 +38,6 @@ def surprises(poems: Sequence[Verse], machine: Machine) -> list[float]:
     """
     loading.deterministic(0, machine.threads)
     device = loading.choose_device(machine.device)
-    if device.type == "cpu":
-        memory.keep_freed()
     model = loading.load_model(READER, device, loading.choose_dtype(READER.dtype, device))
     tokenizer = encoding.load_tokenizer(READER)
     first, _ = encoding.affixes(tokenizer)
