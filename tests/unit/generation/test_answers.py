@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_architectures import tiny_config
 from tiny_models import NoFloat64, build, byte_pairs, decoding, encode_prompt, examples
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     AutoModelForCausalLM,
     LogitsProcessorList,
@@ -23,6 +24,7 @@ from verse.generation import answers, batch_invariant_linear, gpu_engine, sampli
 from verse.generation.cpu_engine import CPUEngine
 from verse.generation.gpu_engine import GPUEngine
 from verse.model import loading
+from verse.model.attention import Attention
 
 DECODING = decoding(
     do_sample=True, temperature=0.9, top_p=0.9, top_k=50, max_new_tokens=12, no_repeat_ngram_size=3
@@ -273,6 +275,30 @@ def test_keys_and_values_of_unlike_sizes(name):
                 assert torch.allclose(found, torch.stack(expected), atol=1e-5)
             tokens, _ = [rows.decode()[0].tolist() for rows in both]
             texts = [[*ids, token] for ids, token in zip(texts, tokens, strict=True)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("queries", [1, 2, 3, 5])
+@pytest.mark.parametrize("keys", [1, 2, 3])
+def test_attention_to_a_text_is_the_same_in_whatever_company(dtype, queries, keys):
+    """Of AMD's processors, on which MKL's products differ with the place of a thread's memory."""
+    generator = torch.Generator().manual_seed(0)
+    engine = CPUEngine(None, DECODING)
+    for tokens, length, size in [(1, 12, 16), (1, 33, 64), (5, 23, 20), (16, 50, 64)]:
+        query = torch.randn(1, keys * queries, tokens, size, generator=generator).to(dtype)
+        seen = torch.randn(2, 1, keys, length, size, generator=generator).to(dtype)
+        how = Attention(size**-0.5, None, None, None)
+        (alone,) = engine.attend_alike(query, seen, how)
+        rows = torch.arange(length)[-tokens:, None] >= torch.arange(length)
+        plain = scaled_dot_product_attention(
+            query.float(), *seen.float().repeat_interleave(queries, 2), attn_mask=rows
+        )
+        assert torch.allclose(alone.float(), plain, atol=1e-5 if dtype == torch.float32 else 0.02)
+        for count in (2, 3, 7):
+            rows = engine.attend_alike(
+                query.repeat(count, 1, 1, 1), seen.repeat(1, count, 1, 1, 1), how
+            )
+            assert all(torch.equal(row, alone) for row in rows)
 
 
 def test_slots_do_without_float64_on_apples_gpu(mini, monkeypatch):
