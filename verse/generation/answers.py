@@ -176,11 +176,11 @@ def generate_batched(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
     tried: list[tuple[list[int], torch.Tensor]] | None = []
     early: list[tuple[Key, int]] = []
     ended: list[tuple[Key, list[int], float]] = []
-    step = 0
+    step, ahead = 0, False  # whether a step is under way, in which no new rows can take part
     while waiting or keys:
         proving = tried is not None and step in (0, PROVEN_STEPS - 1)
         with nullcontext() if tried is None else first_try(task.model):
-            if waiting and len(keys) <= REFILLED * batch_size:
+            if waiting and (not keys or (not ahead and len(keys) <= REFILLED * batch_size)):
                 new = [waiting.pop() for _ in range(min(batch_size - len(keys), len(waiting)))]
                 texts = [prompts[key] for key in new]
                 if engine is None:
@@ -194,12 +194,13 @@ def generate_batched(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
             if task.constraint:
                 allowed = task.constraint.allowed(states[key] for key in keys)
             goes_on = min(len(written[key]) for key in keys) + 1 < most
-            prefetch = goes_on and not waiting and not task.constraint and tried is None
+            refill = waiting and len(keys) <= REFILLED * batch_size
+            ahead = goes_on and not refill and not task.constraint and tried is None
             if proving:
                 some = [keys[row] for row in watched_rows(len(keys))]
                 texts = [prompts[key] + written[key] for key in some]
             engine.watched = proving
-            drawn, logprobs = engine.decode(allowed, prefetch=prefetch)
+            drawn, logprobs = engine.decode(allowed, prefetch=ahead)
         if proving and tried is not None:
             tried += zip(texts, engine.shown, strict=True)
         kept = []

@@ -36,7 +36,7 @@ class Engine(Protocol):
         """Draw a token for each row, of those allowed, (R, vocabulary), and add it; on the CPU.
 
         prefetch: the next step may begin before this one is looked at, since most rows go on and
-        none will be added.
+        none will be added before it, unless all have ended.
         """
         ...
 

@@ -82,6 +82,7 @@ class GPUEngine:
 
     def prefill(self, prompts: list[list[int]], uniforms: torch.Tensor) -> None:
         """Equal ones are read once."""
+        self.under_way = None  # of rows that have all ended
         taken = set(self.order)
         slots = [slot for slot in range(self.slots) if slot not in taken][: len(prompts)]
         self.order += slots

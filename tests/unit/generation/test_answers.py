@@ -332,6 +332,23 @@ def test_slots_answer_as_rows_do_whoever_waits(mini, in_slots):
     assert answer(mini) == answer(mini, batch_size=2) == answer(mini, batch_size=4) == expected
 
 
+def test_rows_that_all_end_while_the_next_step_is_under_way(mini, in_slots):
+    model, tokenizer = mini
+    prompts = {key: encode_prompt(tokenizer, text) for key, text in enumerate(COUPLETS)}
+
+    def written(batch_size):
+        found = {}
+        answers.answer(
+            model, tokenizer, prompts, DECODING, seed=1, batch_size=batch_size, answers=found,
+            given_up=lambda _, tokens: len(tokens) == 7,
+        )  # fmt: skip
+        return {key: found[key].tokens for key in prompts}
+
+    expected = written(64)
+    in_slots()
+    assert all(written(size) == expected for size in (1, 2, 5, 64))
+
+
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "gemma2", "gpt2", "ernie4_5_moe"])
 def test_other_kinds_of_models_answer_together(kind, in_slots, capsys):
     """Experts, sinks, capped scores: as the model itself, and the same bits for any batch."""
