@@ -33,11 +33,12 @@ from verse.model.layers import (
 GIB = 2**30
 PASS_TOKENS = 1024  # of a pass that uses a GPU well; a way that has no room for them comes last
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits and its share of the scales
-OVERHEAD = 0.4 * GIB  # of kernels, of a layer's weight as plain numbers, of what is left in pieces
+OVERHEAD = 0.3 * GIB  # of kernels, of a layer's weight as plain numbers
+IN_PIECES = 1.05  # times the activations that are held, for what is left between them
 CUDA_CONTEXT, CUDA_LATER = 0.6 * GIB, 0.25 * GIB
 """What CUDA itself takes of a GPU: at the start, and for kernels and recordings that come later."""
 TRAINED_BYTES = 18  # of a number in float32: with its gradient, AdamW's two and a copy in less
-READING = 0.5 * GIB  # of prompts, a few thousand tokens at a time
+READING = 0.6 * GIB  # of prompts, a few thousand tokens at a time
 HELD = {1.0: 1.0, 0.75: 0.59, 0.5: 0.44, 0.0: 0.0}
 """By PyTorch's activation memory budget, the share of a layer's activations that its partitioner
 holds: counted on a compiled layer of Mistral with adapters. At 0.75 no matrix product of the
@@ -311,7 +312,8 @@ def training_bytes(model: Sizes, tokens: float, predicted: float, budget: float)
     outputs = predicted * model.vocabulary * 12  # logits in two precisions, and their gradients
     # With their adapters added, in float32 in the proof, and the gradient of that.
     experts = (2 * HELD[budget] * model.layers + 3) * model.experts
-    return (HELD[budget] * model.layers + 1) * layer + experts + inputs + outputs + OVERHEAD
+    held = HELD[budget] * model.layers * IN_PIECES
+    return (held + 1) * layer + experts + inputs + outputs + OVERHEAD
 
 
 def available_bytes(device: torch.device, wanted: Literal["auto"] | float) -> float:

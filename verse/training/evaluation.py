@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
@@ -34,6 +35,8 @@ class Evaluation:
         self.objective = objective
         self.device = next(model.parameters()).device
         by_length = sorted(examples, key=lambda example: example.length)
+        if plan.activation_budget < 1:  # memory is short, and passes of training hold most of it
+            plan = replace(plan, micro_batch_size=max(1, plan.micro_batch_size // 2))
         passes = [[e for _, e in part] for part in split_step(by_length, plan)]
         self.shape = shape_of([part for part in passes if part] or [by_length[:1]], plan.prefix)
         self.batches = [lay_out(part, plan.prefix, self.shape).to(self.device) for part in passes]

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+AT_ONCE = 64  # tensors whose gradients are copied to be added
+
 
 class FlatParams:
     """The adapter's weights of a model, in float32.
@@ -54,9 +56,12 @@ class FlatParams:
         self.gradient.zero_()
 
     def add(self, gradients: Sequence[torch.Tensor]) -> None:
-        """Add the gradients of all weights."""
-        gradient = self.gradient
-        gradient += torch.cat([gradient.flatten() for gradient in gradients])
+        """Add the gradients of all weights, a few at a time: a copy of all takes memory."""
+        start = 0
+        for first in range(0, len(gradients), AT_ONCE):
+            part = torch.cat([one.flatten() for one in gradients[first : first + AT_ONCE]])
+            self.gradient[start : start + len(part)] += part
+            start += len(part)
 
     def restore_weights(self) -> None:
         """Let the model have its weights in float32, as they are now."""

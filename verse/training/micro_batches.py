@@ -222,6 +222,8 @@ class MicroBatches:
         zero = torch.zeros((), device=self.device)
         inputs = [*vars(batch).values(), zero.int(), zero]
         self.model.train()
+        if self.plan.recorded:
+            torch._C._cuda_clearCublasWorkspaces()  # of other streams, 32 MiB each
         self.warm_up(inputs)
         try:
             if self.plan.recorded:

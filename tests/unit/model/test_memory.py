@@ -58,7 +58,7 @@ def test_memory_that_a_model_of_7_billion_needs(breeze):
     assert chosen(10.5) == (False, 0.5, 16)
     assert chosen(8) == (False, 0, 16)
     assert chosen(5.3) == (False, 0, 8)
-    assert best(breeze, 4.55)[0].output_apart and best(breeze, 4.55)[0].micro_batch_size == 6
+    assert best(breeze, 4.55)[0].output_apart and best(breeze, 4.55)[0].micro_batch_size == 8
     assert not best(breeze, 5)[0].output_apart
     with pytest.raises(UserError, match=r"GiB of memory are needed, and 4\.0 may be used"):
         best(breeze, 4)
