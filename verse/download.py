@@ -181,7 +181,7 @@ class Transfer:
         headers = {"Accept-Encoding": "identity"}
         if offset:
             headers |= {"Range": f"bytes={offset}-"} | ({"If-Range": self.tag} if self.tag else {})
-        hooks, timeout = {"response": self.follow}, (CONNECT, 2 * self.timeout)
+        hooks, timeout = {"response": self.follow}, (CONNECT, 4 * self.timeout)
         with requests.Session() as session:
             session.max_redirects = REDIRECTS
             answer = session.get(
