@@ -191,14 +191,14 @@ class CPUEngine:
         grouped = query.reshape(count, keys, heads // keys * tokens, size)
         if how.plain:
             queries = grouped.shape[2]
+            if count * keys == 1:  # the only product, which threads would share
+                grouped, seen = grouped.expand(2, -1, -1, -1), seen.expand(-1, 2, -1, -1, -1)
             if query.dtype == torch.float32:
-                # MKL's products hang on where a thread's memory begins, which whole fours of
-                # queries settle, and on how many threads share one, as they do the only one.
+                # MKL's products hang on where a thread's memory begins: at whole fours of queries
+                # each has the same place.
                 more = -queries % 4
                 grouped = functional.pad(grouped, (0, 0, 0, more))
                 mask = mask if mask is None else functional.pad(mask, (0, 0, 0, more), value=True)
-                if count * keys == 1:
-                    grouped, seen = grouped.expand(2, -1, -1, -1), seen.expand(-1, 2, -1, -1, -1)
             found = functional.scaled_dot_product_attention(
                 grouped, seen[0], seen[1], mask, scale=how.scale
             )
