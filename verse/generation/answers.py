@@ -180,7 +180,8 @@ def generate_batched(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
     while waiting or keys:
         proving = tried is not None and step in (0, PROVEN_STEPS - 1)
         with nullcontext() if tried is None else first_try(task.model):
-            if waiting and (not keys or (not ahead and len(keys) <= REFILLED * batch_size)):
+            due = waiting and len(keys) <= REFILLED * batch_size
+            if due and (not ahead or not keys):
                 new = [waiting.pop() for _ in range(min(batch_size - len(keys), len(waiting)))]
                 texts = [prompts[key] for key in new]
                 if engine is None:
@@ -189,13 +190,13 @@ def generate_batched(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
                 for key in new:
                     written[key], likelihoods[key] = [], 0.0
                 keys += new
+                due = False
             assert engine
             allowed = None
             if task.constraint:
                 allowed = task.constraint.allowed(states[key] for key in keys)
             goes_on = min(len(written[key]) for key in keys) + 1 < most
-            refill = waiting and len(keys) <= REFILLED * batch_size
-            ahead = goes_on and not refill and not task.constraint and tried is None
+            ahead = goes_on and not due and not task.constraint and tried is None
             if proving:
                 some = [keys[row] for row in watched_rows(len(keys))]
                 texts = [prompts[key] + written[key] for key in some]

@@ -289,9 +289,9 @@ def test_attention_to_a_text_is_the_same_in_whatever_company(dtype, queries, key
         seen = torch.randn(2, 1, keys, length, size, generator=generator).to(dtype)
         how = Attention(size**-0.5, None, None, None)
         (alone,) = engine.attend_alike(query, seen, how)
-        rows = torch.arange(length)[-tokens:, None] >= torch.arange(length)
+        mask = torch.arange(length)[-tokens:, None] >= torch.arange(length)
         plain = scaled_dot_product_attention(
-            query.float(), *seen.float().repeat_interleave(queries, 2), attn_mask=rows
+            query.float(), *seen.float().repeat_interleave(queries, 2), attn_mask=mask
         )
         assert torch.allclose(alone.float(), plain, atol=1e-5 if dtype == torch.float32 else 0.02)
         for count in (2, 3, 7):
@@ -339,9 +339,15 @@ def test_rows_that_all_end_while_the_next_step_is_under_way(mini, in_slots):
     def written(batch_size):
         found = {}
         answers.answer(
-            model, tokenizer, prompts, DECODING, seed=1, batch_size=batch_size, answers=found,
+            model,
+            tokenizer,
+            prompts,
+            DECODING,
+            seed=1,
+            batch_size=batch_size,
+            answers=found,
             given_up=lambda _, tokens: len(tokens) == 7,
-        )  # fmt: skip
+        )
         return {key: found[key].tokens for key in prompts}
 
     expected = written(64)
