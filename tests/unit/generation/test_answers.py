@@ -301,6 +301,18 @@ def test_attention_to_a_text_is_the_same_in_whatever_company(dtype, queries, key
             assert all(torch.equal(row, alone) for row in rows)
 
 
+def test_attention_to_one_text_is_not_shared_by_threads(mini):
+    """In bfloat16 that shows once in hundreds of texts."""
+    generator = torch.Generator().manual_seed(0)
+    engine, how = CPUEngine(None, DECODING), Attention(64**-0.5, None, None, None)
+    for length in 20 * list(range(20, 200, 4)):
+        query = torch.randn(1, 1, 1, 64, generator=generator).bfloat16()
+        seen = torch.randn(2, 1, 1, length, 64, generator=generator).bfloat16()
+        (alone,) = engine.attend_alike(query, seen, how)
+        first, _ = engine.attend_alike(query.repeat(2, 1, 1, 1), seen.repeat(1, 2, 1, 1, 1), how)
+        assert torch.equal(alone, first)
+
+
 def test_slots_do_without_float64_on_apples_gpu(mini, monkeypatch):
     """What draws is rounded to float32 there; the poems are the same."""
 
