@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from verse.errors import UserError
-from verse.generation.batch_invariant_linear import use_batch_invariant_linear
+from verse.generation.batch_invariance import make_batch_invariant
 from verse.generation.constraint import Constraint, ConstraintProcessor, VerseState
 from verse.generation.cpu_engine import CPUEngine
 from verse.generation.engine import Engine, watched_rows
@@ -90,7 +90,7 @@ def answer(
     if decoding.num_beams == 1 and model not in UNSUPPORTED:
         UNSUPPORTED[model] = reason_unsupported(model, decoding, list(waiting.values()))
     if model.device.type == "cpu":
-        use_batch_invariant_linear(model)
+        make_batch_invariant(model)
     elif not is_sharded(model):  # whose weights come and go
         fuse_norms(model)
     seed_of = seed if callable(seed) else lambda _: str(seed)

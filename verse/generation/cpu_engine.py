@@ -1,6 +1,6 @@
 """The engine on a CPU: prompts of all lengths, bit-identical for any batch composition.
 
-The linear layers take the rows together (`batch_invariant_linear`). Attention takes rows of
+The linear layers take the rows together (`batch_invariance`). Attention takes rows of
 one length together, so that nothing is padded. Prompts are read in blocks that begin at
 fixed places, and rows that begin alike share the blocks: what a row meets depends on its own
 tokens only.

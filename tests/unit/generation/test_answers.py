@@ -18,9 +18,10 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.activations import ACT2CLS, ACT2FN
 
 from verse.errors import UserError
-from verse.generation import answers, batch_invariant_linear, gpu_engine, sampling
+from verse.generation import answers, batch_invariance, gpu_engine, sampling
 from verse.generation.cpu_engine import CPUEngine
 from verse.generation.gpu_engine import GPUEngine
 from verse.model import loading
@@ -367,7 +368,10 @@ def test_rows_that_all_end_while_the_next_step_is_under_way(mini, in_slots):
     assert all(written(size) == expected for size in (1, 2, 5, 64))
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "gemma2", "gpt2", "ernie4_5_moe"])
+@pytest.mark.parametrize(
+    "kind",
+    ["mixtral", "gpt_oss", "gemma2", "gpt2", "ernie4_5_moe", "qwen2_moe", "longcat_flash"],
+)
 def test_other_kinds_of_models_answer_together(kind, in_slots, capsys):
     """Experts, sinks, capped scores: as the model itself, and the same bits for any batch."""
     torch.manual_seed(0)
@@ -443,9 +447,9 @@ def test_scores_that_are_no_numbers_are_told(mini):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_of_a_product_do_not_depend_on_how_many_there_are(dtype):
     torch.manual_seed(0)
-    for inputs, outputs in ((64, 96), (320, 896), (100, batch_invariant_linear.WIDE)):
+    for inputs, outputs in ((64, 96), (320, 896), (100, batch_invariance.WIDE)):
         layer = torch.nn.Linear(inputs, outputs).to(dtype)
-        batch_invariant_linear.use_batch_invariant_linear(layer)
+        batch_invariance.make_batch_invariant(layer)
         rows = torch.randn(700, inputs).to(dtype)
         with torch.no_grad():
             whole = layer(rows)
@@ -454,8 +458,32 @@ def test_rows_of_a_product_do_not_depend_on_how_many_there_are(dtype):
                 assert torch.equal(layer(rows[-count:][None])[0], whole[-count:])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", sorted(ACT2CLS))
+def test_rows_of_an_activation_do_not_depend_on_how_many_there_are(name, dtype, threads):
+    """Of odd widths, and of more numbers than PyTorch leaves to one thread."""
+    torch.manual_seed(0)
+    activation = ACT2FN[name].to(dtype)
+    plain = activation.forward
+    batch_invariance.make_batch_invariant(activation)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for width in (896, 1000, 77):
+            rows = (3 * torch.randn(90, width)).to(dtype)
+            whole = activation(rows)
+            assert torch.allclose(whole, plain(rows), rtol=1e-2, atol=1e-5)
+            assert activation(rows[:0]).shape == (0, width)
+            for count in (1, 2, 17, 40, 89):
+                assert torch.equal(activation(rows[:count]), whole[:count])
+                assert torch.equal(activation(rows[-count:][None])[0], whole[-count:])
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_tiles_hold_all_rows_and_little_else(monkeypatch):
-    sizes, weight = batch_invariant_linear.Sizes(8), torch.ones(8, 8)
+    sizes, weight = batch_invariance.Sizes(8), torch.ones(8, 8)
     monkeypatch.setattr(sizes, "agree", lambda size, _: size >= 4)
     for rows in range(1, 1000):
         parts = sizes.tiles(rows, weight)
@@ -470,7 +498,7 @@ def test_sizes_that_do_not_agree_are_not_used(monkeypatch):
         return torch.full((left.shape[0], right.shape[1]), float(left.shape[0] in (2, 16)))
 
     monkeypatch.setattr(torch, "mm", product)
-    sizes, weight = batch_invariant_linear.Sizes(32), torch.randn(32, 8)
+    sizes, weight = batch_invariance.Sizes(32), torch.randn(32, 8)
     parts = {part for rows in range(1, 300) for part in sizes.tiles(rows, weight)}
     assert parts == {256, 128, 64, 32, 8, 4, 1}
 

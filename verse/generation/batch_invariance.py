@@ -1,8 +1,8 @@
-"""Matrix products on a CPU whose rows come out the same in whatever company.
+"""Layers on a CPU whose rows come out the same in whatever company.
 
 A product picks its kernel by the number of rows, and kernels differ in the last bits. Which sizes
 agree bit for bit is found out by trying, once for each shape of a layer and each size that is
-wanted, and only those are used.
+wanted, and only those are used. Activation functions and mixtures take rows in ways of their own.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import activations
 from transformers.pytorch_utils import Conv1D
 
 from verse.model.layers import expert_weights
@@ -18,23 +19,40 @@ from verse.model.layers import expert_weights
 LARGEST = 256  # rows: larger products are no faster
 WIDE = 16_384  # columns of a layer, from which on
 LARGEST_WIDE = 64  # this is as fast, and quicker tried
+ACTIVATIONS = (nn.ELU, nn.GELU, nn.Mish, nn.Sigmoid, nn.SiLU, nn.Softplus)
+ONE_THREAD = 16_384  # numbers that PyTorch leaves to one thread; but for GELU, twice as many
+VECTOR = 64  # numbers: a multiple of what a step of PyTorch's vectorized loops takes
 
 
-def use_batch_invariant_linear(model: nn.Module) -> None:
-    """Let every linear layer take its rows in tiles of sizes that agree, and what else multiplies
-    rows, a mixture's experts and what chooses them, one row at a time."""
+def make_batch_invariant(model: nn.Module) -> None:
+    """Let every linear layer take its rows in tiles of sizes that agree, an activation function in
+    whole vectors, and a mixture's experts and what chooses them one row at a time."""
     owners = {name.rpartition(".")[0] for name in expert_weights(model)}
-    for name, module in model.named_modules():
-        chooses = re.search("Router|Gate", type(module).__name__) and hasattr(module, "weight")
-        alone = name in owners or isinstance(module, Conv1D) or chooses
-        if alone and type(module) is not nn.Linear and not isinstance(module.forward, RowByRow):
-            module.forward = RowByRow(module.forward)
+    by_row = owners | {block_of(owner) for owner in owners}
     found: dict[tuple[torch.Size, torch.dtype], Sizes] = {}
-    for module in model.modules():
-        if type(module) is nn.Linear and not isinstance(module.forward, Tiled):
+    for name, module in model.named_modules():
+        if isinstance(module.forward, Tiled | WholeVectors | RowByRow):
+            continue
+        kind = type(module)
+        if kind is nn.Linear:
             weight = module.weight
             sizes = found.setdefault((weight.shape, weight.dtype), Sizes(weight.shape[0]))
-            module.forward = Tiled(module, sizes)  # type: ignore[method-assign,assignment]
+            module.forward = Tiled(module, sizes)
+        elif isinstance(module, ACTIVATIONS) or kind.__module__ == activations.__name__:
+            module.forward = WholeVectors(module.forward)
+        elif name in by_row or kind is Conv1D or chooses(module):
+            module.forward = RowByRow(module.forward)
+
+
+def block_of(experts: str) -> str:
+    """The name of the block that a layer's experts are part of: theirs, if that is the layer."""
+    block = experts.rpartition(".")[0]
+    return experts if block.rpartition(".")[2].isdigit() else block
+
+
+def chooses(module: nn.Module) -> bool:
+    """Whether it is a mixture's router."""
+    return bool(re.search("Router|Gate", type(module).__name__)) and hasattr(module, "weight")
 
 
 class Sizes:
@@ -83,6 +101,26 @@ class Sizes:
                 left -= parts[-1]
             self.parts[rows] = parts
         return self.parts[rows]
+
+
+class WholeVectors:
+    """What an activation function does in place of its own `forward`.
+
+    PyTorch computes most numbers in vectors, and those left at the end of a thread's share one by
+    one, which differs in the last bits. Here every row is whole vectors within one thread's share.
+    """
+
+    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor]):
+        self.forward = forward
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        width = inputs.shape[-1]
+        if width % VECTOR == 0 and inputs.numel() <= ONE_THREAD:
+            return self.forward(inputs)
+        rows = nn.functional.pad(inputs.reshape(-1, width), (0, -width % VECTOR))
+        pieces = rows.split(max(1, ONE_THREAD // rows.shape[1]))
+        outputs = torch.cat([self.forward(piece) for piece in pieces])
+        return outputs[:, :width].reshape(inputs.shape)
 
 
 class RowByRow:
