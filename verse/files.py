@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from verse.errors import UserError, system_error
@@ -282,6 +283,22 @@ def parse_value(text: str, path: str | Path, remedy: str, line: int = 1) -> Any:
         deep = isinstance(error, RecursionError)
         reason = "nested too deeply" if deep else "a number too long to read"
         raise UserError(f"{path}, line {line}: not JSON ({reason}): {remedy}") from None
+
+
+def parse_yaml(text: str, path: str | Path) -> Any:
+    """What a file's YAML says. Raises UserError that names the line."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise UserError(f"{path}{line}: not YAML ({problem}): correct it") from None
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        # What PyYAML lets through for a date such as 2024-99-99, `!!int x` or 10,000 brackets.
+        raise UserError(
+            f"{path}: holds a value that YAML cannot make sense of: correct it"
+        ) from None
 
 
 def read_jsonl(path: str | Path) -> list[Any]:

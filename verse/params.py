@@ -28,8 +28,7 @@ from pydantic import (
 )
 
 from verse.errors import ParameterError, UserError
-from verse.files import read_text
-from verse.schema import parse_yaml
+from verse.files import parse_yaml, read_text
 
 
 def _number(value: object) -> object:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from verse.errors import UserError
@@ -53,19 +52,3 @@ def iter_records(path: str | Path, schema: TypeAdapter[T]) -> Iterator[T]:
     """
     for number, row in enumerate(iter_jsonl(path), 1):
         yield fit(schema, row, f"{path}, row {number}")
-
-
-def parse_yaml(text: str, path: str | Path) -> Any:
-    """What a file's YAML says. Raises UserError that names the line."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise UserError(f"{path}{line}: not YAML ({problem}): correct it") from None
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        # What PyYAML lets through for a date such as 2024-99-99, `!!int x` or 10,000 brackets.
-        raise UserError(
-            f"{path}: holds a value that YAML cannot make sense of: correct it"
-        ) from None

@@ -7,8 +7,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from verse.errors import UserError
+from verse.files import parse_yaml
 from verse.poems.contestants import contestants
-from verse.schema import SCORES, iter_records, parse_yaml, read_json
+from verse.schema import SCORES, iter_records, read_json
 
 SCORE = {"tuned": {"poems": 300, "whole": 0.4}}
 CONFLICT = '{\n<<<<<<< HEAD\n"a": {}\n=======\n"b": {}\n>>>>>>> other\n}'

@@ -7,6 +7,8 @@ the same tokens; what trains and generates is Transformers', TRL's, Unsloth's.
 """
 
 import json
+import runpy
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +24,19 @@ BATCH, WIDTH = 16, 256  # prompts together where a peer takes many; tokens the n
 Numbers = dict[str, Any]
 
 
-def product_trains(p: Params) -> Numbers:
-    from stages import train
+def run_stage(*words: str) -> None:
+    """As `python -m stages.<word> ...` does, in this process."""
+    name = f"stages.{words[0]}"
+    sys.argv = [name, *words[1:]]
+    runpy.run_module(name, run_name="__main__")
 
-    train.main()
+
+def product_trains(p: Params) -> Numbers:
+    run_stage("train")
     return measured("train") | {"poems": len(read_poems(TRAINING)) * p.train.epochs}
 
 
 def product_generates(p: Params) -> Numbers:
-    from stages import generate
     from verse.generation import candidates
 
     tokens: dict[Any, int] = {}
@@ -40,7 +46,7 @@ def product_generates(p: Params) -> Numbers:
         tokens[key] = tokens.get(key, 0) + 1
 
     candidates.finish = lambda *task, **settings: finish(*task, **settings, on_token=count)
-    generate.finish(p, read_poems(PROMPTS), "tuned")
+    run_stage("generate", "tuned")
     return measured("generate") | {"poems": len(tokens), "tokens": list(tokens.values())}
 
 

@@ -24,11 +24,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import vl_convert
 import yaml
 
 from tools.bench.peers import ENTRIES, PROMPTS, TRAINING, Entry, any_kernel
 from verse import params
-from verse.cli.plots import draw
 from verse.errors import ParameterError, UserError, run
 from verse.files import cache_dir, write_json, write_text
 from verse.params import Params
@@ -86,7 +86,10 @@ def main() -> None:
     options.to.mkdir(parents=True, exist_ok=True)
     write_json(options.to / "numbers.json", facts | {"results": results})
     write_text(options.to / "table.md", table(facts, results))
-    draw(chart(results), options.to / "chart")
+    drawing = chart(results)
+    write_text(options.to / "chart.svg", vl_convert.vegalite_to_svg(drawing, allowed_base_urls=[]))
+    png = vl_convert.vegalite_to_png(drawing, scale=2, allowed_base_urls=[])
+    (options.to / "chart.png").write_bytes(png)
     print(f"{options.to}: table.md chart.png chart.svg numbers.json")
 
 
@@ -302,7 +305,8 @@ def chart(results: list[dict[str, Any]]) -> dict[str, Any]:
         }
 
     rows = [{"hconcat": [panel(job, m) for m in MEASURES]} for job in ("train", "generate")]
-    return {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "vconcat": rows}
+    schema = "https://vega.github.io/schema/vega-lite/v5.json"
+    return {"$schema": schema, "background": "white", "vconcat": rows}
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 from pydantic import TypeAdapter
 
-from verse.files import read_text
+from verse.files import parse_yaml, read_text
 from verse.hub import find_folder
 from verse.params import Params
 from verse.poem import Poem
-from verse.schema import Record, fit, parse_yaml
+from verse.schema import Record, fit
 from verse.scoring.metrics import METRICS
 from verse.scoring.terminal import shown
 

@@ -15,9 +15,9 @@ from verse.cli.own_run import own_run
 from verse.cli.plots import draw
 from verse.cli.tradeoff import chart
 from verse.errors import UserError
-from verse.files import decoded, write_text
+from verse.files import decoded, parse_yaml, write_text
 from verse.poems.contestants import WATCHED
-from verse.schema import SCORES, fit, parse_yaml
+from verse.schema import SCORES, fit
 from verse.scoring.metrics import METRICS, Metric
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from verse.errors import UserError, first_line
-from verse.files import read_text
+from verse.files import parse_yaml, read_text
 from verse.generation.answers import constraint_of, end_tokens
 from verse.generation.candidates import Key, finish
 from verse.generation.distribution import Distribution, distribution, scores_along
@@ -29,7 +29,7 @@ from verse.model.prompts import PROBE
 from verse.params import Decoding, Model, Params, Text, TextOrNull
 from verse.paths import ADAPTER
 from verse.poem import Poem
-from verse.schema import Record, fit, parse_yaml, read_json
+from verse.schema import Record, fit, read_json
 
 LIKELIEST = 20
 

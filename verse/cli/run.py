@@ -18,8 +18,7 @@ import yaml
 
 from verse import params
 from verse.errors import ParameterError, UserError
-from verse.files import read_text
-from verse.schema import parse_yaml
+from verse.files import parse_yaml, read_text
 
 RECIPES = Path("recipes")
 
