@@ -11,35 +11,31 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import activations
 from transformers.pytorch_utils import Conv1D
 
+from verse.model.activations import make_activations_invariant
 from verse.model.layers import expert_weights
 
 LARGEST = 256  # rows: larger products are no faster
 WIDE = 16_384  # columns of a layer, from which on
 LARGEST_WIDE = 64  # this is as fast, and quicker tried
-ACTIVATIONS = (nn.ELU, nn.GELU, nn.Mish, nn.Sigmoid, nn.SiLU, nn.Softplus)
-ONE_THREAD = 16_384  # numbers that PyTorch leaves to one thread; but for GELU, twice as many
-VECTOR = 64  # numbers: a multiple of what a step of PyTorch's vectorized loops takes
 
 
 def make_batch_invariant(model: nn.Module) -> None:
     """Let every linear layer take its rows in tiles of sizes that agree, an activation function in
     whole vectors, and a mixture's experts and what chooses them one row at a time."""
+    make_activations_invariant(model)
     owners = {name.rpartition(".")[0] for name in expert_weights(model)}
     by_row = owners | {block_of(owner) for owner in owners}
     found: dict[tuple[torch.Size, torch.dtype], Sizes] = {}
     for name, module in model.named_modules():
-        if isinstance(module.forward, Tiled | WholeVectors | RowByRow):
+        if isinstance(module.forward, Tiled | RowByRow):
             continue
         kind = type(module)
         if kind is nn.Linear:
             weight = module.weight
             sizes = found.setdefault((weight.shape, weight.dtype), Sizes(weight.shape[0]))
             module.forward = Tiled(module, sizes)
-        elif isinstance(module, ACTIVATIONS) or kind.__module__ == activations.__name__:
-            module.forward = WholeVectors(module.forward)
         elif name in by_row or kind is Conv1D or chooses(module):
             module.forward = RowByRow(module.forward)
 
@@ -101,26 +97,6 @@ class Sizes:
                 left -= parts[-1]
             self.parts[rows] = parts
         return self.parts[rows]
-
-
-class WholeVectors:
-    """What an activation function does in place of its own `forward`.
-
-    PyTorch computes most numbers in vectors, and those left at the end of a thread's share one by
-    one, which differs in the last bits. Here every row is whole vectors within one thread's share.
-    """
-
-    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor]):
-        self.forward = forward
-
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        width = inputs.shape[-1]
-        if width % VECTOR == 0 and inputs.numel() <= ONE_THREAD:
-            return self.forward(inputs)
-        rows = nn.functional.pad(inputs.reshape(-1, width), (0, -width % VECTOR))
-        pieces = rows.split(max(1, ONE_THREAD // rows.shape[1]))
-        outputs = torch.cat([self.forward(piece) for piece in pieces])
-        return outputs[:, :width].reshape(inputs.shape)
 
 
 class RowByRow:

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from verse.model import encoding, loading
+from verse.model.activations import make_activations_invariant
 from verse.params import Machine, Model
 from verse.paths import MINI
 
@@ -39,6 +40,8 @@ def surprises(poems: Sequence[Verse], machine: Machine) -> list[float]:
     loading.deterministic(0, machine.threads)
     device = loading.choose_device(machine.device)
     model = loading.load_model(READER, device, loading.choose_dtype(READER.dtype, device))
+    if device.type == "cpu":
+        make_activations_invariant(model)
     tokenizer = encoding.load_tokenizer(READER)
     first, _ = encoding.affixes(tokenizer)
     positions = encoding.positions(model.config)

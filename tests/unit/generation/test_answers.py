@@ -18,7 +18,6 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.activations import ACT2CLS, ACT2FN
 
 from verse.errors import UserError
 from verse.generation import answers, batch_invariance, gpu_engine, sampling
@@ -456,30 +455,6 @@ def test_rows_of_a_product_do_not_depend_on_how_many_there_are(dtype):
             for count in (1, 2, 3, 5, 17, 100, 301, 699):
                 assert torch.equal(layer(rows[:count]), whole[:count])
                 assert torch.equal(layer(rows[-count:][None])[0], whole[-count:])
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3, 4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", sorted(ACT2CLS))
-def test_rows_of_an_activation_do_not_depend_on_how_many_there_are(name, dtype, threads):
-    """Of odd widths, and of more numbers than PyTorch leaves to one thread."""
-    torch.manual_seed(0)
-    activation = ACT2FN[name].to(dtype)
-    plain = activation.forward
-    batch_invariance.make_batch_invariant(activation)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for width in (896, 1000, 77):
-            rows = (3 * torch.randn(90, width)).to(dtype)
-            whole = activation(rows)
-            assert torch.allclose(whole, plain(rows), rtol=1e-2, atol=1e-5)
-            assert activation(rows[:0]).shape == (0, width)
-            for count in (1, 2, 17, 40, 89):
-                assert torch.equal(activation(rows[:count]), whole[:count])
-                assert torch.equal(activation(rows[-count:][None])[0], whole[-count:])
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_tiles_hold_all_rows_and_little_else(monkeypatch):

@@ -1,6 +1,8 @@
 import json
+from contextlib import contextmanager
 
 import pytest
+import torch
 import yaml
 from grouped import ROOT, STAGES, outcome, run
 from tiny_models import INSTRUCTION, POEMS, build, byte_pairs, machine, training
@@ -25,6 +27,22 @@ def make_project(tmp_path):
     params["decoding"]["max_new_tokens"] = 8
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     return tmp_path
+
+
+@pytest.fixture
+def threads_of():
+    """A context in which PyTorch computes with so many threads."""
+
+    @contextmanager
+    def within(count):
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    return within
 
 
 @pytest.fixture
