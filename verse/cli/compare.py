@@ -6,7 +6,7 @@ table.csv, tradeoff.svg and tradeoff.png into one folder, and prints what one de
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -188,8 +188,9 @@ def load(opened: Callable[[str], IO[Any]], path: str) -> Any:
 def compare(one: Experiment, baseline: Experiment) -> dict[str, Difference]:
     """For each metric that both have, by how much `one` is higher.
 
-    The interval is paired: both are scored on the same resamples of the test poems, so what is
-    hard or easy about a poem falls out. It is the 95% percentile interval of a bootstrap
+    A difference is paired, poem by poem, of the poems for which both have a value; so is its
+    interval: both are scored on the same resamples of the test poems, so what is hard or easy
+    about a poem falls out. It is the 95% percentile interval of a bootstrap
     (B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). There is
     none where the test poems differ, and for a score that is no mean of what poems.csv has a row
     of, such as one of all answers together.
@@ -207,10 +208,15 @@ def compare(one: Experiment, baseline: Experiment) -> dict[str, Difference]:
         return found
     names = [metric.name for metric in paired]
     apart = one.poems[names].to_numpy(float) - baseline.poems[names].to_numpy(float)
-    sums = np.concatenate(list(resampled(apart, seed=0, resamples=RESAMPLES)))
-    for metric, drawn in zip(paired, sums.T / len(apart), strict=True):
-        low, high = np.quantile(drawn, (0.025, 0.975))
-        found[metric.name] = replace(found[metric.name], interval=(float(low), float(high)))
+    given = ~np.isnan(apart)  # none where a poem has no pair of lines, or an answer no verse
+    both_sums = np.hstack([np.where(given, apart, 0.0), given])
+    sums = np.concatenate(list(resampled(both_sums, seed=0, resamples=RESAMPLES)))
+    totals, counts = np.split(sums.T, 2)
+    for metric, column, total, count in zip(paired, apart.T, totals, counts, strict=True):
+        if count.any():
+            drawn = total[count > 0] / count[count > 0]
+            low, high = np.quantile(drawn, (0.025, 0.975))
+            found[metric.name] = Difference(float(np.nanmean(column)), (float(low), float(high)))
     return found
 
 

@@ -73,6 +73,22 @@ def test_a_difference_of_few_poems_that_all_went_one_way_is_beyond_chance():
     assert back.sign == -1
 
 
+def test_poems_without_a_value_in_either_are_left_out():
+    """As a quatrain has no couplets that could be parallel."""
+    before, after = drawn(1).astype(float), drawn(1, share=0.9).astype(float)
+    before[::2] = np.nan
+    after[::3] = np.nan
+
+    def scored(name, good):
+        one = experiment(name, np.ones(POEMS))
+        scores = one.scores | {"good": round(float(np.nanmean(good)), 4)}
+        return replace(one, poems=one.poems.assign(good=good), scores=scores)
+
+    difference = compare.compare(scored("after", after), scored("before", before))["good"]
+    assert difference.value == pytest.approx(np.nanmean(after - before))
+    assert 0 < difference.interval[0] < difference.value < difference.interval[1]
+
+
 def test_false_alarms_are_one_in_twenty(monkeypatch):
     monkeypatch.setattr(compare, "RESAMPLES", 1000)
     pairs = [(drawn(2 * n, poems=100), drawn(2 * n + 1, poems=100)) for n in range(200)]
