@@ -53,6 +53,8 @@ def finish(p: Params, poems: list[Poem], which: str) -> None:
     tokens = own + p.decoding.max_new_tokens
     ways = opening.ways(lambda sizes: memory.plans_for_generation(sizes, at_once, tokens))
     distributed.say(f"memory: {ways[0]}")
+    if p.decoding.num_candidates < p.decoding.candidates:
+        distributed.say("decoding.candidates: one, since no token is drawn freely")
     watch = speed.Stopwatch()
     drawn: dict[candidates.Key, Answer] = {}
 

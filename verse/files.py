@@ -285,10 +285,38 @@ def parse_value(text: str, path: str | Path, remedy: str, line: int = 1) -> Any:
         raise UserError(f"{path}, line {line}: not JSON ({reason}): {remedy}") from None
 
 
+class Yaml(yaml.SafeLoader):
+    """PyYAML's, but for numbers and truth values, which are those of YAML 1.2, as DVC reads them:
+    052 is 52, 1e-3 is a number, and no and 1:30 are texts."""
+
+
+def whole_number(loader: Yaml, node: yaml.ScalarNode) -> int:
+    text = node.value.replace("_", "")
+    return int(text, 0 if re.search("0[box]", text) else 10)
+
+
+TYPES = {
+    "bool": ("tTfF", "true|True|TRUE|false|False|FALSE"),
+    "int": ("-+0123456789", "[-+]?(0b[01_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)"),
+    "float": (
+        "-+0123456789.",
+        r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9_]+|[0-9][0-9_]*(?=[eE]))([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    ),
+}
+Yaml.yaml_implicit_resolvers = {
+    first: [one for one in known if one[0].rpartition(":")[2] not in TYPES]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for name, (first, pattern) in TYPES.items():
+    Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(f"^({pattern})$"), [*first])
+Yaml.add_constructor("tag:yaml.org,2002:int", whole_number)
+
+
 def parse_yaml(text: str, path: str | Path) -> Any:
-    """What a file's YAML says. Raises UserError that names the line."""
+    """What a file's YAML says, to DVC as well. Raises UserError that names the line."""
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Yaml)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

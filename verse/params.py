@@ -32,7 +32,7 @@ from verse.files import parse_yaml, read_text
 
 
 def _number(value: object) -> object:
-    """YAML 1.1 reads `1e-3` as text; take it for the number it is."""
+    """A number in quotes is taken for the number it is."""
     if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", value):
         with suppress(ValueError):
             return float(value)

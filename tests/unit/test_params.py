@@ -14,8 +14,10 @@ from dvc.utils.hydra import apply_overrides
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
 
 from verse.errors import ParameterError, printable
+from verse.files import parse_yaml
 from verse.params import RESERVED_NAMES, Params, parse, read
 from verse.poems.contestants import CONTESTANTS, SCRAMBLED
 
@@ -396,6 +398,20 @@ def test_a_number_however_it_is_written(file, text):
     content = (ROOT / "params.yaml").read_text("utf-8")
     file.write_text(re.sub("(?<=learning_rate: )[^ ]+", text, content), "utf-8")
     assert read(file).train.learning_rate == 1e-4
+
+
+def test_yaml_is_read_as_dvc_reads_it(file):
+    """Else a result would be filed under the parameters of another."""
+    texts = "052 08 0o52 0x1F 0b11 1_000 +3 -0 1:30 no yes on off True tRue 1e-3 1E5 .5 5. +.5 1.e2"
+    texts += " -08 1_ 0o9 1e 1.2.3 .inf -.INF .NaN . ~ Null 2024-01-01 0.1_5 3e-4"
+    content = "".join(f"{number}: {text}\n" for number, text in enumerate(texts.split()))
+    assert repr(parse_yaml(content, file)) == repr(dict(YAML(typ="safe").load(content)))
+    content = (ROOT / "params.yaml").read_text("utf-8")
+    file.write_text(content.replace("seed: 42 ", "seed: 052 "), "utf-8")
+    assert read(file).seed == 52
+    file.write_text(content.replace("do_sample: true ", "do_sample: yes "), "utf-8")
+    with pytest.raises(ParameterError, match="do_sample must be true or false, not 'yes'"):
+        read(file)
 
 
 def test_what_dvc_writes_for_set_param(file):

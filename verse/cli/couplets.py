@@ -28,6 +28,8 @@ EXAMPLES = (
 )
 
 TRADITIONAL = opencc.OpenCC("s2t")
+BOTH = "荆却脚姹亘耻衮脉"
+"""Simplified forms that the Complete Tang Poems has too, more often than the others."""
 
 
 def written(text: str) -> str:
@@ -75,9 +77,11 @@ def doubts(couplet: str) -> list[tuple[str, str]]:
 
 def traditional(text: str) -> str | None:
     """The text in traditional characters, if some of it is in simplified ones."""
-    other: str = TRADITIONAL.convert(text)
-    changed = {a for a, b in zip(text, other, strict=False) if a != b}
-    return other if any(map(is_simplified, changed)) else None
+    pairs = [*zip(text, TRADITIONAL.convert(text), strict=False)]
+    changed = {a for a, b in pairs if a != b} - {*BOTH}
+    if not any(map(is_simplified, changed)):
+        return None
+    return "".join(a if a in BOTH else b for a, b in pairs)
 
 
 @dataclass(frozen=True)

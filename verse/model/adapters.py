@@ -167,6 +167,13 @@ def check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
             near = get_close_matches(target, linear, 1)
             hint = f"do you mean {near[0]}?" if near else f"there are {', '.join(linear)}"
             raise UserError(f"{where}: the model has no module {target}: {hint}")
+        inside = [
+            n for m in found for n, part in m.named_modules() if n and isinstance(part, nn.Linear)
+        ]
+        if names := sorted({name.rpartition(".")[2] for name in inside}):
+            raise UserError(
+                f"{where}: {target} holds layers and is none: name them: {', '.join(names)}"
+            )
         if tied and any(module is end for module in found for end in ends):
             raise UserError(
                 f"{where}: {target} shares its weights between the first and the output layer: an "

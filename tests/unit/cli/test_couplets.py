@@ -53,6 +53,8 @@ def test_what_is_no_couplet_stays_as_it_is_and_is_doubted(typed, lengths):
 
 def test_simplified_characters_are_offered_as_traditional():
     assert traditional("白日依山尽，黄河入海流。") == COUPLET
+    assert traditional("荆門十二峰，却似白雲中。") is None
+    assert traditional("却归山里去，脚下乱云生。") == "却歸山裏去，脚下亂雲生。"
     [(chinese, english)] = doubts("白日依山尽，黄河入海流。")
     assert COUPLET in chinese
     assert COUPLET in english

@@ -281,6 +281,7 @@ TIED, UNTIED = "llama, tied, grouped queries", "llama"
     ("shape", "targets", "wrong"),
     [
         (UNTIED, ["q_proj", "v_porj"], "has no module v_porj: do you mean v_proj?"),
+        (UNTIED, ["mlp"], "mlp holds layers and is none: name them: down_proj, gate_proj, up_proj"),
         (UNTIED, ["q_proj", "x"], "has no module x: there are down_proj, gate_proj, k_proj, "),
         (TIED, ["embed_tokens", "q_proj"], "embed_tokens shares its weights between the first"),
         (TIED, ["lm_head"], "lm_head shares its weights between the first"),
