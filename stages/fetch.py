@@ -8,7 +8,7 @@ leaves at data/source what they were read from.
 
 from verse import params, paths
 from verse.errors import run
-from verse.files import cache_dir, replacing, write_jsonl
+from verse.files import cache_dir, note_origin, replacing, write_jsonl
 from verse.poems import sources
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     with replacing(paths.RAW) as folder:
         write_jsonl(folder / "train.jsonl", (poem.row() for poem in poems.train))
         write_jsonl(folder / "test.jsonl", (poem.row() for poem in poems.test))
-    sources.note_origin(poems.origin, paths.SOURCE)
+    note_origin(poems.origin, paths.SOURCE, "data.source")
 
     origin = poems.origin["source"] if isinstance(poems.origin, dict) else poems.origin
     print(f"{len(poems.train)} training and {len(poems.test)} test poems from {origin}")

@@ -170,6 +170,53 @@ def write_text(path: str | Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", newline="\n")
 
 
+def check_tree(path: Path) -> None:
+    """Raise UserError unless a file, or all that a folder holds, can be read to its end.
+
+    DVC hashes the whole folder through a link such as `data/source`, whatever is read of it here.
+    """
+    entries = [path]
+    seen = set()
+    for entry in entries:  # which grows
+        if entry.is_dir():
+            found = entry.stat()
+            if (found.st_dev, found.st_ino) in seen:
+                raise UserError(f"{entry}: a link in a circle: remove it")
+            seen.add((found.st_dev, found.st_ino))
+            entries += sorted(entry.iterdir())
+        else:
+            check_plain(entry)
+        if not os.access(entry, os.R_OK):
+            raise UserError(f"{entry}: may not be read: change its owner or mode")
+        try:
+            str(entry).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{entry!r}: a file name that is not UTF-8: rename it") from None
+
+
+def note_origin(origin: Path | dict[str, Any], at: str | Path, key: str) -> None:
+    """Leave at `at` what a key of params.yaml names: a link to it, or what is known of a download.
+
+    A reader of `at` (DVC, as an output that is not cached) sees the content of the user's
+    own files through the link, hence their changes. Raises UserError for a folder that holds
+    `at` and for a path through `at`, since the link would make a circle.
+    """
+    at = Path(at)
+    if isinstance(origin, dict):
+        return write_json(at, origin)
+    here, spelled = at.parent.resolve(), Path.cwd() / os.path.normpath(origin)
+    if here.is_relative_to(origin.resolve()) or spelled.is_relative_to(here / at.name):
+        raise UserError(
+            f"{key} {str(origin)!r}: in a circle with {at}, which points to it: "
+            "give a path apart from it"
+        )
+    # As the user spelled it: an absolute path stays true when the working copy moves, a
+    # relative one when the repository does.
+    target = origin if origin.is_absolute() else os.path.relpath(spelled, here)
+    with replacing(at) as partial:
+        partial.symlink_to(target)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 

@@ -14,6 +14,7 @@ import yaml
 from verse.files import digest
 from verse.hub import find_folder
 from verse.params import Params
+from verse.paths import MODEL
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +34,8 @@ def fingerprint(stage: str, params: Params, *, times: bool = True) -> str:
             parts.append([key, reduce(lambda section, name: section[name], key.split("."), values)])
         else:
             parts += [installed(file, groups) for file, groups in key.items()]
-    parts += [[name, digest(file)] for dep in listed["deps"] for name, file in files(dep)]
+    deps = [dep for dep in listed["deps"] if dep != MODEL]
+    parts += [[name, digest(file)] for dep in deps for name, file in files(dep)]
     if (folder := find_folder(params.model.name)) and params.model.name not in listed["deps"]:
         stats = [(file.name, file.stat()) for file in sorted(folder.iterdir())]
         parts += [[name, stat.st_size, stat.st_mtime_ns * times] for name, stat in stats]

@@ -3,6 +3,7 @@
 CHECKED = "data/checked"
 EMBEDDED = "data/embedded"
 SOURCE = "data/source"
+MODEL = "data/model"
 
 RAW = "data/raw"
 RAW_TRAIN, RAW_TEST = f"{RAW}/train.jsonl", f"{RAW}/test.jsonl"

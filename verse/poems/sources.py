@@ -1,11 +1,9 @@
 """Where the poems come from: embedded, the homework, a file, a folder or a URL.
 
 `fetch` turns any of them into training and test poems.
-`note_origin` leaves behind what the poems were read from, so that a change there is noticed.
 """
 
 import json
-import os
 import re
 import sys
 from contextlib import suppress
@@ -17,13 +15,11 @@ from verse.download import MIB, download, public
 from verse.errors import UserError
 from verse.files import (
     LARGEST,
-    check_plain,
+    check_tree,
     digest,
     missing_hint,
     parse_value,
     read_text,
-    replacing,
-    write_json,
 )
 from verse.params import Data
 from verse.poem import POEM, POEM_PUNCTUATION, SURROGATE, Poem
@@ -112,53 +108,6 @@ def local(source: str) -> Path:
         f"data.source {source!r}: no such file or folder"
         + (hidden or ": give embedded, hw5, a path from the repository's root or a URL")
     )
-
-
-def check_tree(path: Path) -> None:
-    """Raise UserError unless a source, with all that its folder holds, can be read to its end.
-
-    DVC hashes the whole folder through the link `data/source`, whatever is read of it here.
-    """
-    entries = [path]
-    seen = set()
-    for entry in entries:  # which grows
-        if entry.is_dir():
-            found = entry.stat()
-            if (found.st_dev, found.st_ino) in seen:
-                raise UserError(f"{entry}: a link in a circle: remove it from the source's folder")
-            seen.add((found.st_dev, found.st_ino))
-            entries += sorted(entry.iterdir())
-        else:
-            check_plain(entry)
-        if not os.access(entry, os.R_OK):
-            raise UserError(f"{entry}: may not be read: change its owner or mode")
-        try:
-            str(entry).encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{entry!r}: a file name that is not UTF-8: rename it") from None
-
-
-def note_origin(origin: Path | dict[str, Any], at: str | Path) -> None:
-    """Leave at `at` what the poems were read from: a link to it, or a download's hashes.
-
-    A reader of `at` (DVC, as an output that is not cached) sees the content of the user's
-    own file through the link, hence its changes. Raises UserError for a folder that holds
-    `at` and for a path through `at`, since the link would make a circle.
-    """
-    at = Path(at)
-    if isinstance(origin, dict):
-        return write_json(at, origin)
-    here, spelled = at.parent.resolve(), Path.cwd() / os.path.normpath(origin)
-    if here.is_relative_to(origin.resolve()) or spelled.is_relative_to(here / at.name):
-        raise UserError(
-            f"data.source {str(origin)!r}: in a circle with {at}, which points to the source: "
-            "give a path apart from it"
-        )
-    # As the user spelled it: an absolute path stays true when the working copy moves, a
-    # relative one when the repository does.
-    target = origin if origin.is_absolute() else os.path.relpath(spelled, here)
-    with replacing(at) as partial:
-        partial.symlink_to(target)
 
 
 def read_folder(folder: Path) -> tuple[list[Poem], list[Poem]]:

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verse.errors import UserError
+from verse.files import note_origin
 from verse.poems import sources
-from verse.poems.sources import INSTRUCTION, REFERENCES, TESTING, TRAINING, fetch, note_origin
+from verse.poems.sources import INSTRUCTION, REFERENCES, TESTING, TRAINING, fetch
 
 POEM = {
     "instruction": "續寫此詩。",
@@ -343,11 +344,11 @@ def test_a_local_source_is_linked(repository, tmp_path):
     outside = put(tmp_path / "poems.json", [POEM])
     inside = put("mine/train.json", [POEM])
     for source in (outside, Path("../poems.json"), inside, inside.absolute(), Path("mine")):
-        note_origin(poems(source).origin, at)
+        note_origin(poems(source).origin, at, "data.source")
         assert at.is_symlink()
         assert at.samefile(source)
         assert at.readlink().is_absolute() == source.is_absolute()
-    note_origin(poems("embedded").origin, at)
+    note_origin(poems("embedded").origin, at, "data.source")
     assert str(at.readlink()) == "embedded"
 
 
@@ -355,7 +356,7 @@ def test_the_link_holds_where_data_is_itself_a_link(tmp_path):
     (tmp_path / "disk" / "deep").mkdir(parents=True)
     put("mine/poems.json", [POEM])
     Path("big").symlink_to(tmp_path / "disk" / "deep")
-    note_origin(Path("mine/poems.json"), "big/source")
+    note_origin(Path("mine/poems.json"), "big/source", "data.source")
     assert Path("big/source").samefile("mine/poems.json")
 
 
@@ -363,14 +364,14 @@ def test_recording_never_touches_the_users_files():
     folder, file = put("mine/poems.json", [POEM]).parent, put("own.json", [POEM])
     before = [file.stat(), (folder / "poems.json").stat()]
     for origin in (folder, file, {"source": "hw5"}, folder, {"source": "hw5"}, file):
-        note_origin(origin, "data/source")
+        note_origin(origin, "data/source", "data.source")
     assert [file.stat(), (folder / "poems.json").stat()] == before
     assert names("data") == ["embedded", "source"]
 
 
 def test_a_download_is_recorded_by_its_hash():
     Path("data/source").symlink_to("embedded")
-    note_origin({"source": "hw5", "sha256": {"a": "b"}}, "data/source")
+    note_origin({"source": "hw5", "sha256": {"a": "b"}}, "data/source", "data.source")
     assert not Path("data/source").is_symlink()
     assert json.loads(Path("data/source").read_text()) == {"source": "hw5", "sha256": {"a": "b"}}
     assert names("data/embedded") == ["test.json", "train.json"]
@@ -381,7 +382,9 @@ def test_a_download_is_recorded_by_its_hash():
 )
 @pytest.mark.parametrize("absolute", [True, False])
 def test_a_circle_is_refused(origin, absolute):
-    note_origin(Path("data/embedded"), "data/source")
+    note_origin(Path("data/embedded"), "data/source", "data.source")
     with pytest.raises(UserError, match="in a circle with data/source"):
-        note_origin(Path(origin).absolute() if absolute else Path(origin), "data/source")
+        note_origin(
+            Path(origin).absolute() if absolute else Path(origin), "data/source", "data.source"
+        )
     assert str(Path("data/source").readlink()) == "embedded"
