@@ -4,15 +4,14 @@
 
 Checks all of params.yaml, that the environment has the keys of the chat models, that what
 machine.report_to names is installed, and that the model is there: its folder, or its config on the
-hub. Writes data/checked, which is always the same, so that no other stage runs because of it, and
-leaves at data/model the folder of the model, so that other weights there are noticed.
+hub. Writes data/checked, which is always the same, so that no other stage runs because of it.
 """
 
 from verse import params, paths, reporting
 from verse.chat.client import check_secrets
 from verse.errors import run
-from verse.files import check_tree, note_origin, write_text
-from verse.hub import check_reach, find_folder
+from verse.files import write_text
+from verse.hub import check_reach
 
 
 def main() -> None:
@@ -23,9 +22,6 @@ def main() -> None:
         check_secrets(p.judge, "the judge")
     reporting.check(p.machine.report_to)
     check_reach(p.model, p.machine.cache_dir)
-    if folder := find_folder(p.model.name):
-        check_tree(folder)
-    note_origin(folder or {"model": p.model.name}, paths.MODEL, "model.name")
     write_text(paths.CHECKED, "params.yaml is fit to run\n")
 
 

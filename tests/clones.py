@@ -100,12 +100,14 @@ def clone(to: Path, **env: str) -> Clone:
         (path / "poems" / f"{name}.json").write_text(text, "utf-8")
     change(path / "params.yaml", SMALL)
     (path / "data/source").symlink_to("../poems")
+    (path / "data/model").symlink_to("../models/mini")
     (path / "dvc.lock").unlink(missing_ok=True)
 
     copy = Clone(path, environment(to, **env))
     copy.run("git", "init", "--quiet", "--initial-branch=main")
     sign(copy)
-    copy.run("git", "add", "--force", "data/source")  # ignored, so that DVC does not add it
+    # Ignored, so that DVC does not add what is behind.
+    copy.run("git", "add", "--force", "data/source", "data/model")
     copy.commit()
     return copy
 

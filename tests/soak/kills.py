@@ -25,7 +25,7 @@ from clones import clone, outputs, stages_run
 from safetensors.torch import load
 
 KILLS = int(os.environ.get("KILLS", "30"))
-STAGES = ["check", "fetch", "prepare", "train", "baseline", "generate", "ask", "judge", "score"]
+STAGES = "check locate fetch prepare train baseline generate ask judge score".split()
 TOTALS = {"kills": 0, "in a training": 0, "trainings resumed": 0, "in DVC's own writing": 0}
 
 
