@@ -3,7 +3,7 @@
     python -m stages.locate
 
 Writes data/model: a link to the folder that model.name names, through which DVC sees its files, or
-the name of a model on the hub, whose files never change but with its revision.
+the name of a model on the hub, whose files model.revision pins.
 """
 
 from verse import params, paths
