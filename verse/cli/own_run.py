@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import yaml
+from verse.files import parse_yaml
 
 
 def own_run(lock: dict[str, Any], stage: str) -> dict[str, Path]:
@@ -22,7 +22,7 @@ def own_run(lock: dict[str, Any], stage: str) -> dict[str, Path]:
     with Repo() as repo:
         runs, cache = Path(repo.stage_cache.cache_dir), Path(repo.cache.local.path)
     files = sorted((f for f in runs.glob("*/*/*") if f.is_file()), key=lambda f: f.stat().st_mtime)
-    made = same_run(lock["stages"], [yaml.safe_load(f.read_text("utf-8")) for f in files], stage)
+    made = same_run(lock["stages"], [parse_yaml(f.read_text("utf-8"), f) for f in files], stage)
     found = {path: cache / md5[:2] / md5[2:] for path, md5 in made.items()}
     return found if all(file.exists() for file in found.values()) else {}
 
