@@ -196,8 +196,9 @@ def compare(one: Experiment, baseline: Experiment) -> dict[str, Difference]:
     of, such as one of all answers together.
     """
     import numpy as np
+    import pandas as pd
 
-    from verse.scoring.scoring import resampled
+    from verse.scoring.scoring import bootstrap_means
 
     both = [m for m in METRICS if m.name in one.scores and m.name in baseline.scores]
     found = {m.name: Difference(one.scores[m.name] - baseline.scores[m.name]) for m in both}
@@ -207,16 +208,11 @@ def compare(one: Experiment, baseline: Experiment) -> dict[str, Difference]:
     if not paired:
         return found
     names = [metric.name for metric in paired]
-    apart = one.poems[names].to_numpy(float) - baseline.poems[names].to_numpy(float)
-    given = ~np.isnan(apart)  # none where a poem has no pair of lines, or an answer no verse
-    both_sums = np.hstack([np.where(given, apart, 0.0), given])
-    sums = np.concatenate(list(resampled(both_sums, seed=0, resamples=RESAMPLES)))
-    totals, counts = np.split(sums.T, 2)
-    for metric, column, total, count in zip(paired, apart.T, totals, counts, strict=True):
-        if count.any():
-            drawn = total[count > 0] / count[count > 0]
-            low, high = np.quantile(drawn, (0.025, 0.975))
-            found[metric.name] = Difference(float(np.nanmean(column)), (float(low), float(high)))
+    values = one.poems[names].to_numpy(float) - baseline.poems[names].to_numpy(float)
+    apart = pd.DataFrame(values, columns=names).dropna(axis="columns", how="all")
+    drawn = bootstrap_means(apart, seed=0, resamples=RESAMPLES)
+    for name, low, high in zip(apart, *np.quantile(drawn, (0.025, 0.975), axis=0), strict=True):
+        found[name] = Difference(float(apart[name].mean()), (float(low), float(high)))
     return found
 
 

@@ -309,7 +309,14 @@ def wilson(part: int, whole: int) -> float:
 
 
 def half_widths(poems: pd.DataFrame, seed: int, resamples: int) -> dict[str, float]:
-    """For each column half the width of the 95% bootstrap interval of its mean, as `_ci95`.
+    """For each column half the width of the 95% bootstrap interval of its mean, as `_ci95`."""
+    low, high = np.quantile(bootstrap_means(poems, seed, resamples), (0.025, 0.975), axis=0)
+    halves = ((high - low) / 2).tolist()
+    return {f"{key}_ci95": half for key, half in zip(poems.columns, halves, strict=True)}
+
+
+def bootstrap_means(poems: pd.DataFrame, seed: int, resamples: int) -> npt.NDArray[np.float64]:
+    """The columns' means in resamples of the rows, drawn with replacement: (resamples, columns).
 
     A mean is of the rows that have a value; a resample that has none of them tells nothing.
     """
@@ -318,10 +325,8 @@ def half_widths(poems: pd.DataFrame, seed: int, resamples: int) -> dict[str, flo
     sums = np.concatenate(list(resampled(np.hstack([units, given]), seed, resamples)))
     totals, counts = np.split(sums, 2, axis=1)
     mean = units.sum(axis=0) / np.maximum(given.sum(axis=0), 1)
-    means = np.where(counts, totals / np.maximum(counts, 1), mean) / UNITS
-    low, high = np.quantile(means, (0.025, 0.975), axis=0)
-    halves = ((high - low) / 2).tolist()
-    return {f"{key}_ci95": half for key, half in zip(poems.columns, halves, strict=True)}
+    means: npt.NDArray[np.float64] = np.where(counts, totals / np.maximum(counts, 1), mean) / UNITS
+    return means
 
 
 def resampled(
