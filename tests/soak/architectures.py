@@ -3,13 +3,14 @@
     python -m pytest -s tests/soak/architectures.py
     python tests/soak/architectures.py bfloat16 mixtral gpt_oss    # some, a row each
 
-Each in a process of its own. The gradient of the passes that the proof has let through is held
-against plain Transformers with PEFT, each poem alone, and greedy answers against the model itself,
-without a cache. The table goes into docs/models.md.
+Each in a process of its own, on a GPU if there is one, where passes are compiled and recorded. The
+gradient of the passes that the proof has let through is held against plain Transformers with PEFT,
+each poem alone, and greedy answers against the model itself, without a cache. The table goes into
+docs/models.md.
 """
 
 import io
-import os
+import multiprocessing
 import signal
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import time
 import traceback
 import warnings
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -38,10 +40,14 @@ from verse.training.flat_params import FlatParams
 from verse.training.micro_batches import Plan, accumulate_gradients
 from verse.training.packing import shared_prefix
 
-SECONDS = 120
+SECONDS = 240
 CLOSE = {torch.float32: 2e-3, torch.bfloat16: 0.1}
 """How far a gradient may be from plain PEFT's, of its length."""
 GREEDY = decoding()
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def model_of(name: str, folder: str, words: int) -> None:
@@ -60,9 +66,9 @@ def plain_gradient(model, poems) -> torch.Tensor:
     """By Transformers and PEFT alone, each poem by itself."""
     found = None
     for poem in poems:
-        ids = torch.tensor([poem.prompt + poem.completion])
+        ids = torch.tensor([poem.prompt + poem.completion], device=model.device)
         logits = model(input_ids=ids, use_cache=False).logits[0, len(poem.prompt) - 1 : -1]
-        labels = torch.tensor(poem.completion)
+        labels = torch.tensor(poem.completion, device=model.device)
         loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
         weights = [w for w in model.parameters() if w.requires_grad]
         some = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
@@ -93,23 +99,26 @@ def trained_and_asked(base, dtype, tokenizer, poems) -> str:
     said = io.StringIO()
     with redirect_stdout(said):
         for dropout in (0.05, 0.0):  # the default, then what plain PEFT can be compared at
-            model = loading.load_model(base, torch.device("cpu"), dtype)
+            model = loading.load_model(base, device(), dtype)
             loading.still(model)
             lora = training().lora.model_copy(update={"dropout": dropout})
             adapted = adapters.add_adapter(model, lora, base, seed=1)
             flat = FlatParams(adapted, dtype)
-            plan = Plan(shared_prefix(poems), dtype, 4)
+            on_gpu = device().type == "cuda"
+            plan = Plan(
+                shared_prefix(poems), dtype, 4, compiled=on_gpu and not dropout, recorded=on_gpu
+            )
             passes, _ = proof.prove(adapted, plan, [poems], flat)
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
-            flat.flat.add_(torch.randn(flat.flat.shape, generator=generator) * 0.02)
+            flat.flat.add_(torch.randn(flat.flat.shape, generator=generator).to(device()) * 0.02)
         flat.refresh()
         tokens = sum(len(poem.completion) for poem in poems)
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        scaler = torch.amp.GradScaler(enabled=False)
         accumulate_gradients(passes, passes.lay_out(poems), tokens, scaler, 7)
         ours, weights = flat.gradient.clone() * tokens, dict(flat.named())
         passes.close()
-    plain = AutoModelForCausalLM.from_pretrained(base.name, dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(base.name, dtype=torch.float32).to(device())
     loading.still(plain)
     config = adapted.peft_config["default"]
     kept = ("target_modules", "target_parameters", "rank_pattern", "alpha_pattern")
@@ -125,7 +134,10 @@ def trained_and_asked(base, dtype, tokenizer, poems) -> str:
     apart = ((ours - expected).norm() / expected.norm()).item()
     close = CLOSE[dtype]
     # Where experts are chosen rounding alone moves a gradient by far, plain PEFT's as well.
-    with suppress(RuntimeError), torch.autocast("cpu", torch.bfloat16, dtype != torch.float32):
+    with (
+        suppress(RuntimeError),
+        torch.autocast(device().type, torch.bfloat16, dtype != torch.float32),
+    ):
         rounded = plain_gradient(plain, poems)  # X-MOD's own code mixes precisions
         close = max(close, 2 * ((rounded - expected).norm() / expected.norm()).item())
     trains = "as PEFT" if apart < close else f"WRONG by {apart:.2g}"
@@ -138,18 +150,19 @@ def trained_and_asked(base, dtype, tokenizer, poems) -> str:
 
 def asks(base, dtype, tokenizer, poems, lines) -> str:
     prompts = {number: poem.prompt for number, poem in enumerate(poems)}
-    model = loading.load_model(base, torch.device("cpu"), dtype)
+    model = loading.load_model(base, device(), dtype)
     expected = {}
     with torch.no_grad():
-        for key, ids in prompts.items():
-            text = list(ids)
-            while len(text) < len(ids) + GREEDY.max_new_tokens and text[-1] != 1:
+        for key, prompt in prompts.items():
+            text = list(prompt)
+            while len(text) < len(prompt) + GREEDY.max_new_tokens and text[-1] != 1:
                 try:
-                    logits = model(input_ids=torch.tensor([text]), use_cache=False).logits
+                    ids = torch.tensor([text], device=model.device)
+                    logits = model(input_ids=ids, use_cache=False).logits
                 except RuntimeError as error:
                     return f"Transformers cannot ({type(error).__name__})"
                 text.append(logits[0, -1].argmax().item())
-            expected[key] = text[len(ids) :]
+            expected[key] = text[len(prompt) :]
     said, found = io.StringIO(), {}
     with redirect_stdout(said), redirect_stderr(io.StringIO()):
         answer(model, tokenizer, prompts, GREEDY, seed=1, batch_size=4, answers=found)
@@ -163,33 +176,40 @@ def asks(base, dtype, tokenizer, poems, lines) -> str:
     return f"WRONG: {same} of {len(prompts)} answers, {together}"
 
 
+def report(name: str, dtype: torch.dtype, writing: Connection) -> None:
+    signal.alarm(SECONDS)
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    try:
+        text = row(name, dtype)
+    except BaseException as error:
+        where = [f for f in traceback.extract_tb(error.__traceback__) if "/verse/" in f.filename]
+        place = f"{where[-1].name}:{where[-1].lineno}" if where else ""
+        text = str(explain(error) or "") or f"TRACEBACK {type(error).__name__} {error} {place}"
+    writing.send(" ".join(str(text).split())[:2000])
+
+
 def in_a_process(name: str, dtype: torch.dtype) -> str:
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        signal.alarm(SECONDS)
-        transformers.logging.set_verbosity_error()
-        warnings.simplefilter("ignore")
-        try:
-            text = row(name, dtype)
-        except BaseException as error:
-            where = [
-                f for f in traceback.extract_tb(error.__traceback__) if "/verse/" in f.filename
-            ]
-            place = f"{where[-1].name}:{where[-1].lineno}" if where else ""
-            text = str(explain(error) or "") or f"TRACEBACK {type(error).__name__} {error} {place}"
-        os.write(writing, " ".join(str(text).split())[:2000].encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, encoding="utf-8") as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    return text or f"KILLED by {signal.Signals(status & 127).name}"
+    # A forked one has all that is imported, but cannot use a GPU.
+    kind = (
+        multiprocessing.context.SpawnContext
+        if torch.cuda.is_available()
+        else multiprocessing.context.ForkContext
+    )
+    context = kind()
+    reading, writing = context.Pipe(duplex=False)
+    process = context.Process(target=report, args=(name, dtype, writing))
+    process.start()
+    writing.close()
+    try:
+        return reading.recv()
+    except EOFError:
+        process.join()
+        return f"KILLED by {signal.Signals(-(process.exitcode or 0)).name}"
 
 
 def table(names: list[str], dtype: torch.dtype) -> list[str]:
-    torch.set_num_threads(1)
     rows = []
     for name in names:
         start = time.monotonic()
