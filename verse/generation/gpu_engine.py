@@ -291,8 +291,9 @@ def quickly() -> Iterator[None]:
     """Let PyTorch write to places by an index as it likes: these are distinct, so that there is
     no race, and the deterministic way would sort them first."""
     before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
