@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from verse import paths
+from verse.cli.lock import UNFIT, outdated
 from verse.cli.own_run import own_run
 from verse.cli.plots import draw
 from verse.cli.tradeoff import chart
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 RESAMPLES = 10_000
 ALL = -1
 FINISHED = ("Success", None)
-UNFIT = (AttributeError, LookupError, TypeError, ValueError, StopIteration)
-"""What comes of results of another shape."""
 MARKS = {1: " ▲", -1: " ▼", 0: ""}
 
 
@@ -81,6 +80,7 @@ def main(options: argparse.Namespace) -> None:
     headlines = [metric for metric in METRICS if metric.headline]
     print(scores_table(found, differences, headlines))
     print(f"▲ ▼ higher or lower than {baseline.name} beyond chance, on the same test poems")
+    print(unpaired(found), end="")
     print(f"{folder}: table.md table.csv tradeoff.svg tradeoff.png")
 
 
@@ -93,8 +93,8 @@ def collect(names: Sequence[str], baseline: str | None) -> list[Experiment]:
     Raises UserError for a name that is none, and where there is nothing to compare.
     """
     listed = experiments()
-    if set(names) - listed.keys():
-        listed |= experiments(commits=ALL)
+    if set(names) - listed.keys():  # names of the last commit's experiments may be others' too
+        listed = experiments(commits=ALL) | listed
     first = baseline or next(iter(listed), "HEAD")
     wanted = [name for name in dict.fromkeys(names or listed) if name != first]
     if not wanted:
@@ -119,11 +119,11 @@ def experiments(commits: int = 1) -> dict[str, str]:
         rows = dvc.api.exp_show(num=commits)
     except DvcException as error:
         raise UserError(f"dvc exp show: {error}") from None
-    return {
-        row["Experiment"] or row["rev"]: row["rev"]
-        for row in rows
-        if row["rev"] != "workspace" and row.get("State") in FINISHED
-    }
+    found: dict[str, str] = {}
+    for row in rows:
+        if row["rev"] != "workspace" and row.get("State") in FINISHED:
+            found.setdefault(row["Experiment"] or row["rev"], row["rev"])
+    return found
 
 
 def read(name: str, revision: str) -> Experiment:
@@ -139,7 +139,12 @@ def read(name: str, revision: str) -> Experiment:
     try:
         files = DVCFileSystem(rev=revision)
         lock = load(files.open, "dvc.lock")
-        (parameters,) = pd.json_normalize(load(files.open, "params.yaml")).to_dict("records")
+        values = load(files.open, "params.yaml")
+        if changed := outdated(lock, values, list(lock["stages"])):
+            raise UserError(
+                f"{name}: its results are older than its {', '.join(changed)}: dvc exp run it"
+            )
+        (parameters,) = pd.json_normalize(values).to_dict("records")
         deps = lock["stages"]["score"]["deps"]
         try:
             scores, intervals, poems = results(files.open)
@@ -273,6 +278,15 @@ def markdown(
         f"{differences_table(found, differences)}\n"
         f"By how much higher than {baseline}, with the 95% interval of the paired difference over "
         "the same test poems; none where a score is not made of one figure a poem.\n"
+        f"{unpaired(found)}"
+    )
+
+
+def unpaired(found: Sequence[Experiment]) -> str:
+    """A line that names the experiments of other test poems than the baseline's, if there are."""
+    names = [one.name for one in found if one.test != found[0].test]
+    return f"No difference is paired, since test poems are others: {', '.join(names)}\n" * bool(
+        names
     )
 
 

@@ -117,6 +117,23 @@ def test_other_test_poems_are_not_paired():
     one = experiment("one", drawn(1))
     other = replace(experiment("other", drawn(2)), test="others")
     assert all(d.interval is None for d in compare.compare(other, one).values())
+    said = "No difference is paired, since test poems are others: other\n"
+    assert compare.markdown([one, other], {"other": {}}).endswith(said)
+    assert said not in compare.markdown([one, one], {"one": {}})
+
+
+def test_of_experiments_of_one_name_the_newest_is_meant(monkeypatch):
+    names = (None, "workspace"), (None, "new"), ("calm", "c2"), (None, "old"), ("calm", "c1")
+    rows = [  # the newest commit first
+        {"Experiment": name, "rev": rev, "State": "Success"}
+        for name, rev in (*names, ("other", "o1"))
+    ]
+    monkeypatch.setattr("dvc.api.exp_show", lambda num: rows[:3] if num == 1 else rows)
+    read = []
+    made = experiment("any", drawn(1))
+    monkeypatch.setattr(compare, "read", lambda *one: read.append(one) or replace(made, name="x"))
+    compare.collect(["calm", "other"], None)
+    assert read == [("new", "new"), ("calm", "c2"), ("other", "o1")]
 
 
 def test_only_the_parameters_that_differ_are_told_by_their_shortest_name():
