@@ -35,12 +35,15 @@ def write_card(
     prompt: str,
     score: Mapping[str, Mapping[str, float]],
     written: Sequence[Poem],
+    *,
+    as_trained: bool = True,
 ) -> str:
     """The card: licence, base model, data, metrics, prompt, decoding and samples.
 
     prompt: that of a test poem. score: what metrics/score.json holds, {} before there is one.
-    written: the answers to the test poems, of which the first are shown. What
-    models wrote stands in blocks of code, where it is text alone.
+    written: the answers to the test poems, of which the first are shown. as_trained: whether the
+    parameters are those that it was trained with. What models wrote stands in blocks of code, where
+    it is text alone.
     """
     folder = find_folder(p.model.name)
     base = folder.name if folder else p.model.name  # a path is nobody else's business
@@ -75,10 +78,10 @@ def write_card(
         "of a poem in its prompt, it writes the rest.",
         "## Prompt",
         block(prompt),
-        "Decoding as it was scored:",
+        "Decoding as it was scored:" if tuned else "Decoding:",
         block("\n".join(f"{key}: {json.dumps(value)}" for key, value in decoding.items())),
         "## Data",
-        f"{DATA[source]} Epochs: {p.train.epochs:g}; seed: {p.seed}.",
+        DATA[source] + (f" Epochs: {p.train.epochs:g}; seed: {p.seed}." if as_trained else ""),
     ]
     if tuned:
         names = [name for name in ("base", "tuned", "reference") if name in score]

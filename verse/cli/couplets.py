@@ -2,6 +2,7 @@
 
 import random
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -119,8 +120,11 @@ class Library:
         }
 
     def poem(self, couplet: str) -> Poem:
-        """What a prompt is written from: the test poem of that couplet, or the couplet alone."""
-        return self.test.get(couplet, Poem(couplet, instruction=INSTRUCTION))
+        """What a prompt is written from: the test poem of that couplet, or the couplet with what
+        most test poems tell a model to do."""
+        told = Counter(poem.instruction for poem in self.test.values())
+        instruction = max(told, key=told.__getitem__, default=INSTRUCTION)
+        return self.test.get(couplet, Poem(couplet, instruction=instruction))
 
     def set(self, answer: Poem) -> dict[str, Any]:
         """An answer as the report sets it: in lines with their marks, and what was found."""

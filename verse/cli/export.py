@@ -14,13 +14,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from verse import params, paths
+from verse import paths
 from verse.cli import merge
 from verse.errors import UserError
 from verse.files import cache_dir, locked, replacing, write_text
@@ -42,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    p = params.read()
+    p = merge.read()
     program = converter()
     merge.main(options)
 
@@ -107,10 +106,10 @@ def run(*command: str | Path) -> None:
 
 def around_couplet(p: "Params", tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
     """What stands before and behind the couplet in a prompt."""
+    from verse.cli.couplets import Library
     from verse.model.prompts import PROBE, prompt_writer
-    from verse.poems.sources import INSTRUCTION
 
-    poem = replace(PROBE, instruction=INSTRUCTION)
+    poem = Library().poem(PROBE.couplet)
     before, _, after = prompt_writer(p.model.template, tokenizer)(poem).partition(poem.couplet)
     return before, after
 

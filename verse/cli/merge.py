@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from verse import params, paths
+from verse.cli.lock import outdated_here
 from verse.files import replacing, write_text
 from verse.hub import find_folder
 from verse.poem import ANSWER, Poem, read_poems
@@ -22,8 +23,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """None: params.yaml says it all."""
 
 
-def main(options: argparse.Namespace) -> None:
+def read() -> params.Params:
+    """params.yaml with the base model that the adapter was trained on."""
     p = params.read()
+
+    from verse.cli.models import beneath  # heavy
+
+    return p.model_copy(update={"model": beneath(Path(paths.ADAPTER), p.model)})
+
+
+def main(options: argparse.Namespace) -> None:
+    p = read()
 
     import torch  # heavy
 
@@ -39,6 +49,9 @@ def main(options: argparse.Namespace) -> None:
     poem = (read_poems(TEST) if TEST.is_file() else unknown)[0]
     score = read_json(SCORE, SCORES) if SCORE.is_file() else {}
     written = read_poems(WRITTEN, ANSWER) if WRITTEN.is_file() else []
+    if changed := outdated_here("train", "generate", "score"):
+        score, written = {}, []
+        print(f"no scores in the card, which are older than {', '.join(changed)}: dvc repro")
     licence(find_folder(p.model.name))
 
     loading.deterministic(p.seed, p.machine.threads)
@@ -51,7 +64,8 @@ def main(options: argparse.Namespace) -> None:
         model.resize_token_embeddings(len(tokenizer))
     # No decoding of the base model's stays with it; what ends an answer here does so elsewhere.
     model.generation_config.eos_token_id = end_tokens(model, tokenizer)
-    card = write_card(p, prompt_writer(p.model.template, tokenizer)(poem), score, written)
+    prompt = prompt_writer(p.model.template, tokenizer)(poem)
+    card = write_card(p, prompt, score, written, as_trained=not changed)
     with replacing(paths.MERGED) as folder:
         adapters.save_model(model, tokenizer, folder)
         write_text(folder / "README.md", card)

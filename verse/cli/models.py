@@ -6,6 +6,7 @@ would: the same prompt, the same weights, the same random stream.
 """
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from verse.cli.lock import outdated_here
 from verse.errors import UserError, first_line
 from verse.files import parse_yaml, read_text
 from verse.generation.answers import constraint_of, end_tokens
@@ -201,6 +203,9 @@ def load_models(
             )
         if tuned and adapter and not (adapter / "adapter_config.json").is_file():
             raise UserError(f"{adapter}: no adapter there yet: run dvc repro first, or say --base")
+        if tuned and which is None and (changed := outdated_here("train")):
+            older = f"{adapter}: older than {', '.join(changed)} in params.yaml: dvc repro"
+            print(older, file=sys.stderr)
         opening = open_model(settings, p.machine, seed=p.seed)
         # A sample of prompts to check the tokenizer by: the characters of any will do.
         ids = opening.encode_prompts([Poem(PROBE.couplet)], checked=False)

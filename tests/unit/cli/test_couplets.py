@@ -78,6 +78,7 @@ def test_the_test_poems_and_the_contestants_answers_are_looked_up(tmp_path, monk
     assert (
         library.poem(COUPLET) == library.test[COUPLET] == Poem(COUPLET, rows[0]["output"], "續。")
     )
+    assert library.poem("another").instruction == "續。"
     assert library.others["kimi"] == {COUPLET: "。"}
     assert library.any_couplet() == COUPLET
     copied = library.set(Poem(COUPLET, rows[0]["output"]))

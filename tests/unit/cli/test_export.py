@@ -15,7 +15,7 @@ from tiny_models import byte_pairs
 from transformers import AutoTokenizer
 
 from verse import params, paths
-from verse.cli import export
+from verse.cli import export, merge
 from verse.errors import UserError
 from verse.model.prompts import prompt_writer
 from verse.poem import Poem
@@ -105,6 +105,9 @@ def test_the_command_from_adapter_to_files(adapter, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(paths, "ADAPTER", str(adapter))
     monkeypatch.setattr(paths, "MERGED", str(tmp_path / "merged"))
     monkeypatch.setattr(export, "TO", tmp_path / "gguf")
+    monkeypatch.setattr(merge, "outdated_here", lambda *stages: ["a", "b"])
+    other = P.model.model_copy(update={"name": "another/model"})  # not what it was trained on
+    monkeypatch.setattr(params, "read", lambda: P.model_copy(update={"model": other}))
     monkeypatch.setenv("PATH", "/nowhere")  # no llama-quantize
     program = tmp_path / "convert.py"
     monkeypatch.setattr(export, "converter", lambda: program)
@@ -117,6 +120,10 @@ def test_the_command_from_adapter_to_files(adapter, tmp_path, monkeypatch, capsy
     assert "Modelfile, verse-f16.gguf" in told and "no 4 bits" in told
     rows = load_file(tmp_path / "gguf/verse-f16.gguf")["model.embed_tokens.weight"].shape[0]
     assert rows == len(AutoTokenizer.from_pretrained("models/mini"))  # no padding behind them
+
+    card = (tmp_path / "merged/README.md").read_text("utf-8")
+    assert "`mini`" in card and "Decoding:" in card and "Epochs" not in card
+    assert "no scores in the card, which are older than a, b: dvc repro\n" in told
 
     program.write_text("raise SystemExit('it cannot')")
     with pytest.raises(UserError, match="it cannot"):

@@ -209,7 +209,7 @@ def test_a_character_of_several_tokens_is_the_piece_of_its_last(both):
     assert "".join(model.pieces(tokens[:3])) == model.text(tokens[:3])
 
 
-def test_models_are_found_by_what_they_are_called(adapter, tmp_path, monkeypatch):
+def test_models_are_found_by_what_they_are_called(adapter, tmp_path, monkeypatch, capsys):
     with find(P, str(adapter)) as (settings, folder):
         assert (settings, folder) == (P.model, adapter)
     with find(P, "models/mini") as (settings, folder):
@@ -221,6 +221,11 @@ def test_models_are_found_by_what_they_are_called(adapter, tmp_path, monkeypatch
     monkeypatch.setattr(models, "ADAPTER", str(tmp_path / "none"))
     with pytest.raises(UserError, match="no adapter there yet: run dvc repro first"):
         load_models(P, None)
+    monkeypatch.setattr(models, "ADAPTER", str(adapter))
+    monkeypatch.setattr(models, "outdated_here", lambda stage: [f"{stage}.seed"])
+    load_models(P, None)
+    said = f"{adapter}: older than train.seed in params.yaml: dvc repro\n"
+    assert capsys.readouterr().err.endswith(said)
     with pytest.raises(UserError, match="no folder, no experiment and no commit"):
         find(P, "nothing-such").__enter__()
 
