@@ -38,9 +38,10 @@ from verse.model.prompts import end_of_turn
 from verse.model.sharding import is_sharded
 from verse.params import Decoding
 
-UNSUPPORTED: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
-"""Why models cannot answer prompts of several lengths together, found out in float32: "" if they
-can."""
+UNSUPPORTED: WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = WeakKeyDictionary()
+"""Up to how many tokens models were tried with, in float32, and why they cannot answer prompts of
+several lengths together: "" if they can."""
+PROBED = 2  # tokens that are drawn to find that out
 REFILLED = 0.75  # prompts that wait come in when no more than this share is still being answered
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 0.1}
 """How far scores may be from the model's own, as a share of their spread."""
@@ -87,8 +88,12 @@ def answer(
     waiting = {key: ids for key, ids in prompts.items() if key not in answers}
     if not waiting:
         return
-    if decoding.num_beams == 1 and model not in UNSUPPORTED:
-        UNSUPPORTED[model] = reason_unsupported(model, decoding, list(waiting.values()))
+    if decoding.num_beams == 1:
+        longest = max(map(len, waiting.values())) + decoding.max_new_tokens
+        tried, reason = UNSUPPORTED.get(model, (0, ""))
+        if tried < longest and not reason:
+            reason = reason_unsupported(model, decoding, list(waiting.values()))
+            UNSUPPORTED[model] = longest, reason
     if model.device.type == "cpu":
         make_batch_invariant(model)
     elif not is_sharded(model):  # whose weights come and go
@@ -162,7 +167,7 @@ def generate_batched(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
     Raises UnsupportedModel before the first of them: until the scores of some steps are known to be
     the model's own, nothing is reported.
     """
-    if reason := UNSUPPORTED[task.model]:
+    if reason := UNSUPPORTED[task.model][1]:
         raise UnsupportedModel(reason)
     prompts, decoding = task.prompts, task.decoding
     ends, most = set(end_tokens(task.model, task.tokenizer)), decoding.max_new_tokens
@@ -237,26 +242,28 @@ def generate_batched(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
 def reason_unsupported(model: PreTrainedModel, decoding: Decoding, prompts: list[list[int]]) -> str:
     """Why a model cannot answer these prompts together; "" if it can.
 
-    In float32, where nothing hides a mistake: what the shortest and the longest prompt read, and
-    what comes after a step. A model held in float32 is looked at when it answers.
+    In float32, where nothing hides a mistake: what the shortest prompt and the longest read, and
+    what comes after a step; then the longest with nearly all of an answer behind it, since some
+    models change their attention or their positions beyond some length.
     """
-    if model.dtype == torch.float32:
-        return ""
-    texts = sorted(prompts, key=len)[:: max(1, len(prompts) - 1)][:2]
+    shortest, longest = min(prompts, key=len), max(prompts, key=len)
+    few = min(PROBED, decoding.max_new_tokens)
+    whole = len(longest) + decoding.max_new_tokens - few
+    repeated = (longest * (whole // len(longest) + 1))[:whole]
+    decoding = decoding.model_copy(update={"max_new_tokens": few})
     tried: list[tuple[list[int], torch.Tensor]] = []
     try:
         with Float32(), first_try(model):
-            engine = new_engine(model, decoding, texts, len(texts))
-            if isinstance(engine, GPUEngine):
-                engine.recordable = False
-            engine.prefill(
-                texts, torch.zeros(len(texts), decoding.max_new_tokens, dtype=torch.float64)
-            )
-            engine.watched = True
-            for _ in range(min(2, decoding.max_new_tokens)):
-                drawn, _ = engine.decode()
-                tried += zip(texts, engine.shown, strict=True)
-                texts = [[*text, token] for text, token in zip(texts, drawn.tolist(), strict=True)]
+            for texts in ([shortest, longest], [longest, repeated]):
+                engine = new_engine(model, decoding, texts, len(texts))
+                if isinstance(engine, GPUEngine):
+                    engine.recordable = False
+                engine.prefill(texts, torch.zeros(len(texts), few, dtype=torch.float64))
+                engine.watched = True
+                for _ in range(few):
+                    drawn, _ = engine.decode()
+                    tried += zip(texts, engine.shown, strict=True)
+                    texts = [[*t, token] for t, token in zip(texts, drawn.tolist(), strict=True)]
             check_scores_of(model, tried)
     except UnsupportedModel as reason:
         return str(reason)

@@ -1,3 +1,5 @@
+from weakref import WeakKeyDictionary
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -12,6 +14,12 @@ def mini():
     torch.set_num_threads(2)
     model = AutoModelForCausalLM.from_pretrained("models/mini", dtype=torch.float32).eval()
     return model, AutoTokenizer.from_pretrained("models/mini")
+
+
+@pytest.fixture(autouse=True)
+def unknown(monkeypatch):
+    """No model has been looked at yet."""
+    monkeypatch.setattr(answers, "UNSUPPORTED", WeakKeyDictionary())
 
 
 @pytest.fixture

@@ -515,7 +515,7 @@ def a_key_is_lost(monkeypatch):
 def test_rows_that_are_wrong_give_way_before_anything_is_told(
     half, mini, monkeypatch, capsys, fault
 ):
-    """In float32 by the scores of the steps, in bfloat16 by a look in float32 before."""
+    """By a look in float32 before."""
     fault(monkeypatch)
     for model in (mini, half):
         prompts = {n: encode_prompt(model[1], couplet) for n, couplet in enumerate(COUPLETS)}
@@ -533,11 +533,62 @@ def test_rows_that_are_wrong_give_way_before_anything_is_told(
         said = capsys.readouterr().out
         assert said.startswith("prompts of one length at a time, which is slower: its scores would")
         assert {key: one.tokens for key, one in found.items()} == reported
-        assert answers.UNSUPPORTED[model[0]].startswith("its scores" if model is half else "")
+        assert answers.UNSUPPORTED[model[0]][1].startswith("its scores")
 
 
-def test_a_model_in_less_than_float32_is_looked_at_once(half, monkeypatch, capsys):
+def test_a_model_is_looked_at_once_up_to_a_length(half, monkeypatch, capsys):
     calls, look = [], answers.reason_unsupported
     monkeypatch.setattr(answers, "reason_unsupported", lambda *a: calls.append(1) or look(*a))
     assert answer(half) == answer(half)
     assert calls == [1] and capsys.readouterr().out == ""
+    answer(half, max_new_tokens=8)
+    assert calls == [1]
+    answer(half, max_new_tokens=14)
+    assert calls == [1, 1]
+
+
+LATE = {
+    "longer rotations": (
+        "phi3",
+        {
+            "original_max_position_embeddings": 30,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 8,
+                "long_factor": [4.0 + n for n in range(8)],
+                "original_max_position_embeddings": 30,
+            },
+        },
+    ),
+    "chunks": ("llama4_text", {"attention_chunk_size": 28}),
+    "the likeliest of many": ("deepseek_v32", {"index_topk": 28}),
+}
+
+
+@pytest.mark.parametrize("slots", [False, True])
+@pytest.mark.parametrize("late", LATE)
+def test_what_a_model_does_beyond_a_length_is_seen_before(late, slots, in_slots, capsys):
+    """Not in its first tokens: the prompts are shorter."""
+    name, changes = LATE[late]
+    tokenizer = byte_pairs()
+    config = tiny_config(name, len(tokenizer))
+    for key, value in changes.items():
+        setattr(config, key, value)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(2.0 if weight.dim() > 1 else 1.0)
+    if slots:
+        in_slots()
+    ids = {key: encode_prompt(tokenizer, couplet)[:20] for key, couplet in enumerate(COUPLETS[:3])}
+    found: dict[int, answers.Answer] = {}
+    greedy = decoding(max_new_tokens=24)
+    answers.answer(model, tokenizer, ids, greedy, seed=1, batch_size=3, answers=found)
+    assert "prompts of one length at a time" in capsys.readouterr().out
+    for key, prompt in ids.items():
+        expected = model.generate(
+            torch.tensor([prompt]), do_sample=False, max_new_tokens=24, eos_token_id=1
+        )
+        assert found[key].tokens == expected[0, len(prompt) :].tolist()
