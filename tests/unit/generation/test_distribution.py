@@ -56,6 +56,14 @@ def test_each_token_that_cannot_be_drawn_is_cut_by_a_parameter():
     assert cuts == ["no_repeat_ngram_size", "", "top_p", "top_k", "top_k"]
 
 
+def test_what_ties_with_the_last_of_top_k_is_left_as_transformers_leaves_it():
+    scores = torch.tensor([3.0, 2.0, 1.0, 2.0, 2.0])
+    changes = {"temperature": 1.0, "top_k": 2, "top_p": 1.0, "no_repeat_ngram_size": 0}
+    found = distribution(scores, [0], DECODING.model_copy(update=changes))
+    expected = torch.softmax(TopKLogitsWarper(2)(None, scores[None]), -1)[0]
+    assert found.left == 4 and torch.allclose(found.drawn.float(), expected)
+
+
 def test_without_sampling_the_likeliest_is_certain():
     decoding = DECODING.model_copy(update={"do_sample": False, "no_repeat_ngram_size": 0})
     found = distribution(torch.tensor([1.0, 3.0, 2.0]), [0], decoding)
