@@ -34,8 +34,9 @@ Verse = tuple[Sequence[str], Sequence[str]]
 def surprises(poems: Sequence[Verse], machine: Machine) -> list[float]:
     """For each poem the nats a character of what follows the couplet, NaN where nothing does.
 
-    Every line is given the mark of its place, which counts for nothing; so does what stands beyond
-    the model's last position. On a CPU a number depends on nothing but its poem.
+    Every line is given the mark of its place, which counts for nothing; so does the first line that
+    has no room before the model's last position, and what follows it. On a CPU a number depends on
+    nothing but its poem.
     """
     loading.deterministic(0, machine.threads)
     device = loading.choose_device(machine.device)
@@ -49,14 +50,19 @@ def surprises(poems: Sequence[Verse], machine: Machine) -> list[float]:
     known = tokenizer(lines, add_special_tokens=False)["input_ids"] if lines else []
     ids = dict(zip(lines, known, strict=True))
 
-    texts: list[tuple[list[int], list[int]]] = []  # token ids, and which of them count
+    # Token ids, which of them count, and how many characters these are.
+    texts: list[tuple[list[int], list[int], int]] = []
     for couplet, rest in poems:
-        tokens, counted = list(first), list[int]()
+        tokens, counted, characters = list(first), list[int](), 0
         for number, line in enumerate((*couplet, *rest)):
+            end = len(tokens) + len(ids[line])
+            if positions and end > positions:
+                break
             if number >= len(couplet):
-                counted += range(len(tokens), len(tokens) + len(ids[line]))
+                counted += range(len(tokens), end)
+                characters += len(line)
             tokens += [*ids[line], *ids[MARKS[number % 2]]]
-        texts.append((tokens[:positions], [at for at in counted if at < (positions or at + 1)]))
+        texts.append((tokens[:positions], counted, characters))
 
     found = [float("nan")] * len(poems)
     order = sorted((n for n in range(len(poems)) if texts[n][1]), key=lambda n: len(texts[n][0]))
@@ -71,5 +77,5 @@ def surprises(poems: Sequence[Verse], machine: Machine) -> list[float]:
             scores = model.get_output_embeddings()(seen[rows, places - 1]).float()
             nats = functional.cross_entropy(scores, given[rows, places], reduction="none")
             for n, own in zip(some, nats.split([len(texts[n][1]) for n in some]), strict=True):
-                found[n] = float(own.sum()) / len("".join(poems[n][1]))
+                found[n] = float(own.sum()) / texts[n][2]
     return found

@@ -19,12 +19,21 @@ def test_a_poem_surprises_less_than_its_characters_in_disorder():
         (COUPLET, ["欲窮千里目", "更上一層樓"]),
         (COUPLET, ["千目窮欲里", "一樓層上更"]),
         (COUPLET, []),
-        ([], ["𱍐", "x" * 3000, ""]),
+        ([], ["𱍐", "x" * 30, ""]),
     ]
     found = surprises(poems, params.read().machine)
     assert 0 < found[0] < found[1] - 1 and isnan(found[2]) and found[3] > 0
     assert surprises(poems[:1], params.read().machine) == pytest.approx(found[:1], abs=1e-3)
     assert surprises([], params.read().machine) == []
+
+
+def test_lines_beyond_the_readers_last_position_count_for_nothing():
+    lines = ["欲窮千里目", "更上一層樓"] * 42  # of which 512 tokens hold 82
+    short, long, one = surprises(
+        [(COUPLET, lines[:80]), (COUPLET, lines * 3), (COUPLET, ["山" * 600])],
+        params.read().machine,
+    )
+    assert long == pytest.approx(short, rel=0.02) and isnan(one)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
