@@ -13,7 +13,7 @@ from verse.model.graphs import Graph, warm_up, warn_fallback
 from verse.model.loading import widest_float
 from verse.training.loss import Objective, behind_prefix, cross_entropy, summed_loss
 from verse.training.micro_batches import Plan, split_step, uncompiled
-from verse.training.packing import Batch, lay_out, shape_of
+from verse.training.packing import Batch, lay_out
 
 
 class Evaluation:
@@ -38,7 +38,7 @@ class Evaluation:
         if plan.activation_budget < 1:  # memory is short, and passes of training hold most of it
             plan = replace(plan, micro_batch_size=max(1, plan.micro_batch_size // 2))
         passes = [[e for _, e in part] for part in split_step(by_length, plan)]
-        self.shape = shape_of([part for part in passes if part] or [by_length[:1]], plan.prefix)
+        self.shape = plan.shape([part for part in passes if part] or [by_length[:1]])
         self.batches = [lay_out(part, plan.prefix, self.shape).to(self.device) for part in passes]
         self.graph: Graph[torch.Tensor] | None = None
         if plan.recorded and passes:

@@ -122,7 +122,7 @@ def run(
     steps = list(task.batches())
     check_epochs(task, steps)
     # With the first weights, so that a training that resumes proves, and writes, the same.
-    passes, proof = prove(model, plan, steps, trained, task.objective)
+    passes, proof = prove(model, plan, steps, trained, task.objective, task.validation)
     plan = passes.plan
     start = checkpoints.restore(trained.named(), optimizer, scaler, curves)
     trained.refresh()

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from verse.files import cache_dir
 from verse.model import distributed
 from verse.model.dropout import masks_of
-from verse.model.encoding import Example
+from verse.model.encoding import Example, positions
 from verse.model.float32 import in_recomputation
 from verse.model.graphs import Graph, warm_up, warn_fallback
 from verse.model.layers import decoder_layers
@@ -54,8 +54,14 @@ class Plan:
     """As a CUDA graph."""
     shared: bool = True
     """The prefix is computed once a pass; else once a poem, for models that know no other way."""
+    positions: int | None = None
+    """Places that the model has for a text; None without a bound."""
     sharded: bool = False
     """Each process has a part of the model, so that all must make equally many passes."""
+
+    def shape(self, passes: list[list[Example]]) -> Shape:
+        """Of any of the passes; rows of padding have no more places than the model."""
+        return shape_of(passes, self.prefix, places=None if self.shared else self.positions)
 
 
 def choose_plan(
@@ -75,6 +81,7 @@ def choose_plan(
         dtype,
         way.micro_batch_size,
         way.activation_budget,
+        positions=positions(model.config),
         recorded=on_gpu and not way.sharded,  # weights that come and go cannot be recorded
         sharded=way.sharded,
     )
@@ -118,7 +125,7 @@ def shape_of_steps(steps: list[list[Example]], plan: Plan) -> Shape:
         for rank in range(distributed.size())
         for part in split_step(step, plan, rank)
     ]
-    return shape_of([part for part in every if part], plan.prefix)
+    return plan.shape([part for part in every if part])
 
 
 def split_step(
@@ -303,6 +310,8 @@ def compile_layers(model: PreTrainedModel, backend: Any = "inductor") -> None:
 
 
 def uncompile(model: PreTrainedModel) -> None:
+    """Also let embeddings want no gradient any more: some models change them in place."""
+    model.disable_input_require_grads()
     for layer in decoder_layers(model):
         layer.__dict__.pop("forward", None)
 

@@ -57,8 +57,13 @@ def shared_prefix(examples: list[Example]) -> list[int]:
     return common_prefix([example.prompt for example in examples])
 
 
-def shape_of(passes: list[list[Example]], prefix: list[int], multiple: int = 8) -> Shape:
-    """The shape that holds any of the passes, in sizes of a multiple that kernels like."""
+def shape_of(
+    passes: list[list[Example]], prefix: list[int], multiple: int = 8, places: int | None = None
+) -> Shape:
+    """The shape that holds any of the passes, in sizes of a multiple that kernels like.
+
+    places: that a row of prefix and poem has at most; then a poem may fill its row.
+    """
 
     def rounded(size: int) -> int:
         return size + -size % multiple
@@ -70,7 +75,7 @@ def shape_of(passes: list[list[Example]], prefix: list[int], multiple: int = 8) 
         shared=len(prefix),
         prefix=rounded(len(prefix)),
         poems=max(map(len, passes)),
-        longest=rounded(longest),
+        longest=min(rounded(longest), places - len(prefix)) if places else rounded(longest),
         tokens=rounded(tokens),
         labels=rounded(max(sum(len(e.completion) for e in part) for part in passes)),
     )

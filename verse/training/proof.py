@@ -151,27 +151,32 @@ def prove(
     steps: list[list[Example]],
     trained: FlatParams,
     objective: Objective = cross_entropy,
+    validation: Sequence[Example] = (),
 ) -> tuple[MicroBatches, Proof]:
     """The fastest passes of a plan that learn what plain PEFT would, and how far they are from it.
 
-    steps: the poems of every step. Raises UserError if none is right, OutOfMemoryError in all
-    processes if memory runs out in any.
+    steps: the poems of every step. validation: poems that go through the same layout. Raises
+    UserError if none is right, OutOfMemoryError in all processes if memory runs out in any.
     """
     check_adapter(model, trained)
     check_steps(plan, steps)
     poems = choose(steps)
     trial = Trial(model, plan, poems, trained, objective)
+    longer = [poem for poem in validation if poem.length > poems[-1].length]
+    laid_out = replace(trial, poems=[*poems, *sorted(longer, key=lambda poem: poem.length)[-1:]])
 
     def together(work: Callable[[], T]) -> T:
         return distributed.all_or_none(work, alone=plan.sharded)
 
     with other_values(trained, plan.dtype):
-        exact = together(partial(plain, trial))
+        every_poem = range(len(laid_out.poems))
+        all_exact = together(partial(plain, torch.float32, laid_out, every_poem))
+        exact = Plain(*(kept[: len(poems)] for kept in vars(all_exact).values()))
         longest = range(len(poems) - 1, len(poems))
         rounding = together(partial(rounding_of, trial, exact, longest))
         say_unreached(model, exact, trained)
         for way in layouts(plan):
-            layout, reason = try_layout(replace(trial, plan=way), exact)
+            layout, reason = try_layout(replace(laid_out, plan=way), all_exact)
             if not reason:
                 break
             if way.shared:
@@ -275,12 +280,13 @@ def check_dropout(masks: Masks, rate: float) -> None:
     masks.draw(torch.arange(tokens, dtype=torch.int32, device=device), step + 1)
     wanted, share = kept / (1 - rate), kept.mean().item()
     spread = math.sqrt(rate * (1 - rate) / kept.numel())
+    told_apart = min(rate, 1 - rate) * kept.numel() > 20  # fewer may be dropped by none
     right = (
         torch.allclose(outputs[0], wanted)
         and torch.allclose(gradient[0], wanted)
         and abs(share - (1 - rate)) < 6 * spread
-        and not torch.equal(kept[0], kept[1])
-        and not torch.equal(kept, layer.kept)
+        and not (told_apart and torch.equal(kept, kept[:1].expand_as(kept)))
+        and not (told_apart and torch.equal(kept, layer.kept))
     )
     if not right:
         raise UserError("train.lora.dropout: its masks are not what they should be: set it to 0")
@@ -320,20 +326,23 @@ def other_values(trained: FlatParams, dtype: torch.dtype) -> Iterator[None]:
         trained.bind(trained.copy)
 
 
-def plain(trial: Trial) -> Plain:
-    """Each poem alone in the model's own attention and in float32.
+def plain(dtype: torch.dtype, trial: Trial, numbers: range) -> Plain:
+    """Some of the poems, each alone in the model's own attention.
 
-    Raises UserError if Transformers or PEFT cannot.
+    numbers: of those that are wanted; dropout hashes them too. Raises UserError if Transformers or
+    PEFT cannot.
     """
     try:
-        return plain_in(torch.float32, trial, range(len(trial.poems)))
+        return plain_in(dtype, trial, numbers)
     except Exception as error:  # whatever a model's own code or PEFT's stumbles over
         if is_of_the_system(error):
             raise
-        line = first_line(error)
+        line, advice = first_line(error), "set model.dtype to float32"
+        if dtype == torch.float32:
+            advice = "name its attention's layers in train.lora.target_modules"
         raise UserError(
-            f"model.name: Transformers with PEFT cannot train it ({line}): name its attention's "
-            "layers in train.lora.target_modules, or take another model"
+            f"model.name: Transformers with PEFT cannot train it ({line}): {advice}, or take "
+            "another model"
         ) from error
 
 
@@ -343,7 +352,7 @@ def rounding_of(trial: Trial, exact: Plain, numbers: range) -> Distance:
     trained, dtype = trial.trained, trial.plan.dtype
     if dtype == torch.float32:
         return Distance.none(trained)
-    rounded = plain_in(dtype, trial, numbers)
+    rounded = plain(dtype, trial, numbers)
     found = [
         Distance.between(trained, rounded.gradients[i], exact.gradients[n])
         for i, n in enumerate(numbers)
@@ -362,7 +371,6 @@ def rounding_of(trial: Trial, exact: Plain, numbers: range) -> Distance:
 
 
 def plain_in(dtype: torch.dtype, trial: Trial, numbers: range) -> Plain:
-    """numbers: of the poems that are wanted; dropout hashes them too."""
     model, plan, trained = trial.model, trial.plan, trial.trained
     device, masks = trained.flat.device, masks_of(model)
     found = Plain([], [], [])
@@ -424,7 +432,8 @@ def try_layout(trial: Trial, exact: Plain) -> tuple[float, str]:
     """How far the layout's gradient is from the exact one in float32, uncompiled, and why it cannot
     be used, if so. The poems share a pass that has a row to spare."""
     model, plan, poems, trained = trial.model, trial.plan, trial.poems, trial.trained
-    small = replace(plan, dtype=torch.float32, compiled=False, recorded=False, micro_batch_size=3)
+    small = replace(plan, dtype=torch.float32, compiled=False, recorded=False)
+    small = replace(small, micro_batch_size=len(poems) + 1)
     known = model.config.get_text_config().to_dict().get("max_position_embeddings")
     places = len(plan.prefix) + sum(poem.length - len(plan.prefix) for poem in poems) + 32
     if plan.shared and isinstance(known, int) and places > known:

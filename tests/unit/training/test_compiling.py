@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import build, examples
+from tiny_architectures import tiny_config
+from tiny_models import build, byte_pairs, examples
+from transformers import AutoModelForCausalLM
 
 from verse.model import encoding, loading
 from verse.training import micro_batches
@@ -96,3 +98,16 @@ def test_a_short_training_compiles_where_the_code_is_found(monkeypatch, tmp_path
     made_before(model, how, micro_batches.shape_of_steps([poems], how)).touch()
     assert worth(long // 5) and not worth(long // 20)
     assert not worth(long // 5, replace(how, activation_budget=0.0))
+
+
+def test_a_model_that_changes_its_embeddings_in_place_is_as_before_without_the_compiler(tmp_path):
+    """What a compiled layer wants of them is undone with it."""
+    tokenizer = byte_pairs()
+    model = AutoModelForCausalLM.from_config(tiny_config("ctrl", len(tokenizer)))
+    model.requires_grad_(False)
+    micro_batches.compile_layers(model, backend="eager")
+    ids = torch.arange(9)[None]
+    with pytest.raises(RuntimeError, match="in-place operation"):
+        model(input_ids=ids)
+    micro_batches.uncompile(model)
+    assert model(input_ids=ids).logits.isfinite().all()

@@ -2,11 +2,15 @@
 
 import pytest
 import torch
-from tiny_models import build, examples, training
+from tiny_architectures import tiny_config
+from tiny_models import build, byte_pairs, examples, training
+from tiny_models import settings as named
+from transformers import AutoModelForCausalLM
 
 from verse.errors import UserError
 from verse.model import adapters, dropout, encoding, loading
 from verse.training import attention, micro_batches, packing, proof
+from verse.training.evaluation import Evaluation
 from verse.training.flat_params import FlatParams
 from verse.training.micro_batches import MicroBatches, Plan
 from verse.training.packing import shared_prefix
@@ -303,3 +307,82 @@ def test_a_pass_is_filled_as_far_as_its_shape_goes(settings):
     assert len(rows) == shape.poems and set(rows) == {0, 1}
     batch = packing.lay_out([some[row] for row in rows], prefix, shape, rows)
     assert batch.input_ids.shape == (1, shape.prefix + shape.tokens)
+
+
+def adapted_of(name, folder, dtype=FLOAT, dropout=0.1, **changes):
+    """A tiny model of another architecture with an adapter, its poems, and what trains it."""
+    loading.deterministic(1, 1)
+    tokenizer = byte_pairs()
+    config = tiny_config(name, len(tokenizer))
+    for key, value in changes.items():
+        setattr(config, key, value)
+    AutoModelForCausalLM.from_config(config, dtype=FLOAT).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    base = named(str(folder), quantization="none")
+    lora = training().lora.model_copy(update={"dropout": dropout})
+    model = adapters.add_adapter(loading.load_model(base, CPU, dtype), lora, base, seed=1)
+    return model, examples(tokenizer), FlatParams(model, dtype)
+
+
+def test_a_validation_poem_that_is_longer_is_tried_too(tmp_path, capsys):
+    """Where a model's attention changes beyond the length of all that are trained on."""
+    poems = examples(byte_pairs())
+    short, long = (
+        [poem for poem in poems if (poem.length < 48) == first] for first in (True, False)
+    )
+    chunk = max(poem.length for poem in short)
+    model, _, trained = adapted_of("llama4_text", tmp_path, attention_chunk_size=chunk)
+    plan = Plan(shared_prefix(poems), FLOAT, 3)
+    found, _ = proof.prove(model, plan, [short], trained)
+    assert found.plan.shared and "prefix" not in capsys.readouterr().out
+    found, _ = proof.prove(model, plan, [short], trained, validation=long)
+    assert not found.plan.shared
+    assert "each poem with its own prefix, which is slower: its" in capsys.readouterr().out
+
+
+def test_a_poem_may_fill_all_positions(tmp_path):
+    """Rows of prefix and poem are no longer than that, though their lengths are rounded up."""
+    longest = max(poem.length for poem in examples(byte_pairs()))
+    model, poems, trained = adapted_of("gpt_neo", tmp_path, max_position_embeddings=longest)
+    plan = Plan(shared_prefix(poems), FLOAT, 3, shared=False, positions=longest)
+    found, result = proof.prove(model, plan, [poems], trained)
+    assert found.shape.shared + found.shape.longest == longest and result.gradient < 1e-5
+    assert Evaluation(model, found.plan, poems)()["loss"] > 0
+
+
+def test_a_model_that_cannot_compute_in_a_precision_says_which_can(settings, monkeypatch):
+    plain_in = proof.plain_in
+
+    def mixing(dtype, *rest):
+        if dtype == HALF:
+            raise RuntimeError("expected BFloat16 but found Float")
+        return plain_in(dtype, *rest)
+
+    monkeypatch.setattr(proof, "plain_in", mixing)
+    poems = examples(encoding.load_tokenizer(settings))
+    model = loading.load_model(settings, CPU, HALF)
+    model = adapters.add_adapter(model, training().lora, settings, seed=1)
+    plan = Plan(shared_prefix(poems), HALF, 3)
+    with pytest.raises(UserError, match=r"but found Float\): set model\.dtype to float32, or"):
+        proof.prove(model, plan, [poems], FlatParams(model, HALF))
+
+
+@pytest.mark.parametrize("rate", [1e-6, 0.002, 0.5, 0.9999])
+def test_any_share_of_dropout_is_proven(prove_at, rate, monkeypatch):
+    prove_at(rate)
+    if rate == 0.5:
+        draw = dropout.Masks.draw
+        monkeypatch.setattr(
+            dropout.Masks, "draw", lambda self, ids, step: draw(self, ids, step * 0)
+        )
+        with pytest.raises(UserError, match="its masks are not what they should be"):
+            prove_at(rate)
+
+
+@pytest.fixture
+def prove_at(tmp_path):
+    def call(rate):
+        model, _, trained = adapted_of("llama", tmp_path, dropout=rate)
+        proof.check_adapter(model, trained)
+
+    return call
