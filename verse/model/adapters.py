@@ -68,6 +68,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -
             distributed.say("train.lora.dropout: not on the experts, whose weights are one tensor")
         if lora.target_modules == "all-linear":
             say_share(adapted)
+        check_apart(adapted)
     call_whole(adapted)
     masks = Masks(lora.dropout)
     for module in adapted.modules():
@@ -82,17 +83,12 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Model, *, seed: int) -
 
 def say_share(adapted: PreTrainedModel) -> None:
     """Say how much of a model's layers has an adapter, if it is not nearly all."""
-    from peft.tuners.lora import LoraLayer, ParamWrapper
 
     def size(weight: torch.Tensor) -> int:
         state = getattr(weight, "quant_state", None)  # of 4 bits
         return math.prod(state.shape) if state else weight.numel()
 
-    with_one = {
-        id(m.get_param() if isinstance(m, ParamWrapper) else m.get_base_layer().weight)
-        for m in adapted.modules()
-        if isinstance(m, LoraLayer)
-    }
+    with_one = set(adapted_weights(adapted).values())
     every = {
         id(w): size(w) for n, w in decoder_layers(adapted).named_parameters() if "lora_" not in n
     }
@@ -102,6 +98,32 @@ def say_share(adapted: PreTrainedModel) -> None:
             f"train.lora.target_modules: all-linear adapts {share:.0%} of its layers' weights: the "
             "others are of a kind that PEFT does not adapt"
         )
+
+
+def adapted_weights(adapted: PreTrainedModel) -> dict[str, int]:
+    """By the names of layers with an adapter, which weight of the base model each has."""
+    from peft.tuners.lora import LoraLayer, ParamWrapper
+
+    return {
+        name: id(m.get_param() if isinstance(m, ParamWrapper) else m.get_base_layer().weight)
+        for name, m in adapted.named_modules()
+        if isinstance(m, LoraLayer)
+    }
+
+
+def check_apart(adapted: PreTrainedModel) -> None:
+    """Raise UserError if two layers with an adapter share a weight, into which none can be
+    merged without changing the other."""
+    owners: dict[int, str] = {}
+    for name, weight in adapted_weights(adapted).items():
+        first, second = (
+            one.removeprefix("base_model.model.") for one in (owners.setdefault(weight, name), name)
+        )
+        if first != second:
+            raise UserError(
+                f"train.lora.target_modules: {first} and {second} share their weights, so that "
+                "their adapters cannot be merged: name layers that have their own"
+            )
 
 
 def targeted_experts(model: PreTrainedModel, targets: str | list[str]) -> list[str]:

@@ -239,7 +239,8 @@ def load_model(
         found["unexpected_keys"] = [key for key in keys if key.split(".")[0] in own]
     check_model(model, found, settings.name)
     if settings.quantization == "nf4":
-        for layer in linear_layers(model).values():
+        shared = {id(layer.weight): layer for layer in linear_layers(model).values()}
+        for layer in shared.values():  # each weight once
             if not in_four_bits(layer):  # Transformers leaves out the last one of some models
                 round_to_nf4(outputs_first(layer))
         for weight in expert_weights(model).values():

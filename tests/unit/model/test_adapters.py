@@ -17,7 +17,7 @@ from tiny_architectures import tiny_config
 from tiny_models import CHAT, build, byte_pairs, training
 from tiny_models import settings as tiny_settings
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, ZambaConfig
 
 from verse.errors import UserError
 from verse.model import adapters, experts, loading
@@ -275,6 +275,33 @@ def test_the_merged_model_is_one_that_transformers_runs(tmp_path, forks):
 
 
 TIED, UNTIED = "llama, tied, grouped queries", "llama"
+
+
+def test_weights_that_layers_share_are_rounded_once_and_not_adapted(tmp_path, monkeypatch):
+    """Zamba's blocks of attention are one, at several places."""
+    tokenizer = byte_pairs()
+    values = tiny_config("zamba", len(tokenizer)).to_dict()
+    derived = ("attention_hidden_size", "attention_head_dim")
+    kinds = {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2}
+    kept = {key: value for key, value in values.items() if key not in derived}
+    config = ZambaConfig(**kept | kinds | {"use_mamba_kernels": False})
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    rounded, round_to_nf4 = [], loading.round_to_nf4
+    monkeypatch.setattr(
+        loading,
+        "round_to_nf4",
+        lambda weight: rounded.append(weight.data_ptr()) or round_to_nf4(weight),
+    )
+    settings = tiny_settings(str(tmp_path))
+    base = loading.load_model(settings, CPU, torch.float32)
+    assert len(rounded) == len(set(rounded)) > 4
+    with pytest.raises(UserError, match="share their weights, so that their adapters cannot"):
+        adapters.add_adapter(base, training().lora, settings, seed=1)
+    base = loading.load_model(settings, CPU, torch.float32)
+    named = training().lora.model_copy(update={"target_modules": ["in_proj"]})
+    adapters.add_adapter(base, named, settings, seed=1)
 
 
 @pytest.mark.parametrize(
