@@ -123,6 +123,8 @@ def answer(
             generate_with_transformers(task) if decoding.num_beams > 1 else generate_batched(task)
         )
     except UnsupportedModel as reason:
+        if decoding.num_beams > 1:
+            raise UserError(f"decoding.num_beams: {reason}: set it to 1") from None
         warn_fallback("prompts of one length at a time, which is slower", reason)
         finish(generate_with_transformers(task))
     progress.close()
@@ -326,7 +328,9 @@ def generate_with_transformers(task: Task[Key]) -> Iterator[tuple[Key, list[int]
     alone = task.decoding.num_beams > 1 and task.decoding.do_sample
     at_once, use_cache = (1, True) if alone else transformers_way(task)
     for batch in equal_lengths(task.prompts, at_once):
-        ids_of, logprobs_of, _ = generate(task, batch, use_cache)
+        beams = task.decoding.num_beams > 1
+        with first_try(task.model, "its cache takes no beams") if beams else nullcontext():
+            ids_of, logprobs_of, _ = generate(task, batch, use_cache)
         for key, ids, logprobs in zip(batch, ids_of, logprobs_of, strict=True):
             end = next((place for place, token in enumerate(ids) if token in ends), len(ids) - 1)
             ids = ids[: end + 1]

@@ -79,6 +79,13 @@ def test_sampling_with_beams_is_repeatable(mini):
     assert answer(mini, COUPLETS[:2], **beams) == answer(mini, COUPLETS[1::-1], **beams)[::-1]
 
 
+def test_a_model_that_takes_no_beams_says_so():
+    tokenizer = byte_pairs()
+    model = AutoModelForCausalLM.from_config(tiny_config("recurrent_gemma", len(tokenizer))).eval()
+    with pytest.raises(UserError, match=r"decoding\.num_beams: its cache takes no beams: set it"):
+        answer((model, tokenizer), COUPLETS[:1], num_beams=2)
+
+
 def test_greedy_answers_are_those_of_transformers(mini):
     model, tokenizer = mini
     ids = tokenizer(COUPLETS[0], return_tensors="pt").input_ids
