@@ -77,6 +77,7 @@ def finish(p: Params, poems: list[Poem], which: str) -> None:
         ways, work, "lower decoding.max_new_tokens, or take a smaller model"
     )
     texts = distributed.gather([one.text for one in kept])
+    lengths = distributed.gather([len(one.tokens) for one in kept])
     if distributed.rank() > 0:
         return
     speeds = watch.numbers(len(poems))
@@ -87,7 +88,9 @@ def finish(p: Params, poems: list[Poem], which: str) -> None:
     if which == WATCHED:
         write_hand_in(Path(paths.GENERATED), answers)
     speed.store(MODELS[which].stage, speeds)
-    print(f"{len(answers)} poems finished by the {which} model")
+    cut_off = lengths.count(p.decoding.max_new_tokens)
+    longest = f", {cut_off} of them as long as decoding.max_new_tokens allows" if cut_off else ""
+    print(f"{len(answers)} poems finished by the {which} model{longest}")
 
 
 if __name__ == "__main__":

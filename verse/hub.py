@@ -61,6 +61,10 @@ def find_folder(name: str) -> Path | None:
 def check_reach(settings: Model, cache_dir: str | None) -> None:
     """Raise UserError unless the model's folder is there, or its config can be had from the hub."""
     if find_folder(settings.name):
+        if settings.revision:
+            raise UserError(
+                "model.revision: of the hub, and model.name is a folder: set it to null"
+            )
         return
     from huggingface_hub import hf_hub_download
 

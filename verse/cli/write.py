@@ -67,7 +67,9 @@ def main(options: argparse.Namespace) -> None:
     if options.samples < 1:
         raise UserError("--samples must be at least 1")
     decoding = adjusted(p, "options", **{key: getattr(options, key) for key in DECODING})
-    seed = p.seed if options.seed is None else options.seed % 2**32
+    seed = p.seed if options.seed is None else options.seed
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed must be a whole number from 0 to {2**32 - 1}, not {seed}")
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads take turns
 

@@ -69,6 +69,10 @@ def fetch(data: Data, *, embedded: str | Path, cache: str | Path) -> Poems:
     Raises UserError naming the file, and the line or record and key, that is at fault.
     """
     source = data.source
+    if data.sha256 and "://" not in source:
+        raise UserError(
+            "data.sha256: of a file behind a URL, which data.source is not: set it to null"
+        )
     if source == "hw5":
         urls = {name: f"{data.hw5_url.rstrip('/')}/{name}" for name in HW5_SHA256}
         paths = {

@@ -27,6 +27,7 @@ from verse.poems.lines import FORMS
 from verse.poems.prosody import LEVEL_GROUPS, Break, counted_tones
 from verse.scoring.metrics import EXTRA, METRICS
 from verse.scoring.scoring import ScoredAnswer
+from verse.scoring.terminal import UNSEEN
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -116,11 +117,13 @@ def policy() -> str:
 
 
 def visible(text: str) -> Markup:
-    """`text` as HTML, what cannot be seen (controls, bidi overrides, lone surrogates) named.
+    """`text` as HTML, what cannot be seen (controls, bidi overrides, selectors) named.
 
     A newline is named and also breaks the line.
     """
-    return Markup("").join(escape(c) if c.isprintable() else name_of(c) for c in text)
+    return Markup("").join(
+        escape(c) if c.isprintable() and not UNSEEN.match(c) else name_of(c) for c in text
+    )
 
 
 def name_of(character: str) -> Markup:

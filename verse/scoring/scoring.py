@@ -262,7 +262,11 @@ def summarise(
     numbers, whose sum depends on no order.
     """
     metrics: dict[str, float] = dict.fromkeys(KEYS[1:], 0.0)
-    openings = [line for one in scored for line in one.verse[:2]]
+    openings = [
+        line[: len(true)]
+        for one, poem in zip(scored, truths, strict=True)
+        for line, true in zip(one.verse[:2], poem.rest_lines, strict=False)
+    ]
     bigrams = {pair for line in openings for pair in pairwise(line)}
     true = sum(len(line) - 1 for poem in truths for line in poem.rest_lines[:2])
     metrics["distinct2"] = min(1.0, share(len(bigrams), true))
@@ -280,16 +284,16 @@ def gain(
     """What a contestant's answers gain over the baseline's to the same couplets, with `_ci95`.
 
     Of each metric that has an interval, the mean of the differences poem by poem, rounded to 4
-    digits. The interval is the percentile bootstrap's, or that of D. G. Bonett and R. M. Price
-    (J. Educ. Behav. Stat. 37(4), 2012) for shares: as if one poem more was won and one lost,
-    which tells some doubt where all agree.
+    digits; none where no poem has both. The interval is the percentile bootstrap's, or that of
+    D. G. Bonett and R. M. Price (J. Educ. Behav. Stat. 37(4), 2012) for shares: as if one poem more
+    was won and one lost, which tells some doubt where all agree.
     """
-    differences = table[INTERVALS] - baseline[INTERVALS]
+    differences = (table[INTERVALS] - baseline[INTERVALS]).dropna(axis="columns", how="all")
     found = means_of(differences)
     for key in SHARES:
         spread = np.std([*differences[key], 1, -1]) / (len(differences) + 2) ** 0.5
         found[f"{key}_ci95"] = Z * float(spread)
-    found |= half_widths(differences[MEANS], seed, resamples)
+    found |= half_widths(differences[[key for key in MEANS if key in differences]], seed, resamples)
     return {key: round(value, 4) for key, value in found.items()}
 
 

@@ -1,5 +1,6 @@
 """Metrics and poems for a terminal: aligned in cells, with no character that could steer it."""
 
+import re
 import unicodedata
 
 from verse.poem import split_lines
@@ -10,20 +11,19 @@ def metrics_table(metrics: dict[str, dict[str, int | float]]) -> str:
     """The metrics for a terminal: a row a metric, a column a contestant, ± as ci95."""
     measured = [m for m in (*METRICS, *EXTRA) if any(m.name in one for one in metrics.values())]
     first = max(10, *(len(metric.name) + 1 for metric in measured))
-    wide = max(11, *(len(name) + 1 for name in metrics))
-    rows = [" " * first + "".join(name.ljust(wide) for name in metrics)]
-    rows.append(
-        "poems".ljust(first) + "".join(f"{one['poems']}".ljust(wide) for one in metrics.values())
-    )
+    rows = [["", *metrics], ["poems", *(f"{one['poems']}" for one in metrics.values())]]
     for metric in measured:
-        row = metric.name.ljust(first)
+        row = [metric.name]
         for one in metrics.values():
             half = one.get(f"{metric.name}_ci95")
             told = f"{one[metric.name]:.3f}" if metric.name in one else "-"
-            noise = "" if half is None else f"±{half:.3f}".replace("0.", ".", 1)
-            row += (told + noise).ljust(wide)
+            row.append(told + ("" if half is None else f"±{half:.3f}".replace("0.", ".", 1)[:5]))
         rows.append(row)
-    return "\n".join(row.rstrip() for row in rows)
+    wide = max(11, *(len(cell) + 1 for row in rows for cell in row[1:]))
+    return "\n".join(
+        (name.ljust(first) + "".join(cell.ljust(wide) for cell in cells)).rstrip()
+        for name, *cells in rows
+    )
 
 
 def gains_table(gains: dict[str, dict[str, float]], baseline: str) -> str:
@@ -58,6 +58,13 @@ def side_by_side(texts: dict[str, str], width: int = 18, height: int = 8) -> str
     return "\n".join(rows)
 
 
+UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2028\u2029\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0100-\U000e01ef]"
+)
+"""Ends of lines, and what is called printable but has no picture: fillers, blanks and selectors."""
+
+
 def shown(text: str) -> str:
     """The text with each control, format, combining or unassigned character made visible.
 
@@ -68,7 +75,7 @@ def shown(text: str) -> str:
         code = ord(character)
         if code < 0x20:
             character = chr(0x2400 + code)
-        elif unicodedata.category(character)[0] in "CM" or character in "\u2028\u2029":
+        elif unicodedata.category(character)[0] in "CM" or UNSEEN.match(character):
             character = "\ufffd"
         found.append(character)
     return "".join(found)

@@ -103,6 +103,8 @@ def test_samples_are_the_poems_of_the_next_seeds(verse):
     alone = [rows(verse(COUPLET, *free, "--seed", str(seed)))[0] for seed in (7, 8, 9)]
     assert samples == alone
     assert len({row["answer"] for row in samples}) == 3
+    with pytest.raises(UserError, match="--seed must be a whole number from 0 to 4294967295"):
+        verse(COUPLET, *free, "--seed", "-1")
     last = rows(verse(COUPLET, *free, "--seed", str(2**32 - 1), "--samples", "2"))
     assert [row["seed"] for row in last] == [2**32 - 1, 0]
 

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BloomConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from verse.errors import UserError
+from verse.hub import check_reach
 from verse.model.encoding import (
     affixes,
     check_lengths,
@@ -164,6 +165,14 @@ def test_models_that_the_hub_does_not_give(tmp_path):
     assert "gated: accept its licence" in refused
     assert "has no revision 'v2'" in old
     assert "neither a folder nor a public model" in odd
+
+
+def test_a_revision_is_of_the_hub(tmp_path):
+    check_reach(settings(str(tmp_path)), None)
+    with pytest.raises(
+        UserError, match=r"model\.revision: of the hub, and model\.name is a folder"
+    ):
+        check_reach(settings(str(tmp_path), revision="v2"), None)
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path):

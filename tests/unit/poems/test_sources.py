@@ -161,6 +161,7 @@ def test_a_url(serve, tmp_path):
     assert (rows(got.train), rows(got.test)) == ([FILLED], [])
     assert got.origin == {"source": url, "sha256": sha256}
     fails(url, "expected sha256", "got " + sha256, sha256="0" * 64)
+    fails(path, "data.sha256: of a file behind a URL", "set it to null", sha256=sha256)
 
 
 def test_a_pinned_url_works_offline(serve, tmp_path):

@@ -27,6 +27,7 @@ from verse.scoring.cooccurrence import rivals
 from verse.scoring.metrics import METRICS
 from verse.scoring.report import FAULTS, LONG, RULES, render, visible
 from verse.scoring.scoring import score_answer, summarise, tabulate
+from verse.scoring.terminal import UNSEEN
 
 COUPLET, REST = "白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。"
 OTHERS = rivals([["春眠不覺曉", "處處聞啼鳥"]])
@@ -304,8 +305,14 @@ def test_visible_text_is_plain_and_can_be_seen(text):
     assert {tag for tag, _ in outline.tags} <= {"b"}
     assert all(character.isprintable() or character == "\n" for character in outline.text)
     assert outline.text == "".join(
-        c if c.isprintable() else "↵\n" if c == "\n" else f"U+{ord(c):04X}" for c in text
+        c if c.isprintable() and not UNSEEN.match(c) else "↵\n" if c == "\n" else f"U+{ord(c):04X}"
+        for c in text
     )
+
+
+@pytest.mark.parametrize("unseen", ["\ufe00", "\U000e0100", "\u3164", "\u2800", "\u034f", "\u200b"])
+def test_what_has_no_picture_is_named(unseen):
+    assert f"U+{ord(unseen):04X}" in visible(f"山{unseen}水")
 
 
 @pytest.mark.parametrize("text", HOSTILE)

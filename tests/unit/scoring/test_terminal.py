@@ -26,6 +26,7 @@ def test_what_is_too_wide_or_too_long_is_cut():
 def test_what_steers_a_terminal_becomes_a_picture():
     assert shown("\x00\x1b\n山") == "␀␛␊山"
     assert shown("\x7f\x9b\u202e\u0301\ud800") == "\ufffd" * 5
+    assert shown("\ufe00\u3164\u2800\u115f") == "\ufffd" * 4
 
 
 def test_the_table_has_a_row_a_metric():
@@ -40,3 +41,6 @@ def test_the_table_has_a_row_a_metric():
     assert [row.split()[0] for row in table[2:]] == [metric.name for metric in METRICS]
     assert table[2].split() == ["whole", "0.500±.012", "0.500±.012"]
     assert table[6].split() == ["clean", "0.500", "0.500"]
+    marks = {"poems": 3, "surprise": 6.0, "surprise_ci95": 1.2, "agreement": -0.07}
+    wide = metrics_table({"base": marks | {"agreement_ci95": 0.1}, "tuned": marks})
+    assert ["surprise", "6.000±1.20", "6.000±1.20"] in [row.split() for row in wide.split("\n")]
