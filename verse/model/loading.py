@@ -41,6 +41,7 @@ from transformers.utils import cached_file
 from verse.errors import UserError, first_line, is_of_the_system
 from verse.files import LFS_POINTER, NO_TEXT
 from verse.hub import find_folder, origin, reading
+from verse.model import distributed
 from verse.model.layers import (
     expert_weights,
     in_four_bits,
@@ -263,8 +264,13 @@ def keep_ends(model: PreTrainedModel) -> None:
     """Leave nothing of how a model would generate but its special tokens: params.yaml decides.
 
     Transformers takes from the model's generation_config.json whatever a call does not name, and
-    from its config.json whether activations are computed twice, which some caches cannot stand.
+    from its config.json whether activations are computed twice, which some caches cannot stand, and
+    whether a loss of the routers is computed, which no stage has a use for.
     """
+    config = model.config.get_text_config()
+    if getattr(config, "output_router_logits", False):
+        config.output_router_logits = False
+        distributed.say("output_router_logits in its config.json is off: no loss of its routers")
     if model.is_gradient_checkpointing:
         model.gradient_checkpointing_disable()
     own = model.generation_config

@@ -341,6 +341,17 @@ def test_nothing_of_how_a_model_would_generate_is_kept_but_its_tokens(tmp_path, 
     )
 
 
+def test_a_loss_of_routers_is_off_and_told(tmp_path, capsys):
+    tokenizer = byte_pairs()
+    config = tiny_config("mixtral", len(tokenizer))
+    config.output_router_logits = True
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = loading.load_model(tiny_settings(str(tmp_path)), CPU, torch.float32)
+    assert model(torch.arange(5)[None]).aux_loss is None
+    assert capsys.readouterr().out.startswith("output_router_logits in its config.json is off")
+
+
 def test_whether_activations_are_computed_twice_is_not_for_the_model_to_say(tmp_path):
     settings = build("llama", tmp_path)
     path = tmp_path / "config.json"
