@@ -144,7 +144,7 @@ def trimming(poems: list[Poem]) -> dict[str, float]:
     from verse.poems.lines import in_form
 
     raw = sum(in_form(one.couplet, one.raw or "") for one in poems)
-    trimmed = sum("".join((one.raw or "").split()) != one.rest for one in poems)
+    trimmed = sum("".join((one.raw or "").split()) != "".join(one.rest.split()) for one in poems)
     return {
         "raw": round(raw / len(poems), 4),
         "trimmed": round(trimmed / len(poems), 4),

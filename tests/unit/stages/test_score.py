@@ -203,7 +203,7 @@ def test_a_list_of_contestants_that_is_broken(project, text):
 
 
 def test_nothing_was_trimmed(project):
-    write_chat("kimi", [TEST[0][1], "不會。"])
+    write_chat("kimi", [TEST[0][1], "我不會\n作詩"])
     score.main()
     metrics = json.loads(Path("metrics/score.json").read_text("utf-8"))
     assert (metrics["kimi"]["raw"], metrics["kimi"]["trimmed"]) == (0.5, 0)
