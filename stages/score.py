@@ -106,7 +106,7 @@ def main() -> None:
     write_json(paths.HEADLINES, headlines(scores, everyone))
     write_json(paths.INTERVALS, intervals)
     write_json(paths.GAINS, [{"contestant": n, **one} for n, one in gains.items()])
-    write_json(paths.JUDGE, marks.measure(marked, poems))
+    write_json(paths.JUDGE, marks.measure(marked, poems[poems["written"] > 0]))
     write_text(paths.POEMS, poems.to_csv(index=False, lineterminator="\n"))
     write_text(paths.QUALITY, quality_plot(metrics, HEADLINES))
     for name, plot in plots.items():

@@ -228,6 +228,8 @@ class Mark(Record):
 
 MARK = TypeAdapter(Mark)
 UNMARKED = {"score": None, "reason": ""}
+UNANSWERED = dict.fromkeys(QUESTIONS, [{"score": 0, "reason": "unanswered"}] * TIMES)
+"""The marks of a poem of which nobody wrote a line: the bare couplet would get a true poem's."""
 
 
 def mark_poems(
