@@ -4,8 +4,8 @@
 
 Reads data/prepared/test.jsonl and all answers. Writes data/marks/marks.jsonl: for each contestant,
 poem and question {"contestant", "poem", "question", "scores", "reasons"}, poems numbered from 1.
-True poems are marked among them, and scrambled ones, which have tones and rhyme but no sense.
-Without a judge the file is empty.
+True poems are marked among them, and scrambled ones, which have tones and rhyme but no sense. An
+answer without a line is not sent: its marks are 0. Without a judge the file is empty.
 """
 
 from itertools import chain
@@ -34,9 +34,14 @@ def main() -> None:
 
         count = p.judge.poems
         answers[SCRAMBLED] = decoys.scrambled(poems[:count])
-        whole = {name: [poem.text for poem in ones[:count]] for name, ones in answers.items()}
+        whole = {
+            name: [poem.text if poem.rest_lines else "" for poem in ones[:count]]
+            for name, ones in answers.items()
+        }
         store = Store(cache_dir() / "answers.sqlite")
-        given = llm_judge.mark_poems(p.judge, chain.from_iterable(whole.values()), store, p.machine)
+        sent = [poem for poem in chain.from_iterable(whole.values()) if poem]
+        given = llm_judge.mark_poems(p.judge, sent, store, p.machine)
+        given[""] = llm_judge.UNANSWERED
         found = [
             {
                 "contestant": name,
@@ -49,7 +54,8 @@ def main() -> None:
             for number, poem in enumerate(ones, 1)
             for question, of_one in given[poem].items()
         ]
-        print(f"{len(found)} times {llm_judge.TIMES} marks by {p.judge.model}")
+        asked = len(sent) * len(llm_judge.QUESTIONS)
+        print(f"{asked} times {llm_judge.TIMES} marks by {p.judge.model}")
     with replacing(paths.MARKS) as folder:
         write_jsonl(folder / "marks.jsonl", found)
 

@@ -106,7 +106,7 @@ def main() -> None:
     write_json(paths.HEADLINES, headlines(scores, everyone))
     write_json(paths.INTERVALS, intervals)
     write_json(paths.GAINS, [{"contestant": n, **one} for n, one in gains.items()])
-    write_json(paths.JUDGE, marks.measure(marked, poems))
+    write_json(paths.JUDGE, marks.measure(marked, poems[poems["written"] > 0]))
     write_text(paths.POEMS, poems.to_csv(index=False, lineterminator="\n"))
     write_text(paths.QUALITY, quality_plot(metrics, HEADLINES))
     for name, plot in plots.items():
@@ -144,7 +144,7 @@ def trimming(poems: list[Poem]) -> dict[str, float]:
     from verse.poems.lines import in_form
 
     raw = sum(in_form(one.couplet, one.raw or "") for one in poems)
-    trimmed = sum("".join((one.raw or "").split()) != one.rest for one in poems)
+    trimmed = sum("".join((one.raw or "").split()) != "".join(one.rest.split()) for one in poems)
     return {
         "raw": round(raw / len(poems), 4),
         "trimmed": round(trimmed / len(poems), 4),

@@ -8,6 +8,7 @@ import re
 import reprlib
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import date
 from difflib import get_close_matches
 from ipaddress import ip_address
 from itertools import groupby
@@ -166,9 +167,9 @@ def _address(base_url: str) -> str:
 
 
 def _plain(values: object) -> object:
-    """Texts for the numbers and dates that YAML reads, such as an api-version."""
+    """Texts for the dates that YAML reads, such as an api-version; a number's would be another."""
     if isinstance(values, dict):
-        return {k: v if isinstance(v, str | bool) else str(v) for k, v in values.items()}
+        return {k: str(v) if type(v) is date else v for k, v in values.items()}
     return values
 
 
@@ -195,8 +196,8 @@ Values = Annotated[
     BeforeValidator(_plain),
     AfterValidator(_public),
     Field(
-        description="a mapping of names to texts, keys and tokens as $NAME, the environment "
-        "variable that holds them"
+        description="a mapping of names to texts (numbers in quotes), keys and tokens as $NAME, "
+        "the environment variable that holds them"
     ),
 ]
 

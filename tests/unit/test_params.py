@@ -297,7 +297,10 @@ OPTIONS: dict[str, tuple] = {
         [{}, {"X-Title": "verse"}, {"api-key": "$AZURE_KEY"}],
         [None, [], {"api-key": SECRET}, {"Authorization": f"Bearer {SECRET}"}, {"a": True}],
     ),
-    "query": ([{}, {"api-version": "2025-04-01"}, {"key": "$KEY"}], [None, 1, {"key": SECRET}]),
+    "query": (
+        [{}, {"api-version": "2025-04-01"}, {"key": "$KEY"}, {"api-version": "2024.10"}],
+        [None, 1, {"key": SECRET}, *({"api-version": v} for v in (2024.10, 1e3, 0x10, None))],
+    ),
 }
 NAMES = (
     *(["kimi", "gpt-4.1", "月之暗面", "a" * 40],),

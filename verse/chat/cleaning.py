@@ -23,7 +23,7 @@ bad verse: within the poem no line is dropped, and none is chosen over another. 
 - couplet: the given couplet, where the poem begins with it;
 - simplified: characters, where the poem has simplified ones and no traditional ones: OpenCC
   converts it;
-- layout: line breaks and blanks.
+- layout: line breaks, save between lines that no mark parts, and blanks.
 
 What is left may be empty, too short or of unequal lines: it is judged as it is, and its punctuation
 stays as the model wrote it.
@@ -132,7 +132,8 @@ def clean(couplet: str, text: str) -> Cleaned:
         "couplet": lambda text: without_couplet(text, given),
         "simplified": traditional,
     }
-    poem, trimmed, last = unicodedata.normalize("NFC", text), [], True
+    text = unicodedata.normalize("NFC", text)
+    poem, trimmed, last = text, [], True
     for kind, step in steps.items():
         after = step(poem)
         if joined(after) != joined(poem):
@@ -140,14 +141,27 @@ def clean(couplet: str, text: str) -> Cleaned:
         if kind == "around":
             last = joined(poem).endswith(joined(after))
         poem = after
-    if joined(poem) != poem.strip():
+    if (whole := laid_out(poem, length)) != (poem if trimmed else text).strip():
         trimmed.append("layout")
-    return Cleaned(joined(poem), tuple(trimmed), last)
+    return Cleaned(whole, tuple(trimmed), last)
 
 
 def joined(text: str) -> str:
     """The text without line breaks and blanks."""
     return "".join(text.split())
+
+
+def laid_out(text: str, length: int) -> str:
+    """The text without blanks, and with a line break only between lines that no mark parts.
+
+    length: of the couplet's lines; what is no longer is one line.
+    """
+
+    def unmarked(piece: re.Match[str]) -> str:
+        lines = [joined(line) for line, _ in split_lines(piece[0])]
+        return ("\n" if sum(map(len, lines)) > length else "").join(lines)
+
+    return re.sub(f"[^{LOOSE_MARKS}]+", unmarked, text)
 
 
 def first_turn(text: str) -> str:

@@ -97,7 +97,7 @@ RENAMED = {
 Messages = list[dict[str, str]]
 Reply = dict[str, Any]
 """`text`; `arguments` of the first tool call, a text or None; `finish`, why the answer ended;
-`tokens`, [read, written], as far as the server says."""
+`model`, which one answers; `tokens`, [read, written], as far as the server says."""
 
 
 class Fault(UserError):
@@ -168,6 +168,8 @@ class Chat:
         as a refusal then."""
         self.changed: dict[str, str] = {}
         """Parameters that the server does not take, and what is sent in their place."""
+        self.told: set[str] = set()
+        """Of what a line was printed."""
         key = key_for(server, where)
         headers = from_environment(server.headers, where)
         query = from_environment(server.query, where)
@@ -271,17 +273,15 @@ class Chat:
             if name not in self.server.model_fields_set | self.server.options.keys():
                 return self.change(name, "")
         if "stream" not in body and STREAM.search(said):
-            if "stream" not in self.options:
-                self.options |= {"stream": True, "stream_options": {"include_usage": True}}
-                print(f"{self.where}: the server wants to stream its answers: it may", flush=True)
+            self.options |= {"stream": True, "stream_options": {"include_usage": True}}
+            self.tell("stream", "the server wants to stream its answers: it may")
             return True
         return False
 
     def change(self, name: str, other: str) -> bool:
-        if name not in self.changed:
-            self.changed[name] = other
-            what = f"{other} is sent" if other else "it is left out"
-            print(f"{self.where}: the server does not take {name}: {what}", flush=True)
+        self.changed.setdefault(name, other)
+        what = f"{other} is sent" if other else "it is left out"
+        self.tell(name, f"the server does not take {name}: {what}")
         return True
 
     def read(self, response: "httpx2.Response") -> Reply:
@@ -316,6 +316,7 @@ class Chat:
             "text": self.hide("".join(spoken(message.get("content")))),
             "arguments": self.hide(arguments) if isinstance(arguments, str) else None,
             "finish": self.hide(finish),
+            "model": self.hide(str(body.get("model") or ""))[:SHOWN],
             "tokens": [n if isinstance(n, int) and 0 <= n < MOST_TOKENS else 0 for n in counts],
         }
         nothing = not reply["text"].strip() and reply["arguments"] is None
@@ -332,7 +333,19 @@ class Chat:
             raise self.lacks(ended, WHY[ended], reply=reply)
         if nothing:
             raise self.lacks("empty", "the answer is empty", reply=reply)
+        if reply["model"] not in ("", self.server.model):
+            what = f"the server answers as model {reply['model']!r}"
+            self.tell("model", f"{what}, asked for {self.server.model!r}")
+        if not choice.get("finish_reason"):
+            what = "the server does not say why an answer ends"
+            self.tell("finish", f"{what}: one that is cut off counts as whole")
         return reply
+
+    def tell(self, of: str, line: str) -> None:
+        """Print a line, once."""
+        if of not in self.told:
+            self.told.add(of)
+            print(f"{self.where}: {line}", flush=True)
 
     def hide(self, text: str) -> str:
         """The text without keys; half surrogate pairs, which no file can hold, become �."""

@@ -83,7 +83,10 @@ async def whole(response: httpx2.Response) -> httpx2.Response:
 
 
 def together(content: bytes | bytearray) -> bytes:
-    """The body that the events of a stream make; any other, and a stream cut off, as it is."""
+    """The body that the events of a stream make; any other, and a stream cut off, as it is.
+
+    One that does not say why the answer ends is cut off, though it may end on DONE.
+    """
     events = [event.strip() for event in re.findall(rb"^data:(.*)", content, re.MULTILINE)]
     body: dict[str, Any] = {}
     first: dict[str, Any] = {}  # of the choices
@@ -109,5 +112,5 @@ def together(content: bytes | bytearray) -> bytes:
         return bytes(content)
     if first:
         body["choices"] = [first | {"message": message}]
-    broken = first and not first.get("finish_reason") and DONE not in events
+    broken = first and not first.get("finish_reason")
     return bytes(content) if broken or not events else json.dumps(body).encode()

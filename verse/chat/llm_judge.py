@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter
 from verse.chat import rounds
 from verse.chat.answers import decides, opened
 from verse.chat.cleaning import first_turn, without_thought
-from verse.chat.client import SHOWN, Chat, Fault, Messages, NoAnswer
+from verse.chat.client import SHOWN, Chat, Fault, Messages, NoAnswer, fate
 from verse.chat.rounds import Answer
 from verse.chat.store import Store, key_of
 from verse.params import Judge, Machine
@@ -71,16 +71,25 @@ NUMERAL = re.compile(
     "[零〇一二兩两三四五六七八九十]|\\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten)\\b",
     re.IGNORECASE,
 )
+TEN = r"10(?!\.?\d)"
 RANGE = re.compile(
-    r"0\s*[到至~〜–—-]\s*10\s*分?|0 to 10|[滿满]分[是為为]?\s*10\s*分?|10\s*分[滿满制]分?"
+    rf"(?<!\d)(?:0 ?(?:[到至~〜–—-]|to) ?{TEN} ?分?|{TEN} ?分(?:[滿满]分|制))|"
+    rf"[滿满]分[是為为:]? ?{TEN} ?分?"
 )
-NUMBER = r"(?<![-\d._])([0-9]{1,4}(?:\.[0-9]{1,9})?)(?![\d.]*\d|_)"
+SPOILT = re.compile(r"[滿满]分[是為为:]? ?\d|分制|百分|[扣減减加]除? ?\d|第 ?\d ?[項项]")
+"""Words of another scale, or of a part of the mark."""
+SPAN = re.compile(
+    r"(?<![/\d.])[\d.]{1,9}(?: ?分? ?\(?"
+    rf"(?:[-~〜–—到至或、]|to|or|(?:/|(?:out )?of)(?! ?{TEN})) ?[\d.]{{1,9}})+"
+)
+"""From one number to another, or so many of another scale."""
+NUMBER = r"(?<![-\d._])([0-9]{1,4}(?:\.[0-9]{1,9})?)(?![\d.]*\d|_| ?(?:[百%顆颗星]|stars?))"
 ALONE = re.compile(rf"\A\s*{NUMBER}\s*(?:分|/\s*10|points?|out of 10)?\s*[。.!]?\s*\Z")
 LABELLED = re.compile(
-    rf"(?:[分評评]數|[分评]数|[評评得總总打]分|score|rating|grade|[給给打])[^\w-]{{0,4}}(?:結果|结果)?(?:[是為为給给]|is|of)?[^\w-]{{0,4}}{NUMBER}",
+    rf"(?:[分評评]數|[分评]数|[評评得總总打]分|score|rating|grade)[^\w-]{{0,4}}(?:結果|结果)?(?:[是為为給给]|is|of)?[^\w-]{{0,4}}{NUMBER}",
     re.IGNORECASE,
 )
-POINTS = re.compile(rf"{NUMBER}\s*(?:分(?!之)|/\s*10\b|out of 10)", re.IGNORECASE)
+POINTS = re.compile(rf"{NUMBER}\s*(?:分(?!之)|/\s*{TEN}|out of {TEN})", re.IGNORECASE)
 """A mark in words: nothing else, called so, or so many points."""
 
 
@@ -142,7 +151,7 @@ class MarkReader:
                     break
                 tokens = [a + b for a, b in zip(tokens, reply["tokens"], strict=True)]
                 said = reply["arguments"] or reply["text"]
-                if mark := read(said):
+                if mark := read(said, bool(fate(reply["finish"]))):
                     self.way = way
                     return {"score": mark[0], "reason": mark[1], "tokens": tokens}
             if known:
@@ -161,17 +170,21 @@ def might_be_the_way(none: Fault | NoAnswer) -> bool:
     return none.refusal if isinstance(none, Fault) else none.kind not in ("filtered", "cut_off")
 
 
-def read(text: str) -> tuple[float, str] | None:
+def read(text: str, cut: bool = False) -> tuple[float, str] | None:
     """The score and the reason in a judge's answer; None unless it is one number, 0 to 10.
 
-    It may be JSON, alone or among words, or words: 8分, ８／１０, 八分半, Score: 8 out of 10.
+    It may be JSON, alone or among words, or words: 8分, ８／１０, 八分半, Score: 8 out of 10. Of an
+    answer that is cut off, words do not count: 1 may be the half of 10.
     """
     bare = unicodedata.normalize("NFKC", without_thought(first_turn(text))).strip()
-    for brace in reversed([*re.finditer(r"\{", bare)][-BRACES:]):
+    found: dict[float, tuple[float, str]] = {}
+    for brace in [*re.finditer(r"\{", bare)][-BRACES:]:
         with suppress(ValueError, RecursionError):
             if mark := from_json(json.JSONDecoder().raw_decode(bare, brace.start())[0]):
-                return mark
-    score = None if bare.startswith(("{", "[")) else score_in(bare)
+                found.setdefault(mark[0], mark)
+    if found:
+        return found.popitem()[1] if len(found) == 1 else None
+    score = None if cut or bare.startswith(("{", "[")) else score_in(bare)
     return None if score is None else (score, "" if len(bare) < SHORT else bare[:LONGEST])
 
 
@@ -190,11 +203,15 @@ def score_in(text: str) -> float | None:
 
     None where there are several, or where it is not 0 to 10.
     """
-    text = re.sub("十分(?=[\u4e00-\u9fff])", "", text)  # "very"
+    text = " ".join(text.split())
+    text = re.sub("(?<![一二三四五六七八九])十分(?=[\u4e00-\u9fff])", "", text)  # "very"
     text = re.sub(NUMERAL, lambda word: NUMERALS[word[0].lower()], text)
     text = re.sub(r"(?<=\d)[點点](?=\d)", ".", text)
     text = re.sub(r"(\d)(\s*分?)半", r"\1.5\2", text)
     text = RANGE.sub("", text)
+    if SPOILT.search(text):
+        return None
+    text = SPAN.sub("99", text)  # no mark
     for pattern in (ALONE, LABELLED, POINTS):
         if scores := {float(number) for number in pattern.findall(text)}:
             score = scores.pop()
@@ -211,6 +228,8 @@ class Mark(Record):
 
 MARK = TypeAdapter(Mark)
 UNMARKED = {"score": None, "reason": ""}
+UNANSWERED = dict.fromkeys(QUESTIONS, [{"score": 0, "reason": "unanswered"}] * TIMES)
+"""The marks of a poem of which nobody wrote a line: the bare couplet would get a true poem's."""
 
 
 def mark_poems(

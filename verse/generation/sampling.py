@@ -21,6 +21,7 @@ from transformers import (
 from verse.errors import UserError
 from verse.params import Decoding
 
+TIES = 16  # tokens that may tie with the last of top-k; in bfloat16 up to 5 do
 PROVEN_STEPS = 4  # after which what was written is known to be right, and reported
 Drawn = tuple[torch.Tensor, torch.Tensor]
 """Tokens, and the log-probabilities that the model gives them (at temperature 1); both (R,)."""
@@ -33,12 +34,13 @@ def logits_chain(
     decoding: Decoding,
     allowed: torch.Tensor | None = None,
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
-    """Parameters of decoding, in the order of their work, and the scores that each leaves, (R,
-    vocabulary), and the ids that they are of, likeliest first from top-k on; before that None.
+    """Parameters of decoding, in the order of their work, and the scores that each leaves: (R, k)
+    and the ids that they are of, (R, k), likeliest first; before top-k (R, vocabulary) and None.
 
     scores: (R, vocabulary). history: (R, W), each row's tokens from the left; lengths: (R,), how
     many of them there are. allowed: (R, vocabulary), which tokens may come at all; None allows all.
-    Without sampling one token is left, (R, 1), as with top_k 1. No shape depends on a value.
+    Without sampling one token is left, as with top_k 1. Else k has room for tokens that tie with
+    the last of top-k, which Transformers keeps. No shape depends on a value.
     """
     if decoding.repetition_penalty != 1:
         scores = penalize(scores, history, lengths, decoding.repetition_penalty)
@@ -49,10 +51,10 @@ def logits_chain(
         tokens = scores.argmax(-1, keepdim=True)
         yield "top_k", scores.gather(1, tokens), tokens
         return
-    scores, tokens = scores.topk(scores.shape[1])
-    if 0 < decoding.top_k < scores.shape[1]:  # as TopKLogitsWarper does: with all that tie
-        last = scores[:, decoding.top_k - 1, None]
-        scores = scores.masked_fill(scores < last, -torch.inf)
+    size = scores.shape[1]
+    most = min(decoding.top_k or size, size)
+    scores, tokens = scores.topk(min(most + TIES, size))
+    scores = scores.masked_fill(scores < scores[:, most - 1, None], -torch.inf)
     yield "top_k", scores, tokens
     warpers = {"temperature": TemperatureLogitsWarper(decoding.temperature)}
     if decoding.top_p < 1:

@@ -63,7 +63,8 @@ def summarise(marks: pd.DataFrame, *, seed: int, resamples: int) -> dict[str, di
 def measure(marks: pd.DataFrame, poems: pd.DataFrame) -> dict[str, Any]:
     """How far a judge is to be trusted; empty without marks.
 
-    poems: a row a `contestant` and `poem`, with the rule metrics `tone` and `rhyme`.
+    poems: a row a `contestant` and `poem` of the answers that have a line, with the rule metrics
+    `tone` and `rhyme`. The others' marks are none of the judge's: 0, so that none is first.
 
     `agreement`: Spearman's rank correlation, -1 to 1, of the mark for prosody with each rule
     metric, over the poems of all contestants, save where either is the same for all. `true_first`:

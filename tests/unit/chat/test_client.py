@@ -253,6 +253,7 @@ def part(finish=None, **delta):
 
 THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "明月照高樓"}]}
 USAGE = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+BROKEN = 'event: error\ndata: {"message": "overloaded"}\n\ndata: [DONE]\n\n'
 WHOLE = events(part(content=""), part(content=REST[:6]), part("stop", content=REST[6:]), USAGE)
 
 
@@ -306,6 +307,8 @@ def test_a_stream_without_its_usage(store, machine):
         ("filtered", events(error("Content Exists Risk"), end="")),
         ("failed", events(part(content=REST[:6]), error("lost", code=502) | part("error"))),
         ("failed", events(part(content=REST), end="")),
+        ("failed", events(part(content=REST[:6]))),
+        ("failed", events(part(content=REST[:6]), end=BROKEN)),
         ("failed", events(part(content=REST[:6]), end='data: {"choices"')),
         ("failed", events({"choices": 5}, [1], "x", None)),
         ("failed", events(part(tool_calls=[5]), {"choices": [{"delta": 5}]})),
@@ -315,6 +318,23 @@ def test_what_comes_as_a_stream(store, machine, kind, text):
     """Asked for or not; one that is cut off is no answer."""
     found, attempts = fate(store, machine, 200, text.encode())
     assert (found, attempts) in ((kind, 1), ("failed", 2))
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (completion(REST) | {"model": "n\n"}, "answers as model 'n\\n', asked for 'm'"),
+        (choice(None, content=REST), "does not say why an answer ends: one that is cut off counts"),
+        (completion(REST) | {"model": "m"}, ""),
+    ],
+)
+def test_what_is_odd_about_all_answers_is_told_once(store, machine, capsys, body, told):
+    with Server(lambda asked: (200, body)) as server:
+        rows = ask(server, store, machine, [ODD, "空山不見人，但聞人語響。"])
+    assert [row["answer"] for row in rows] == [REST] * 2
+    out = capsys.readouterr().out
+    assert out.count("kimi: the server ") == bool(told) and told in out
+    assert body.get("model", "").encode("unicode_escape") in store.file.read_bytes()
 
 
 # What goes into a request

@@ -180,6 +180,23 @@ def test_a_mark_that_never_can_be_read_is_none(store):
     assert count <= 6 + 6 + 6 * (TRIES + 2)
 
 
+def test_of_an_answer_cut_off_words_are_no_mark(store):
+    """1 may be the half of 10; JSON has its end."""
+
+    def answer(body):
+        seen.append(body)
+        said = "我給這首詩打 1 分" if len(seen) == 1 else '評分：{"score": 7} 因為'
+        cut = completion(said)
+        cut["choices"][0]["finish_reason"] = "length"
+        return 200, cut
+
+    seen = []
+    with Server(answer) as server:
+        given = marks(server, store, POEMS[:1])
+    assert [m["score"] for three in given[POEMS[0]].values() for m in three] == [7] * 6
+    assert len(seen) == 7
+
+
 @pytest.mark.parametrize(
     ("text", "mark"),
     [
@@ -200,6 +217,9 @@ def test_a_mark_that_never_can_be_read_is_none(store):
         ('Analysis: {"score": 3}\n\n## Score\n{"score": 7}', (7, "")),
         ('{"score": 7, "reason": "好{甚}"}', (7, "好{甚}")),
         ('{"score": 7, "reason": "好", "detail": {"韻": 9}}', (7, "好")),
+        ('{"score": 7, "reason": "好"}\n{"score": 7}', (7, "好")),
+        *((text, None) for text in ('{"score": 4, "rubric": {"score": 10}}', '{"score": "4/5"}')),
+        ('{"score": 4}\n{"score": 6}', None),
         *((text, None) for text in ("", "[7]", '{"score": 11}', '{"score": -1}')),
         *((text, None) for text in ('{"score": true}', '{"score": null}', '{"score": "高"}')),
         *(
@@ -236,6 +256,17 @@ def test_a_mark_in_json(text, mark):
             for text in ("這首詩很好", "不打分", "格律8分，意境7分", "三分之一", "十一分")
         ),
         *((text, None) for text in ("-3", "Score: -1", "85/100", "Score: 85/100")),
+        *((text, 8) for text in ("8/10分", "8 / 10。", "Score: 8/10.\nLines 3-4 break the tones.")),
+        *(
+            (text, 8)
+            for text in ("評分：8（滿分10）", "評分：8\n第三、四句失粘", "10分制，我給8分")
+        ),
+        *((text, None) for text in ("Score: 4/5", "評分：5／5", "9/100", "9 out of 100", "8/20")),
+        *((text, None) for text in ("7～8分", "Score: 7-8", "七、八分", "7 to 8", "給 3 顆星")),
+        *((text, None) for text in ("評分：4 星", "Score: 9%", "評分：一百", "評分：八十分滿意")),
+        *((text, None) for text in ("第一項4分", "我會打 7 分，扣除 2 分後為 5 分。", "扣2分")),
+        *((text, None) for text in ("評分：4（滿分5）", "滿分5分，評分：4", "評分（5分制）：4")),
+        *((text, None) for text in ("Rating (0-100): 9", "Score: 4 (out of 5)")),
     ],
 )
 def test_a_mark_in_words(text, score):

@@ -171,6 +171,23 @@ def test_marks_for_all(project, capsys):
     assert "the judge: 24 questions to m; roughly " in told
 
 
+def test_an_answer_without_a_line_is_not_sent_and_has_the_lowest_marks(project):
+    """The bare couplet is a true one, and would have a true poem's marks."""
+    write_jsonl("data/generated/base.jsonl", [{"input": a, "answer": "。\n"} for a, _ in TEST])
+    with Server(lambda body: (451, {})) as mute, Server(answers) as server:
+        choose(contestants=[contestant(mute)])
+        ask.main()
+        choose(judge={"base_url": server.base_url, "model": "m"})
+        judge.main()
+        sent = {body["messages"][-1]["content"].split("\n", 1)[1] for body in server.asked}
+    assert len(sent) == 3 * 2 and not sent & {couplet for couplet, _ in TEST}
+    rows = read_jsonl("data/marks/marks.jsonl")
+    unanswered = [row for row in rows if row["contestant"] in ("base", "kimi")]
+    assert [row["scores"] for row in unanswered] == [[0, 0, 0]] * 2 * 4
+    assert [row["reasons"] for row in unanswered] == [["unanswered"] * 3] * 2 * 4
+    assert all(row["scores"] == [7, 7, 7] for row in rows if row not in unanswered)
+
+
 def test_one_contestant_of_two_filters_and_thinks_too_long(project, capsys):
     """1 question in 20 each: both finish, and the second run asks what has no answer alone."""
     couplets = [f"白日{a}{b}盡，黃河入海流。" for a in "甲乙丙丁" for b in "子丑寅卯辰巳午未申酉"]

@@ -189,6 +189,23 @@ def test_a_judges_marks_stand_beside_the_metrics(project, capsys):
     assert "評律" in Path("metrics/report.html").read_text("utf-8")
 
 
+def test_an_answer_without_a_line_says_nothing_of_the_judge(project):
+    found = []
+    for score_of_none in (0, 9):
+        write_jsonl(
+            "data/marks/marks.jsonl",
+            [
+                {"contestant": name, "poem": poem, "question": q, "scores": [mark]}
+                for name, of_one in {"base": [1, score_of_none], "tuned": [3, 2]}.items()
+                for poem, mark in enumerate(of_one, 1)
+                for q in ("prosody", "fluency")
+            ],
+        )
+        score.main()
+        found.append(json.loads(Path("metrics/judge.json").read_text("utf-8"))["agreement"])
+    assert found[0] == found[1] and found[0]
+
+
 def test_without_a_judge_there_are_no_marks(project):
     score.main()
     assert json.loads(Path("metrics/judge.json").read_text("utf-8")) == {}
@@ -203,7 +220,7 @@ def test_a_list_of_contestants_that_is_broken(project, text):
 
 
 def test_nothing_was_trimmed(project):
-    write_chat("kimi", [TEST[0][1], "不會。"])
+    write_chat("kimi", [TEST[0][1], "我不會\n作詩"])
     score.main()
     metrics = json.loads(Path("metrics/score.json").read_text("utf-8"))
     assert (metrics["kimi"]["raw"], metrics["kimi"]["trimmed"]) == (0.5, 0)
