@@ -103,7 +103,7 @@ def faults(
             yield HELD, tokenizer.decode([min(held)])
         elif strange:
             yield UNKNOWN, strange
-        elif written != text:
+        elif written.rstrip() != text.rstrip():  # some tokenizers have no white space
             yield CHANGED, written
         elif changed := [part for part in asked if not holds(read, [part])]:
             yield CHANGED, decode(tokenizer, tokenizer(changed[0])["input_ids"])

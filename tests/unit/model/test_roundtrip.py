@@ -130,6 +130,30 @@ def test_the_end_token_that_a_template_writes_is_the_prompts(opened):
     assert example.completion.count(1) == 1 == example.completion[-1]
 
 
+@pytest.mark.parametrize(
+    ("begins", "ends", "asks"),
+    [(" ", "", ""), ("\n", "", "<turn>"), ("", "\n", "<turn>"), (" ", " ", "")],
+)
+@pytest.mark.parametrize("tokenizer", [byte_pairs, lambda: characters(ALL + "\n ", behind="</s>")])
+def test_white_space_around_an_answer_is_the_templates(opened, tokenizer, begins, ends, asks):
+    """As Mistral's, which writes a blank before an answer, and Llama 2's, one on each side."""
+    built = tokenizer()
+    built.add_special_tokens({"additional_special_tokens": ["<turn>", "</turn>"]})
+    built.chat_template = (
+        "{% for m in messages %}<turn>{% if m.role == 'assistant' %}"
+        f"{begins}{{{{ m.content }}}}{ends}{{% else %}}{{{{ m.content }}}}{{% endif %}}</turn>"
+        f"{{% endfor %}}{{% if add_generation_prompt %}}{asks}{{% endif %}}"
+    )
+    opening, row = opened(built), ROWS[0]
+    [example], [prompt] = opening.encode([row]), opening.encode_prompts([row])
+    asked = [SYSTEM, f"{row.instruction}\n{row.couplet}", row.rest]
+    roles = ["system", "user", "assistant"]
+    messages = [{"role": r, "content": c} for r, c in zip(roles, asked, strict=True)]
+    whole = opening.tokenizer.apply_chat_template(messages, return_dict=False)
+    assert example.prompt + example.completion == whole and example.prompt == prompt
+    assert encoding.decode(opening.tokenizer, example.completion) == row.rest + ends
+
+
 def test_a_template_that_writes_the_prefix_twice(opened):
     line = fault(opened(characters(chat="<sop>[gMASK]<sop>" + TURNS, before="[gMASK] <sop>")))
     assert "poem 1 (白日依山盡，黃河入海流。): its prompt begins twice with [gMASK]" in line
