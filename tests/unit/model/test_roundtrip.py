@@ -161,14 +161,25 @@ def test_a_template_that_writes_the_prefix_twice(opened):
     assert "begins twice with <s>" in fault(opened(characters(chat="<s>" * 2 + TURNS)))
 
 
-def test_a_poem_that_holds_an_end_token(opened):
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"rest": "欲窮千里目，</s>更上一層樓。"},
+        {"couplet": "白日依山盡，</s>黃河入海流。"},
+        {"instruction": "完成這</s>首詩。"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("chat", [None, TURNS])
+def test_a_poem_that_holds_an_end_token(opened, part, chat):
     """One is enough, however many are sound."""
-    other = replace(ROWS[0], rest="欲窮千里目，</s>更上一層樓。")
-    line = fault(opened(characters()), [*ROWS, *ROWS, other])
-    assert line.startswith(
-        "poem 15 (白日依山盡，黃河入海流。): its text holds the special token </s>"
-    )
+    other, opening = replace(ROWS[0], **part), opened(characters(chat=chat))
+    line = fault(opening, [*ROWS, *ROWS, other])
+    assert line.startswith(f"poem 15 ({other.couplet}): its text holds the special token </s>")
     assert "take it out of the poem" in line
+    if "rest" not in part:
+        with pytest.raises(UserError, match=r"poem 1 .*: its text holds the special token </s>:"):
+            opening.encode_prompts([other])
 
 
 def test_a_character_that_the_tokenizer_does_not_know(opened, capsys):
