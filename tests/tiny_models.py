@@ -1,5 +1,7 @@
 """Models of a few thousand parameters in the shapes of the day, and poems to train them on."""
 
+import json
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -78,6 +80,15 @@ def byte_pairs(*, chat: bool = False, bos: bool = True) -> PreTrainedTokenizerFa
     if chat:
         tokenizer.chat_template = CHAT
     return tokenizer
+
+
+def moved(tokenizer, name: str, number: int) -> PreTrainedTokenizerFast:
+    """A tokenizer whose token of that name has another id, so that ids have gaps."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["vocab"][name] = number
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token="<s>", eos_token="</s>"
+    )
 
 
 def build(shape: str, folder, tokenizer=None) -> Model:

@@ -65,6 +65,9 @@ def main(options: argparse.Namespace) -> None:
     print(f"written to {TO}: {written}")
     if not quantize:
         print("no 4 bits (Q4_K_M): that takes llama.cpp's llama-quantize, or ollama's --quantize")
+    plain = {"no_repeat_ngram_size": 0, "candidates": 1, "constrain": [], "num_beams": 1}
+    if lost := [key for key, value in plain.items() if getattr(p.decoding, key) != value]:
+        print(f"decoding: Ollama has no {', '.join(lost)}: it writes other poems than verse write")
     print(
         f"next: ollama create poems -f {TO}/Modelfile && "
         "ollama run poems '白日依山盡，黃河入海流。'"

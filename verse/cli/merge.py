@@ -60,8 +60,8 @@ def main(options: argparse.Namespace) -> None:
     model = loading.load_model(full, torch.device("cpu"), torch.bfloat16, cache_dir=cache)
     model = adapters.load_adapter(model, paths.ADAPTER, merge=True)
     tokenizer = encoding.load_tokenizer(p.model, cache)
-    if model.get_input_embeddings().num_embeddings > len(tokenizer):  # rows of no token, padding
-        model.resize_token_embeddings(len(tokenizer))
+    if model.get_input_embeddings().num_embeddings > (rows := encoding.id_bound(tokenizer)):
+        model.resize_token_embeddings(rows)  # those behind belong to no token, and are padding
     # No decoding of the base model's stays with it; what ends an answer here does so elsewhere.
     model.generation_config.eos_token_id = end_tokens(model, tokenizer)
     prompt = prompt_writer(p.model.template, tokenizer)(poem)

@@ -122,7 +122,8 @@ class Constraint:
         """(T,) which tokens keep the form, and leave tokens enough to end in form."""
         left = place.room - tokens.count
         marked, begun = tokens.marks > 0, tokens.part > 0
-        fits = (left >= 0) & (~marked | ((left == 0) & (tokens.marks & place.marks > 0)))
+        fits = (tokens.ids < self.width) & (left >= 0)  # the tokenizer may know more tokens
+        fits &= ~marked | ((left == 0) & (tokens.marks & place.marks > 0))
         fits &= (left == 0) | tokens.leads(any_character(), frozenset())
         fits &= (left > 0) | tokens.leads(any_mark(place.marks), frozenset())
         characters = left - (begun & (left > 0)).long()

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from verse.errors import UserError
-from verse.model.encoding import decode
+from verse.model.encoding import decode, id_bound
 from verse.poems.lines import CLOSES, IDEOGRAPHS, PAUSES, STOPS
 
 PAUSE, STOP, CLOSE = 1, 2, 4  # bits: what a mark may do
@@ -124,7 +124,8 @@ def unfit(reason: str) -> str:
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
     """What each token writes, in UTF-8; nothing for a special one."""
-    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    ids = range(id_bound(tokenizer))
+    names = [name or "" for name in tokenizer.convert_ids_to_tokens([*ids])]  # ids may have gaps
     backend = getattr(tokenizer, "backend_tokenizer", None)
     letters = byte_letters() if "ByteLevel" in repr(getattr(backend, "decoder", None)) else {}
     added = tokenizer.added_tokens_decoder
@@ -132,12 +133,12 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
     for token, name in enumerate(names):
         if token in added:
             texts.append(b"" if added[token].special else added[token].content.encode())
-        elif byte := BYTE.fullmatch(name or ""):
+        elif byte := BYTE.fullmatch(name):
             texts.append(bytes([int(byte[1], 16)]))
         elif letters and all(letter in letters for letter in name):
             texts.append(bytes(letters[letter] for letter in name))
         else:
-            texts.append((name or "").encode())
+            texts.append(name.encode())
     return texts
 
 

@@ -276,12 +276,21 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool) -> 
 def merged(tuned: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The model with its adapter added to its weights.
 
-    Raises UserError if it answers otherwise than with the adapter beside them.
+    Raises UserError if PEFT cannot do it, or if it answers otherwise than with the adapter beside
+    them.
     """
     rows = tuned.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(8, device=tuned.device) * (rows // 8))[None]
     expected = tuned(input_ids=ids, use_cache=False).logits[0].float()
-    model = tuned.merge_and_unload()
+    try:
+        model = tuned.merge_and_unload()
+    except Exception as error:  # such as lora_bias, beside a layer without a bias
+        if is_of_the_system(error):
+            raise
+        raise UserError(
+            f"{folder}: PEFT cannot add it to the weights ({first_line(error)}): "
+            "take an adapter that it can merge"
+        ) from None
     found = model(input_ids=ids, use_cache=False).logits[0].float()
     # Of half of the tokens: rounding may turn the choice of an expert, which moves some by far.
     apart = ((found - expected).square().mean(-1).sqrt().median() / expected.std()).item()

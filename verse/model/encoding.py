@@ -56,10 +56,15 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(tokenizer.all_special_ids) | {i for i in added if added[i].special}
 
 
+def id_bound(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What all token ids are below: more than the number of tokens where ids have gaps."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
 @lru_cache(maxsize=4)
 def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The token ids that `tokenizer(text)` by itself puts before a text, and behind it."""
-    known = (i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids)
+    known = (i for i in range(id_bound(tokenizer)) if i not in tokenizer.all_special_ids)
     for text in chain(["一"], map(tokenizer.decode, known)):  # one that it has a token for
         if bare := tokenizer(text, add_special_tokens=False)["input_ids"]:
             break

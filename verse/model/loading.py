@@ -300,7 +300,7 @@ def silence(owner: object) -> dict[str, float]:
     chances = {
         name: value
         for name, value in vars(owner).items()
-        if CHANCE.search(name) and isinstance(value, float) and value
+        if CHANCE.search(name) and type(value) in (int, float) and value
     }
     for name in chances:
         setattr(owner, name, 0.0)

@@ -6,13 +6,16 @@ the model wants one.
 """
 
 import re
+import string
 from collections.abc import Callable
+from datetime import datetime
 from functools import lru_cache
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from verse.errors import UserError
+from verse.model import distributed
 from verse.model.bounded import BYTES, SECONDS, ends, held
 from verse.model.encoding import affixes, special_tokens
 from verse.poem import Poem
@@ -25,18 +28,18 @@ SYSTEM = (
 HOMEWORK = "[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{instruction}\n{input}\n[/INST]"
 
 # Some chat templates write today's date, by this function; here the day is always the same.
+DIRECTIVES = [f"%{flag}{letter}" for flag in ("", *"-_0^#") for letter in string.ascii_letters]
+DATES = [(one, datetime(2024, 7, 26).strftime(one)) for one in DIRECTIVES]
 NO_DATE = (
-    "{%- macro strftime_now(format) -%}{{ format"
-    "|replace('%Y', '2024')|replace('%y', '24')|replace('%m', '07')|replace('%d', '26')"
-    "|replace('%B', 'July')|replace('%b', 'Jul')|replace('%A', 'Friday')|replace('%a', 'Fri')"
-    "|replace('%H', '00')|replace('%M', '00')|replace('%S', '00') }}{%- endmacro -%}"
+    "{%- macro strftime_now(format) -%}{%- set date = namespace(text=format) -%}"
+    f"{{%- for directive, text in {DATES} -%}}"
+    "{%- set date.text = date.text|replace(directive, text) -%}{%- endfor -%}"
+    "{{ date.text }}{%- endmacro -%}"
 )
-
 
 # By which is seen what a chat template makes of a poem and its answer.
 PROBE = Poem("白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。", "請續寫此詩。")
 
-LAST_TAG = re.compile(r"<[^<>]*>\s*$")
 LAST_OPENING_TAG = re.compile(r"<[^<>/]*>\s*$")  # such as <think>, where thoughts would begin
 
 
@@ -90,6 +93,14 @@ def end_token(template: str, tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id if turn is None else turn
 
 
+def before_end(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The white space that a chat template writes between an answer and the end of its turn."""
+    if not is_chat(template, tokenizer) or end_of_turn(tokenizer) is None:
+        return ""
+    behind = around_answer(tokenizer)[1]
+    return behind[: -len(behind.lstrip())]
+
+
 def chat_writer(tokenizer: PreTrainedTokenizerBase) -> Callable[[Poem], str]:
     """Prompts by the tokenizer's chat template, up to where the assistant's turn begins.
 
@@ -117,6 +128,16 @@ def chat_writer(tokenizer: PreTrainedTokenizerBase) -> Callable[[Poem], str]:
                 return text.removeprefix(written)
         return text
 
+    said, behind = around_answer(tokenizer)
+    if not (said.endswith(write(PROBE)) and answering.startswith(asking)):
+        line = "the chat template has one text where it asks, another before an answer: prompts"
+        distributed.say(f"{line} end in {answering!r}")
+    if behind and end_of_turn(tokenizer) is None:
+        line = f"the chat template has {behind!r} behind an answer: training has"
+        distributed.say(f"{line} {tokenizer.eos_token} there")
+    elif between := before_end("chat", tokenizer):
+        line = f"the chat template has {between!r} between an answer and its end, which is trained"
+        distributed.say(f"{line}; decoding.constrain allows none, and may write too many lines")
     return write
 
 
@@ -192,19 +213,29 @@ def openings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     answer itself begins.
 
     Most end in the same. gpt-oss's asks, and leaves the channel to the model; DeepSeek-R1's opens
-    thoughts. Raises UserError like `chat_style`.
+    thoughts; Mistral's leaves out a blank. Raises UserError like `chat_style`.
     """
     style, question = chat_style(tokenizer), plain(PROBE)
     asking = render(tokenizer, question, style).rpartition(PROBE.couplet)[2]
-    try:
-        said = render(tokenizer, question, style, PROBE.rest).rpartition(PROBE.rest)[0]
-    except Exception:  # some want a conversation to end with a question
-        return asking, asking
-    answering = said.rpartition(PROBE.couplet)[2]
-    shared = LAST_OPENING_TAG.sub("", asking).rstrip()
-    begun = LAST_TAG.sub("", asking).strip()  # else a tag that ends the question
-    further = begun and answering.startswith(shared) and answering.split() != asking.split()
+    answering = around_answer(tokenizer)[0].rpartition(PROBE.couplet)[2]
+    if asking.startswith(answering):
+        thoughts = LAST_OPENING_TAG.search(asking.removeprefix(answering))
+        return asking, answering if thoughts and answering.strip() else asking
+    begun = LAST_OPENING_TAG.sub("", asking).rstrip() or asking.rstrip()
+    further = answering.startswith(begun) or (answering.strip() and asking.endswith(answering))
     return asking, answering if further else asking
+
+
+@lru_cache(maxsize=4)
+def around_answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the chat template writes before an answer, from the start token on, and behind it;
+    nothing if it fails on an answer, or changes it."""
+    try:
+        text = render(tokenizer, plain(PROBE), chat_style(tokenizer), PROBE.rest)
+    except Exception:  # some want a conversation to end with a question
+        return "", ""
+    before, said, behind = text.rpartition(PROBE.rest)
+    return (before, behind) if said else ("", "")
 
 
 @lru_cache(maxsize=4)
@@ -214,11 +245,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """
     if not tokenizer.chat_template:
         return None
-    try:
-        text = render(tokenizer, plain(PROBE), chat_style(tokenizer), PROBE.rest)
-    except Exception:  # reported where prompts are written, if it matters there
-        return None
-    _, said, rest = text.rpartition(PROBE.rest)
-    ids = tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"] if said else []
+    behind = around_answer(tokenizer)[1].lstrip()
+    ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
     ends = special_tokens(tokenizer) - {tokenizer.unk_token_id}
     return ids[0] if ids and ids[0] in ends else None

@@ -88,9 +88,11 @@ def faults(
             if isinstance(one, Example)
             else (one, [], "")
         )
-        asked, read = [poem.instruction, poem.couplet], tokenizer.decode(ids)
+        asked, read = [poem.instruction, poem.couplet], decode(tokenizer, ids)
         written = decode(tokenizer, answer)
-        held = special.intersection(answer) - {unknown}
+        changed = [part for part in asked if not holds(read, [part])]
+        parts = tokenizer(changed, add_special_tokens=False)["input_ids"] if changed else []
+        held = special.intersection(chain(answer, *parts)) - {unknown}
         strange = ""
         if unknown is not None and (unknown in ids or unknown in answer):  # of the poem's own text
             own = "".join(("".join(asked) + text).split())
@@ -103,9 +105,9 @@ def faults(
             yield HELD, tokenizer.decode([min(held)])
         elif strange:
             yield UNKNOWN, strange
-        elif written != text:
+        elif written.rstrip() != text.rstrip():  # some tokenizers have no white space
             yield CHANGED, written
-        elif changed := [part for part in asked if not holds(read, [part])]:
+        elif changed:
             yield CHANGED, decode(tokenizer, tokenizer(changed[0])["input_ids"])
         else:
             yield None

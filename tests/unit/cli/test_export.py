@@ -11,12 +11,13 @@ import tarfile
 
 import pytest
 from safetensors.torch import load_file
-from tiny_models import byte_pairs
+from tiny_models import byte_pairs, moved
 from transformers import AutoTokenizer
 
 from verse import params, paths
 from verse.cli import export, merge
 from verse.errors import UserError
+from verse.model import encoding
 from verse.model.prompts import prompt_writer
 from verse.poem import Poem
 from verse.poems.sources import INSTRUCTION
@@ -101,13 +102,24 @@ def test_a_program_that_fails_is_a_line():
         export.run(sys.executable, "-c", "import sys; sys.exit('first\\nit cannot')")
 
 
-def test_the_command_from_adapter_to_files(adapter, tmp_path, monkeypatch, capsys):
+ALL = {"no_repeat_ngram_size": 3, "candidates": 4, "constrain": ["form"], "num_beams": 2}
+NONE = {"no_repeat_ngram_size": 0, "candidates": 1, "constrain": [], "num_beams": 1}
+
+
+@pytest.mark.parametrize(("gap", "changes"), [(0, NONE), (10, ALL)])
+def test_the_command_from_adapter_to_files(gap, changes, adapter, tmp_path, monkeypatch, capsys):
+    tokenizer = AutoTokenizer.from_pretrained("models/mini")
+    last = max(tokenizer.get_vocab().values()) + gap
+    tokenizer = moved(tokenizer, tokenizer.convert_ids_to_tokens(last - gap), last)
+    monkeypatch.setattr(encoding, "load_tokenizer", lambda *_: tokenizer)
     monkeypatch.setattr(paths, "ADAPTER", str(adapter))
     monkeypatch.setattr(paths, "MERGED", str(tmp_path / "merged"))
     monkeypatch.setattr(export, "TO", tmp_path / "gguf")
     monkeypatch.setattr(merge, "outdated_here", lambda *stages: ["a", "b"])
     other = P.model.model_copy(update={"name": "another/model"})  # not what it was trained on
-    monkeypatch.setattr(params, "read", lambda: P.model_copy(update={"model": other}))
+    decoding = P.decoding.model_copy(update=changes)
+    changed = P.model_copy(update={"model": other, "decoding": decoding})
+    monkeypatch.setattr(params, "read", lambda: changed)
     monkeypatch.setenv("PATH", "/nowhere")  # no llama-quantize
     program = tmp_path / "convert.py"
     monkeypatch.setattr(export, "converter", lambda: program)
@@ -118,8 +130,10 @@ def test_the_command_from_adapter_to_files(adapter, tmp_path, monkeypatch, capsy
     export.main(argparse.Namespace(format="gguf"))
     told = capsys.readouterr().out
     assert "Modelfile, verse-f16.gguf" in told and "no 4 bits" in told
+    lost = f"decoding: Ollama has no {', '.join(ALL)}: it writes other poems"
+    assert (lost in told) is (changes is ALL) is ("Ollama has no" in told)
     rows = load_file(tmp_path / "gguf/verse-f16.gguf")["model.embed_tokens.weight"].shape[0]
-    assert rows == len(AutoTokenizer.from_pretrained("models/mini"))  # no padding behind them
+    assert rows == last + 1  # no padding behind them
 
     card = (tmp_path / "merged/README.md").read_text("utf-8")
     assert "`mini`" in card and "Decoding:" in card and "Epochs" not in card

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from tiny_models import build, byte_pairs, decoding, encode_prompt
+from tiny_models import build, byte_pairs, decoding, encode_prompt, moved
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -11,6 +11,7 @@ from verse.errors import UserError
 from verse.generation import answers
 from verse.generation.answers import constraint_of
 from verse.generation.vocabulary import Vocabulary, split, verse_in, vocabulary_of
+from verse.model.encoding import special_tokens
 from verse.poem import split_lines
 from verse.poems.lines import in_form
 from verse.poems.prosody import (
@@ -73,6 +74,9 @@ TOKENIZERS = {
     "characters": lambda: AutoTokenizer.from_pretrained("models/mini"),
     "byte pairs": byte_pairs,
     "phrases": phrases,
+    "one beyond the model": lambda: moved(
+        AutoTokenizer.from_pretrained("models/mini"), "龜", 20000
+    ),
 }
 
 
@@ -214,6 +218,7 @@ def test_what_a_token_writes():
 def test_bytes_of_tokens_are_what_the_tokenizer_decodes(kind):
     tokenizer = TOKENIZERS[kind]()
     texts = Vocabulary(tokenizer).texts
+    assert all(texts[n] for n in {*tokenizer.get_vocab().values()} - special_tokens(tokenizer))
     draw = random.Random(3)
     for couplet in COUPLETS:
         ids = tokenizer(couplet, add_special_tokens=False)["input_ids"]

@@ -11,6 +11,7 @@ import torch
 import yaml
 from bitsandbytes.functional import dequantize_4bit
 from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file, save_file
 from tiny_architectures import tiny_config
@@ -224,6 +225,16 @@ def test_a_wrong_adapter_is_told_in_a_line_and_nothing_else(spoil, line, tmp_pat
     with pytest.raises(UserError, match=line):
         adapters.load_adapter(base, tmp_path / "adapter", merge=True)
     assert [str(one.message) for one in recwarn] == []
+
+
+def test_an_adapter_that_cannot_be_merged(tmp_path):
+    settings = build("llama", tmp_path / "base")  # its layers have no bias
+    base = loading.load_model(settings, CPU, torch.float32)
+    lora = LoraConfig(target_modules=["q_proj"], lora_bias=True)
+    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    base = loading.load_model(settings, CPU, torch.float32)
+    with pytest.raises(UserError, match=r"adapter: PEFT cannot add it to the weights \(.*bias"):
+        adapters.load_adapter(base, tmp_path / "adapter", merge=True)
 
 
 def test_a_model_card():

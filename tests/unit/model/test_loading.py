@@ -401,6 +401,15 @@ def test_a_models_own_dropout_is_told_and_off(kind):
     assert torch.equal(model.eval()(input_ids=ids).logits, written)
 
 
+def test_a_dropout_that_is_an_integer():
+    model = AutoModelForCausalLM.from_config(DROPOUTS["mixtral"])
+    layers = [model.config, *(layer.self_attn for layer in model.model.layers)]
+    for layer in layers:
+        layer.attention_dropout = 1
+    assert loading.still(model)["attention_dropout"] == 1
+    assert {layer.attention_dropout for layer in layers} == {0}
+
+
 def test_a_model_that_sees_what_is_to_come(tmp_path):
     """Its config may declare what it likes."""
     torch.manual_seed(4)

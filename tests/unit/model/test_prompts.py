@@ -113,7 +113,7 @@ def test_a_template_that_wants_content_in_parts(system):
     if not system:
         wants_parts += "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
     between = "</turn><turn>" if system else "\n\n"
-    assert prompt("chat", tokenizer(wants_parts)) == f"<turn>{SYSTEM}{between}{USER}</turn>"
+    assert prompt("chat", tokenizer(wants_parts)) == f"<turn>{SYSTEM}{between}{USER}</turn><turn>"
 
 
 @pytest.mark.parametrize("lost", ["messages[0].content[:9]", "'Hello'", "messages[-1].role"])
@@ -156,8 +156,18 @@ def test_the_end_of_turn_is_what_follows_what_the_assistant_says(chat, turn):
     assert ends == {"plain": eos, "homework": eos, "auto": eos if found is None else found}
 
 
-def test_no_prompt_depends_on_the_day():
-    assert prompt("chat", tokenizer(WITH_DATE)).startswith("Today: 26 Jul 2024\n")
+@pytest.mark.parametrize(
+    ("directives", "today"),
+    [
+        ("%d %b %Y", "26 Jul 2024"),
+        ("%A, %B %d, %Y at %H:%M:%S", "Friday, July 26, 2024 at 00:00:00"),
+        ("%-d.%-m.%y %-I %p", "26.7.24 12 AM"),
+        ("%j %c %x %F %D", "208 Fri Jul 26 00:00:00 2024 07/26/24 2024-07-26 07/26/24"),
+    ],
+)
+def test_no_prompt_depends_on_the_day(directives, today):
+    chat = WITH_DATE.replace("%d %b %Y", directives)
+    assert prompt("chat", tokenizer(chat)).startswith(f"Today: {today}\n")
 
 
 def test_thoughts_are_switched_off():
@@ -183,7 +193,13 @@ TELLS = (
         ("<model><think>\n", "<model><think>\n\n</think>\n\n", "<model><think>\n\n</think>\n\n"),
         ("<model></think>", "<model>", "<model></think>"),  # thoughts are over where it asks
         ("<model><think></think>\n", "<model>", "<model><think></think>\n"),
-        ("<model>", "<model> ", "<model>"),
+        ("<model>", "<model> ", "<model> "),
+        ("<model>", "<model>\n", "<model>\n"),
+        ("<model>", "<model>final: ", "<model>final: "),
+        ("", "<model>", "<model>"),
+        ("</s>", "</s><model>", "</s><model>"),
+        (" (be brief)<model>", "<model>", "<model>"),
+        ("<model>", "<other>", "<model>"),
         ("<model>\n\n", "<model>\n", "<model>\n\n"),
         ("<model>", "{{ raise_exception('ask first') }}", "<model>"),
     ],
@@ -192,6 +208,29 @@ def test_a_prompt_stops_where_the_answer_itself_begins(asks, tells, answer):
     """Behind what the template writes of thoughts or channels, of which a poem has none."""
     chat = TELLS.replace("ASKS", asks).replace("TELLS", tells)
     assert prompt("chat", tokenizer(chat)) == f"<system>{SYSTEM}<user>{USER}{answer}"
+
+
+@pytest.mark.parametrize(
+    ("asks", "tells", "behind", "said"),
+    [
+        ("<model>", "<model>", "<end>\n", ""),
+        ("<model>", "<model> ", "<end>", ""),
+        ("<model>", "<other>", "<end>", "before an answer: prompts end in '<model>'\n"),
+        ("<model><think>", "<model>", "<end>", "before an answer: prompts end in '<model>'\n"),
+        (" (be brief)<model>", "<model>", "<end>", "prompts end in '<model>'\n"),
+        ("<model>", "{{ raise_exception('no') }}", "", "prompts end in '<model>'\n"),
+        ('<model>"', '<model>"', '"<end>', "has '\"<end>' behind an answer: training has </s>"),
+        ("### model\n", "### model\n", "\n\n", r"has '\n\n' behind an answer: training has </s>"),
+        ("<model>", "<model>", "\n<end>", r"has '\n' between an answer and its end, which is"),
+    ],
+)
+def test_what_a_template_writes_otherwise_than_it_asks_is_said(asks, tells, behind, said, capsys):
+    chat = TELLS.replace("ASKS", asks).replace("TELLS", tells).replace("<end>", behind)
+    built = tokenizer(chat)
+    built.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    prompt("chat", built)
+    lines = capsys.readouterr().out
+    assert said in lines and lines.count("\n") == bool(said)
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])

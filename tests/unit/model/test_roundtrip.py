@@ -130,6 +130,30 @@ def test_the_end_token_that_a_template_writes_is_the_prompts(opened):
     assert example.completion.count(1) == 1 == example.completion[-1]
 
 
+@pytest.mark.parametrize(
+    ("begins", "ends", "asks"),
+    [(" ", "", ""), ("\n", "", "<turn>"), ("", "\n", "<turn>"), (" ", " ", "")],
+)
+@pytest.mark.parametrize("tokenizer", [byte_pairs, lambda: characters(ALL + "\n ", behind="</s>")])
+def test_white_space_around_an_answer_is_the_templates(opened, tokenizer, begins, ends, asks):
+    """As Mistral's, which writes a blank before an answer, and Llama 2's, one on each side."""
+    built = tokenizer()
+    built.add_special_tokens({"additional_special_tokens": ["<turn>", "</turn>"]})
+    built.chat_template = (
+        "{% for m in messages %}<turn>{% if m.role == 'assistant' %}"
+        f"{begins}{{{{ m.content }}}}{ends}{{% else %}}{{{{ m.content }}}}{{% endif %}}</turn>"
+        f"{{% endfor %}}{{% if add_generation_prompt %}}{asks}{{% endif %}}"
+    )
+    opening, row = opened(built), ROWS[0]
+    [example], [prompt] = opening.encode([row]), opening.encode_prompts([row])
+    asked = [SYSTEM, f"{row.instruction}\n{row.couplet}", row.rest]
+    roles = ["system", "user", "assistant"]
+    messages = [{"role": r, "content": c} for r, c in zip(roles, asked, strict=True)]
+    whole = opening.tokenizer.apply_chat_template(messages, return_dict=False)
+    assert example.prompt + example.completion == whole and example.prompt == prompt
+    assert encoding.decode(opening.tokenizer, example.completion) == row.rest + ends
+
+
 def test_a_template_that_writes_the_prefix_twice(opened):
     line = fault(opened(characters(chat="<sop>[gMASK]<sop>" + TURNS, before="[gMASK] <sop>")))
     assert "poem 1 (白日依山盡，黃河入海流。): its prompt begins twice with [gMASK]" in line
@@ -137,14 +161,25 @@ def test_a_template_that_writes_the_prefix_twice(opened):
     assert "begins twice with <s>" in fault(opened(characters(chat="<s>" * 2 + TURNS)))
 
 
-def test_a_poem_that_holds_an_end_token(opened):
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"rest": "欲窮千里目，</s>更上一層樓。"},
+        {"couplet": "白日依山盡，</s>黃河入海流。"},
+        {"instruction": "完成這</s>首詩。"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("chat", [None, TURNS])
+def test_a_poem_that_holds_an_end_token(opened, part, chat):
     """One is enough, however many are sound."""
-    other = replace(ROWS[0], rest="欲窮千里目，</s>更上一層樓。")
-    line = fault(opened(characters()), [*ROWS, *ROWS, other])
-    assert line.startswith(
-        "poem 15 (白日依山盡，黃河入海流。): its text holds the special token </s>"
-    )
+    other, opening = replace(ROWS[0], **part), opened(characters(chat=chat))
+    line = fault(opening, [*ROWS, *ROWS, other])
+    assert line.startswith(f"poem 15 ({other.couplet}): its text holds the special token </s>")
     assert "take it out of the poem" in line
+    if "rest" not in part:
+        with pytest.raises(UserError, match=r"poem 1 .*: its text holds the special token </s>:"):
+            opening.encode_prompts([other])
 
 
 def test_a_character_that_the_tokenizer_does_not_know(opened, capsys):
