@@ -130,7 +130,8 @@ def encode_poems(
     """Token ids of poems. The prompts' are those that generation will start from.
 
     A tokenizer may merge characters across the seam between prompt and completion; generation
-    never does, so in that case the completion is encoded on its own. end: what ends each.
+    never does, so in that case the completion is encoded behind a line break, where no tokenizer
+    adds a blank. end: what ends each.
     """
     given = encode_prompts(tokenizer, prompts)
     whole = encode_prompts(tokenizer, [a + b for a, b in zip(prompts, completions, strict=True)])
@@ -139,7 +140,9 @@ def encode_poems(
         if ids[: len(before)] == before:
             answer = ids[len(before) :]
         else:
-            [answer] = encode_prompts(tokenizer, [text], add_special_tokens=False)
+            both = encode_prompts(tokenizer, ["\n", f"\n{text}", text], add_special_tokens=False)
+            parted = both[0] and both[1][: len(both[0])] == both[0]
+            answer = both[1][len(both[0]) :] if parted else both[2]
         examples.append(Example(before, [*answer, end], len(text) + 1))
     return examples
 

@@ -5,7 +5,7 @@ finds most mistakes; `Opening.load` reads the weights, in one of the ways of `me
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from verse.model import adapters, distributed, encoding, loading, memory, roundtrip, sharding
 from verse.model.layers import to_main_memory
-from verse.model.prompts import before_end, check_bounds, end_token, is_chat, plain, prompt_writer
+from verse.model.prompts import check_bounds, end_token, is_chat, plain, prompt_writer
 from verse.params import Machine, Model
 from verse.poem import Poem
 
@@ -54,10 +54,9 @@ class Opening:
         as they were (`roundtrip.check`).
         """
         prompts = self.prompts(poems)
-        template = self.settings.template, self.tokenizer
-        poems = [replace(poem, rest=poem.rest + before_end(*template)) for poem in poems]
         completions = [poem.rest for poem in poems]
-        examples = encoding.encode_poems(self.tokenizer, prompts, completions, end_token(*template))
+        end = end_token(self.settings.template, self.tokenizer)
+        examples = encoding.encode_poems(self.tokenizer, prompts, completions, end)
         roundtrip.check(self.tokenizer, poems, prompts, examples)
         encoding.check_lengths((example.length for example in examples), self.positions)
         return examples

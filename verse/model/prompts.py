@@ -93,14 +93,6 @@ def end_token(template: str, tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id if turn is None else turn
 
 
-def before_end(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The white space that a chat template writes between an answer and the end of its turn."""
-    if not is_chat(template, tokenizer) or end_of_turn(tokenizer) is None:
-        return ""
-    behind = around_answer(tokenizer)[1]
-    return behind[: -len(behind.lstrip())]
-
-
 def chat_writer(tokenizer: PreTrainedTokenizerBase) -> Callable[[Poem], str]:
     """Prompts by the tokenizer's chat template, up to where the assistant's turn begins.
 
@@ -135,9 +127,8 @@ def chat_writer(tokenizer: PreTrainedTokenizerBase) -> Callable[[Poem], str]:
     if behind and end_of_turn(tokenizer) is None:
         line = f"the chat template has {behind!r} behind an answer: training has"
         distributed.say(f"{line} {tokenizer.eos_token} there")
-    elif between := before_end("chat", tokenizer):
-        line = f"the chat template has {between!r} between an answer and its end, which is trained"
-        distributed.say(f"{line}; decoding.constrain allows none, and may write too many lines")
+    elif behind != behind.lstrip():
+        distributed.say("the chat template has white space behind an answer: training has none")
     return write
 
 

@@ -105,7 +105,7 @@ def faults(
             yield HELD, tokenizer.decode([min(held)])
         elif strange:
             yield UNKNOWN, strange
-        elif written.rstrip() != text.rstrip():  # some tokenizers have no white space
+        elif written != text:
             yield CHANGED, written
         elif changed:
             yield CHANGED, decode(tokenizer, tokenizer(changed[0])["input_ids"])

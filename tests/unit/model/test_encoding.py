@@ -19,6 +19,7 @@ from verse.hub import check_reach
 from verse.model.encoding import (
     affixes,
     check_lengths,
+    encode_poems,
     encode_prompts,
     load_tokenizer,
     positions,
@@ -224,3 +225,14 @@ def test_a_tokenizer_that_fails_on_a_real_text(text):
     assert encode_prompts(built, ["白日依山盡"]) == [[3, 4, 5, 6, 7]]
     with pytest.raises(UserError, match="its tokenizer fails on a poem"):
         encode_prompts(built, ["白日", text])
+
+
+def test_a_completion_that_merges_with_its_prompt_begins_with_no_blank():
+    """Tokenizers like SentencePiece's put one before a text that stands alone."""
+    characters = sorted(set("完成這首詩。\n白日依山盡，黃河入海流。「欲窮千里目」▁"))
+    vocabulary = {t: i for i, t in enumerate(["<unk>", "</s>", *characters, "。「"])}
+    built = Tokenizer(models.BPE(vocabulary, [("。", "「")], unk_token="<unk>"))
+    built.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=built, unk_token="<unk>")
+    [poem] = encode_poems(tokenizer, ["完成這首詩。"], ["「欲窮千里目。"], 1)
+    assert tokenizer.convert_ids_to_tokens(poem.completion) == [*"「欲窮千里目。", "</s>"]

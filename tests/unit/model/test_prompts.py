@@ -221,7 +221,7 @@ def test_a_prompt_stops_where_the_answer_itself_begins(asks, tells, answer):
         ("<model>", "{{ raise_exception('no') }}", "", "prompts end in '<model>'\n"),
         ('<model>"', '<model>"', '"<end>', "has '\"<end>' behind an answer: training has </s>"),
         ("### model\n", "### model\n", "\n\n", r"has '\n\n' behind an answer: training has </s>"),
-        ("<model>", "<model>", "\n<end>", r"has '\n' between an answer and its end, which is"),
+        ("<model>", "<model>", "\n<end>", "has white space behind an answer: training has none"),
     ],
 )
 def test_what_a_template_writes_otherwise_than_it_asks_is_said(asks, tells, behind, said, capsys):
