@@ -140,7 +140,7 @@ def read(name: str, revision: str) -> Experiment:
         files = DVCFileSystem(rev=revision)
         lock = load(files.open, "dvc.lock")
         values = load(files.open, "params.yaml")
-        if changed := outdated(lock, values, list(lock["stages"])):
+        if changed := outdated(lock, values):
             raise UserError(
                 f"{name}: its results are older than its {', '.join(changed)}: dvc exp run it"
             )

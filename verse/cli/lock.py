@@ -8,16 +8,17 @@ from verse.errors import UserError
 from verse.files import parse_yaml, read_text
 
 LOCK, PARAMS = "dvc.lock", "params.yaml"
+STAGES = ("fetch", "prepare", "train", "baseline", "generate", "ask", "judge", "score")
+"""Those that results come from, in the order that they run in."""
 UNFIT = (AttributeError, LookupError, TypeError, ValueError, StopIteration)
 """What comes of a file of another shape."""
 
 
-def outdated(lock: Any, values: Any, stages: Sequence[str]) -> list[str]:
+def outdated(lock: Any, values: Any, stages: Sequence[str] = STAGES) -> list[str]:
     """What stages ran with that is not so any more: parameters by their dotted names, and files
     that one of them read before another wrote them anew.
 
-    lock: what dvc.lock holds. values: what params.yaml holds. stages: in the order that they run
-    in.
+    lock: what dvc.lock holds. values: what params.yaml holds.
     """
     present, made = dict(dotted(values)), dict[str, str]()
     found = dict[str, None]()
@@ -30,7 +31,7 @@ def outdated(lock: Any, values: Any, stages: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def outdated_here(*stages: str) -> list[str]:
+def outdated_here(stages: Sequence[str] = STAGES) -> list[str]:
     """The same of this workspace; nothing where DVC has run nothing.
 
     Raises UserError for files that are not what DVC writes and reads.

@@ -49,7 +49,7 @@ def main(options: argparse.Namespace) -> None:
     poem = (read_poems(TEST) if TEST.is_file() else unknown)[0]
     score = read_json(SCORE, SCORES) if SCORE.is_file() else {}
     written = read_poems(WRITTEN, ANSWER) if WRITTEN.is_file() else []
-    if changed := outdated_here("train", "generate", "score"):
+    if changed := outdated_here():
         score, written = {}, []
         print(f"no scores in the card, which are older than {', '.join(changed)}: dvc repro")
     licence(find_folder(p.model.name))

@@ -203,7 +203,7 @@ def load_models(
             )
         if tuned and adapter and not (adapter / "adapter_config.json").is_file():
             raise UserError(f"{adapter}: no adapter there yet: run dvc repro first, or say --base")
-        if tuned and which is None and (changed := outdated_here("train")):
+        if tuned and which is None and (changed := outdated_here(["train"])):
             older = f"{adapter}: older than {', '.join(changed)} in params.yaml: dvc repro"
             print(older, file=sys.stderr)
         opening = open_model(settings, p.machine, seed=p.seed)

@@ -115,7 +115,7 @@ def test_the_command_from_adapter_to_files(gap, changes, adapter, tmp_path, monk
     monkeypatch.setattr(paths, "ADAPTER", str(adapter))
     monkeypatch.setattr(paths, "MERGED", str(tmp_path / "merged"))
     monkeypatch.setattr(export, "TO", tmp_path / "gguf")
-    monkeypatch.setattr(merge, "outdated_here", lambda *stages: ["a", "b"])
+    monkeypatch.setattr(merge, "outdated_here", lambda: ["a", "b"])
     other = P.model.model_copy(update={"name": "another/model"})  # not what it was trained on
     decoding = P.decoding.model_copy(update=changes)
     changed = P.model_copy(update={"model": other, "decoding": decoding})

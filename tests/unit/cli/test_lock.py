@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from verse.cli.lock import STAGES as ALL
 from verse.cli.lock import outdated, outdated_here
 from verse.errors import UserError
+from verse.files import parse_yaml
 
 STAGES = ["train", "generate"]
 VALUES = {"seed": 42, "model": {"name": "a", "lora": {"r": 8}}, "judge": None, "machine": {}}
@@ -45,6 +47,19 @@ def test_parameters_that_have_changed_are_named(changes, named):
     assert outdated(LOCK, VALUES | changes, STAGES) == named
 
 
+def test_the_stages_are_those_of_the_pipeline_that_have_results():
+    """Each before those that read what it writes."""
+    stages = parse_yaml(Path("dvc.yaml").read_text("utf-8"), "dvc.yaml")["stages"]
+    assert {*ALL} == {*stages} - {"check", "locate"}
+    outs = {
+        name: [next(iter(o)) if isinstance(o, dict) else o for o in stages[name].get("outs", [])]
+        for name in ALL
+    }
+    for number, name in enumerate(ALL):
+        later = {out for after in ALL[number:] for out in outs[after]}
+        assert later.isdisjoint(stages[name]["deps"])
+
+
 def test_so_is_a_file_that_was_written_anew_since_it_was_read():
     lock = deepcopy(LOCK)
     lock["stages"]["train"]["outs"][0]["md5"] = "new"
@@ -54,8 +69,8 @@ def test_so_is_a_file_that_was_written_anew_since_it_was_read():
 
 def test_a_folder_that_dvc_does_not_know_has_nothing_outdated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert outdated_here(*STAGES) == []
+    assert outdated_here() == []
     Path("params.yaml").write_text("seed: 42", "utf-8")
     Path("dvc.lock").write_text("stages: {train: []}", "utf-8")
     with pytest.raises(UserError, match=r"dvc\.lock: not as DVC writes it"):
-        outdated_here(*STAGES)
+        outdated_here()

@@ -224,7 +224,7 @@ def test_models_are_found_by_what_they_are_called(adapter, tmp_path, monkeypatch
     with pytest.raises(UserError, match="no adapter there yet: run dvc repro first"):
         load_models(P, None)
     monkeypatch.setattr(models, "ADAPTER", str(adapter))
-    monkeypatch.setattr(models, "outdated_here", lambda stage: [f"{stage}.seed"])
+    monkeypatch.setattr(models, "outdated_here", lambda stages: [f"{stages[0]}.seed"])
     load_models(P, None)
     said = f"{adapter}: older than train.seed in params.yaml: dvc repro\n"
     assert capsys.readouterr().err.endswith(said)
