@@ -71,13 +71,14 @@ NUMERAL = re.compile(
     "[零〇一二兩两三四五六七八九十]|\\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten)\\b",
     re.IGNORECASE,
 )
-TEN = r"10(?!\.?\d)"
+TEN = r"10(?:\.0+)?(?!\.?\d)"
 RANGE = re.compile(
     rf"(?<!\d)(?:0 ?(?:[到至~〜–—-]|to) ?{TEN} ?分?|{TEN} ?分(?:[滿满]分|制))|"
-    rf"[滿满]分[是為为:]? ?{TEN} ?分?"
+    rf"[滿满]分[是為为:(]? ?{TEN} ?分?\)?"
 )
-SPOILT = re.compile(r"[滿满]分[是為为:]? ?\d|分制|百分|[扣減减加]除? ?\d|第 ?\d ?[項项]")
-"""Words of another scale, or of a part of the mark."""
+SCALE = re.compile(r"[滿满]分[是為为:(]? ?\d|分制|百分")
+PART = re.compile(r"[扣減减加]除? ?\d|第 ?\d ?[項项]")
+"""Words of another scale, and of a part of the mark, where only what is called the mark is one."""
 SPAN = re.compile(
     r"(?<![/\d.])[\d.]{1,9}(?: ?分? ?\(?"
     rf"(?:[-~〜–—到至或、]|to|or|(?:/|(?:out )?of)(?! ?{TEN})) ?[\d.]{{1,9}})+"
@@ -203,16 +204,16 @@ def score_in(text: str) -> float | None:
 
     None where there are several, or where it is not 0 to 10.
     """
-    text = " ".join(text.split())
+    text = re.sub(r"[^\S\n]+", " ", text)  # a line break ends what belongs together
     text = re.sub("(?<![一二三四五六七八九])十分(?=[\u4e00-\u9fff])", "", text)  # "very"
     text = re.sub(NUMERAL, lambda word: NUMERALS[word[0].lower()], text)
     text = re.sub(r"(?<=\d)[點点](?=\d)", ".", text)
     text = re.sub(r"(\d)(\s*分?)半", r"\1.5\2", text)
     text = RANGE.sub("", text)
-    if SPOILT.search(text):
+    if SCALE.search(text):
         return None
     text = SPAN.sub("99", text)  # no mark
-    for pattern in (ALONE, LABELLED, POINTS):
+    for pattern in (LABELLED,) if PART.search(text) else (ALONE, LABELLED, POINTS):
         if scores := {float(number) for number in pattern.findall(text)}:
             score = scores.pop()
             return score if not scores and score <= 10 else None

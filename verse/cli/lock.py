@@ -10,13 +10,14 @@ from verse.files import parse_yaml, read_text
 LOCK, PARAMS = "dvc.lock", "params.yaml"
 STAGES = ("fetch", "prepare", "train", "baseline", "generate", "ask", "judge", "score")
 """Those that results come from, in the order that they run in."""
+GONE = object()  # what a parameter is that is there no more
 UNFIT = (AttributeError, LookupError, TypeError, ValueError, StopIteration)
 """What comes of a file of another shape."""
 
 
 def outdated(lock: Any, values: Any, stages: Sequence[str] = STAGES) -> list[str]:
     """What stages ran with that is not so any more: parameters by their dotted names, and files
-    that one of them read before another wrote them anew.
+    that one of them read before another, of which they are whole outputs, wrote them anew.
 
     lock: what dvc.lock holds. values: what params.yaml holds.
     """
@@ -24,7 +25,7 @@ def outdated(lock: Any, values: Any, stages: Sequence[str] = STAGES) -> list[str
     found = dict[str, None]()
     for one in (lock["stages"][name] for name in stages if name in lock["stages"]):
         known = dotted(one["params"][PARAMS])
-        found |= dict.fromkeys(key for key, value in known if present.get(key) != value)
+        found |= dict.fromkeys(key for key, value in known if present.get(key, GONE) != value)
         read = {dep["path"]: dep["md5"] for dep in one["deps"]}
         found |= dict.fromkeys(path for path in read if made.get(path, read[path]) != read[path])
         made |= {out["path"]: out["md5"] for out in one["outs"]}

@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -203,9 +203,10 @@ def load_models(
             )
         if tuned and adapter and not (adapter / "adapter_config.json").is_file():
             raise UserError(f"{adapter}: no adapter there yet: run dvc repro first, or say --base")
-        if tuned and which is None and (changed := outdated_here(["train"])):
-            older = f"{adapter}: older than {', '.join(changed)} in params.yaml: dvc repro"
-            print(older, file=sys.stderr)
+        with suppress(UserError):  # a dvc.lock that cannot be read is no fault of the model
+            if tuned and which is None and (changed := outdated_here(["train"])):
+                older = f"{adapter}: older than {', '.join(changed)} in params.yaml: dvc repro"
+                print(older, file=sys.stderr)
         opening = open_model(settings, p.machine, seed=p.seed)
         # A sample of prompts to check the tokenizer by: the characters of any will do.
         ids = opening.encode_prompts([Poem(PROBE.couplet)], checked=False)

@@ -31,7 +31,7 @@ from verse.generation.gpu_engine import GPUEngine
 from verse.generation.norms import fuse_norms
 from verse.generation.sampling import PROVEN_STEPS, SamplingProcessor, uniforms_for
 from verse.model.attention import own_attention
-from verse.model.encoding import decode, special_tokens
+from verse.model.encoding import decode, positions, special_tokens
 from verse.model.float32 import Float32
 from verse.model.graphs import to_device_async, warn_fallback
 from verse.model.prompts import end_of_turn
@@ -41,6 +41,7 @@ from verse.params import Decoding
 UNSUPPORTED: WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = WeakKeyDictionary()
 """Up to how many tokens models were tried with, in float32, and why they cannot answer prompts of
 several lengths together: "" if they can."""
+AHEAD = 64  # tokens beyond the longest text that are looked at, for prompts to come
 PROBED = 2  # tokens that are drawn to find that out
 REFILLED = 0.75  # prompts that wait come in when no more than this share is still being answered
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 0.1}
@@ -92,7 +93,9 @@ def answer(
         longest = max(map(len, waiting.values())) + decoding.max_new_tokens
         tried, reason = UNSUPPORTED.get(model, (0, ""))
         if tried < longest and not reason:
-            reason = reason_unsupported(model, decoding, list(waiting.values()))
+            further = min(longest + AHEAD, positions(model.config) or longest + AHEAD)
+            longest = max(longest, further)  # else each that is a token longer would be tried
+            reason = reason_unsupported(model, decoding, list(waiting.values()), longest)
             UNSUPPORTED[model] = longest, reason
     if model.device.type == "cpu":
         make_batch_invariant(model)
@@ -241,16 +244,18 @@ def generate_batched(task: Task[Key]) -> Iterator[tuple[Key, list[int], float]]:
 
 
 @torch.no_grad()
-def reason_unsupported(model: PreTrainedModel, decoding: Decoding, prompts: list[list[int]]) -> str:
-    """Why a model cannot answer these prompts together; "" if it can.
+def reason_unsupported(
+    model: PreTrainedModel, decoding: Decoding, prompts: list[list[int]], length: int
+) -> str:
+    """Why a model cannot answer these prompts together, up to so many tokens; "" if it can.
 
     In float32, where nothing hides a mistake: what the shortest prompt and the longest read, and
-    what comes after a step; then the longest with nearly all of an answer behind it, since some
-    models change their attention or their positions beyond some length.
+    what comes after a step; then the longest, repeated to nearly that length, since some models
+    change their attention or their positions beyond some length.
     """
     shortest, longest = min(prompts, key=len), max(prompts, key=len)
     few = min(PROBED, decoding.max_new_tokens)
-    whole = len(longest) + decoding.max_new_tokens - few
+    whole = length - few
     repeated = (longest * (whole // len(longest) + 1))[:whole]
     decoding = decoding.model_copy(update={"max_new_tokens": few})
     tried: list[tuple[list[int], torch.Tensor]] = []

@@ -58,7 +58,8 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 def id_bound(tokenizer: PreTrainedTokenizerBase) -> int:
     """What all token ids are below: more than the number of tokens where ids have gaps."""
-    return int(max(tokenizer.get_vocab().values())) + 1
+    known = chain(tokenizer.get_vocab().values(), special_tokens(tokenizer))
+    return max(len(tokenizer), int(max(known)) + 1)
 
 
 @lru_cache(maxsize=4)

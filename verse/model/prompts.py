@@ -121,7 +121,9 @@ def chat_writer(tokenizer: PreTrainedTokenizerBase) -> Callable[[Poem], str]:
         return text
 
     said, behind = around_answer(tokenizer)
-    if not (said.endswith(write(PROBE)) and answering.startswith(asking)):
+    if not said:
+        distributed.say(f"the chat template changes an answer: prompts end in {asking!r}")
+    elif not (said.endswith(write(PROBE)) and answering.startswith(asking)):
         line = "the chat template has one text where it asks, another before an answer: prompts"
         distributed.say(f"{line} end in {answering!r}")
     if behind and end_of_turn(tokenizer) is None:

@@ -162,21 +162,23 @@ def prove(
     check_steps(plan, steps)
     poems = choose(steps)
     trial = Trial(model, plan, poems, trained, objective)
-    longer = [poem for poem in validation if poem.length > poems[-1].length]
-    laid_out = replace(trial, poems=[*poems, *sorted(longer, key=lambda poem: poem.length)[-1:]])
+    longest_of_all = max((*poems, *validation), key=lambda poem: poem.length)
+    laid_out = replace(trial, poems=[*poems[:-1], longest_of_all])
+    longer = longest_of_all.length > poems[-1].length
 
     def together(work: Callable[[], T]) -> T:
         return distributed.all_or_none(work, alone=plan.sharded)
 
     with other_values(trained, plan.dtype):
-        every_poem = range(len(laid_out.poems))
-        all_exact = together(partial(plain, torch.float32, laid_out, every_poem))
-        exact = Plain(*(kept[: len(poems)] for kept in vars(all_exact).values()))
+        numbers = range(len(poems))
+        exact = of_layout = together(partial(plain, torch.float32, trial, numbers))
+        if longer:
+            of_layout = together(partial(plain, torch.float32, laid_out, numbers))
         longest = range(len(poems) - 1, len(poems))
         rounding = together(partial(rounding_of, trial, exact, longest))
         say_unreached(model, exact, trained)
         for way in layouts(plan):
-            layout, reason = try_layout(replace(laid_out, plan=way), all_exact)
+            layout, reason = try_layout(replace(laid_out if longer else trial, plan=way), of_layout)
             if not reason:
                 break
             if way.shared:
@@ -432,8 +434,7 @@ def try_layout(trial: Trial, exact: Plain) -> tuple[float, str]:
     """How far the layout's gradient is from the exact one in float32, uncompiled, and why it cannot
     be used, if so. The poems share a pass that has a row to spare."""
     model, plan, poems, trained = trial.model, trial.plan, trial.poems, trial.trained
-    small = replace(plan, dtype=torch.float32, compiled=False, recorded=False)
-    small = replace(small, micro_batch_size=len(poems) + 1)
+    small = replace(plan, dtype=torch.float32, compiled=False, recorded=False, micro_batch_size=3)
     known = model.config.get_text_config().to_dict().get("max_position_embeddings")
     places = len(plan.prefix) + sum(poem.length - len(plan.prefix) for poem in poems) + 32
     if plan.shared and isinstance(known, int) and places > known:

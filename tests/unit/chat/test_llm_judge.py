@@ -265,6 +265,15 @@ def test_a_mark_in_json(text, mark):
         *((text, None) for text in ("7～8分", "Score: 7-8", "七、八分", "7 to 8", "給 3 顆星")),
         *((text, None) for text in ("評分：4 星", "Score: 9%", "評分：一百", "評分：八十分滿意")),
         *((text, None) for text in ("第一項4分", "我會打 7 分，扣除 2 分後為 5 分。", "扣2分")),
+        *(
+            (text, 8)
+            for text in ("評分：8分\n- 五言句式工整", "8分\n- 兩聯對仗", "評分：8\n- 一、平仄合律")
+        ),
+        *(
+            (text, 8)
+            for text in ("8.0/10.0", "8 out of 10.0", "滿分10.0，8分", "滿分（10分）中給8分")
+        ),
+        *((text, 8) for text in ("評分：8/10（平仄扣1分）", "本詩第一項和第二項都好。評分：8")),
         *((text, None) for text in ("評分：4（滿分5）", "滿分5分，評分：4", "評分（5分制）：4")),
         *((text, None) for text in ("Rating (0-100): 9", "Score: 4 (out of 5)")),
     ],

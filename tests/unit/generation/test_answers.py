@@ -551,6 +551,8 @@ def test_a_model_is_looked_at_once_up_to_a_length(half, monkeypatch, capsys):
     answer(half, max_new_tokens=8)
     assert calls == [1]
     answer(half, max_new_tokens=14)
+    assert calls == [1]  # within what was looked at ahead
+    answer(half, max_new_tokens=12 + answers.AHEAD + 1)
     assert calls == [1, 1]
 
 

@@ -218,7 +218,12 @@ def test_a_prompt_stops_where_the_answer_itself_begins(asks, tells, answer):
         ("<model>", "<other>", "<end>", "before an answer: prompts end in '<model>'\n"),
         ("<model><think>", "<model>", "<end>", "before an answer: prompts end in '<model>'\n"),
         (" (be brief)<model>", "<model>", "<end>", "prompts end in '<model>'\n"),
-        ("<model>", "{{ raise_exception('no') }}", "", "prompts end in '<model>'\n"),
+        (
+            "<model>",
+            "{{ raise_exception('no') }}",
+            "",
+            "changes an answer: prompts end in '<model>'\n",
+        ),
         ('<model>"', '<model>"', '"<end>', "has '\"<end>' behind an answer: training has </s>"),
         ("### model\n", "### model\n", "\n\n", r"has '\n\n' behind an answer: training has </s>"),
         ("<model>", "<model>", "\n<end>", "has white space behind an answer: training has none"),
