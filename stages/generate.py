@@ -76,19 +76,18 @@ def finish(p: Params, poems: list[Poem], which: str) -> None:
     kept = memory.run_with_oom_fallback(
         ways, work, "lower decoding.max_new_tokens, or take a smaller model"
     )
-    texts = distributed.gather([one.text for one in kept])
-    lengths = distributed.gather([len(one.tokens) for one in kept])
+    found = distributed.gather([(one.text, len(one.tokens)) for one in kept])
     if distributed.rank() > 0:
         return
     speeds = watch.numbers(len(poems))
 
-    answers = [replace(poem, rest=text) for poem, text in zip(poems, texts, strict=True)]
+    answers = [replace(poem, rest=text) for poem, (text, _) in zip(poems, found, strict=True)]
     rows = ({"input": one.couplet, "answer": one.rest} for one in answers)
     write_jsonl(f"{paths.GENERATED}/{which}.jsonl", rows)
     if which == WATCHED:
         write_hand_in(Path(paths.GENERATED), answers)
     speed.store(MODELS[which].stage, speeds)
-    cut_off = lengths.count(p.decoding.max_new_tokens)
+    cut_off = sum(length == p.decoding.max_new_tokens for _, length in found)
     longest = f", {cut_off} of them as long as decoding.max_new_tokens allows" if cut_off else ""
     print(f"{len(answers)} poems finished by the {which} model{longest}")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from verse import paths
-from verse.cli.lock import UNFIT, outdated
+from verse.cli.lock import UNFIT, dotted, outdated
 from verse.cli.own_run import own_run
 from verse.cli.plots import draw
 from verse.cli.tradeoff import chart
@@ -131,7 +131,6 @@ def read(name: str, revision: str) -> Experiment:
 
     Raises UserError if it is unknown or has no results.
     """
-    import pandas as pd
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.scm import RevError
@@ -144,7 +143,6 @@ def read(name: str, revision: str) -> Experiment:
             raise UserError(
                 f"{name}: its results are older than its {', '.join(changed)}: dvc exp run it"
             )
-        (parameters,) = pd.json_normalize(values).to_dict("records")
         deps = lock["stages"]["score"]["deps"]
         try:
             scores, intervals, poems = results(files.open)
@@ -155,7 +153,7 @@ def read(name: str, revision: str) -> Experiment:
         halves = {row.pop("contestant"): row for row in intervals}
         return Experiment(
             name=name,
-            parameters={str(k): v for k, v in parameters.items() if str(k)[:8] != "machine."},
+            parameters={k: v for k, v in dotted(values) if not k.startswith("machine.")},
             scores=scores[WATCHED],
             halves=halves[WATCHED],
             poems=poems[poems["contestant"] == WATCHED].reset_index(drop=True),

@@ -102,6 +102,12 @@ class Library:
         return {poem.couplet: poem for poem in self.poems(TEST, POEM)}
 
     @cached_property
+    def instruction(self) -> str:
+        """What most test poems tell a model to do."""
+        told = Counter(poem.instruction for poem in self.test.values())
+        return max(told, key=told.__getitem__, default=INSTRUCTION)
+
+    @cached_property
     def training_lines(self) -> set[str]:
         return lines_in(poem.text for poem in self.poems(TRAIN, POEM))
 
@@ -122,9 +128,7 @@ class Library:
     def poem(self, couplet: str) -> Poem:
         """What a prompt is written from: the test poem of that couplet, or the couplet with what
         most test poems tell a model to do."""
-        told = Counter(poem.instruction for poem in self.test.values())
-        instruction = max(told, key=told.__getitem__, default=INSTRUCTION)
-        return self.test.get(couplet, Poem(couplet, instruction=instruction))
+        return self.test.get(couplet, Poem(couplet, instruction=self.instruction))
 
     def set(self, answer: Poem) -> dict[str, Any]:
         """An answer as the report sets it: in lines with their marks, and what was found."""

@@ -116,12 +116,10 @@ def check_apart(adapted: PreTrainedModel) -> None:
     merged without changing the other."""
     owners: dict[int, str] = {}
     for name, weight in adapted_weights(adapted).items():
-        first, second = (
-            one.removeprefix("base_model.model.") for one in (owners.setdefault(weight, name), name)
-        )
-        if first != second:
+        name = name.removeprefix("base_model.model.")
+        if (first := owners.setdefault(weight, name)) != name:
             raise UserError(
-                f"train.lora.target_modules: {first} and {second} share their weights, so that "
+                f"train.lora.target_modules: {first} and {name} share their weights, so that "
                 "their adapters cannot be merged: name layers that have their own"
             )
 

@@ -65,7 +65,7 @@ def id_bound(tokenizer: PreTrainedTokenizerBase) -> int:
 @lru_cache(maxsize=4)
 def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The token ids that `tokenizer(text)` by itself puts before a text, and behind it."""
-    known = (i for i in range(id_bound(tokenizer)) if i not in tokenizer.all_special_ids)
+    known = (i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids)
     for text in chain(["一"], map(tokenizer.decode, known)):  # one that it has a token for
         if bare := tokenizer(text, add_special_tokens=False)["input_ids"]:
             break

@@ -162,9 +162,9 @@ def prove(
     check_steps(plan, steps)
     poems = choose(steps)
     trial = Trial(model, plan, poems, trained, objective)
-    longest_of_all = max((*poems, *validation), key=lambda poem: poem.length)
-    laid_out = replace(trial, poems=[*poems[:-1], longest_of_all])
-    longer = longest_of_all.length > poems[-1].length
+    laid_out, longest_of_all = trial, max((*poems, *validation), key=lambda poem: poem.length)
+    if longest_of_all.length > poems[-1].length:
+        laid_out = replace(trial, poems=[*poems[:-1], longest_of_all])
 
     def together(work: Callable[[], T]) -> T:
         return distributed.all_or_none(work, alone=plan.sharded)
@@ -172,13 +172,13 @@ def prove(
     with other_values(trained, plan.dtype):
         numbers = range(len(poems))
         exact = of_layout = together(partial(plain, torch.float32, trial, numbers))
-        if longer:
+        if laid_out is not trial:
             of_layout = together(partial(plain, torch.float32, laid_out, numbers))
         longest = range(len(poems) - 1, len(poems))
         rounding = together(partial(rounding_of, trial, exact, longest))
         say_unreached(model, exact, trained)
         for way in layouts(plan):
-            layout, reason = try_layout(replace(laid_out if longer else trial, plan=way), of_layout)
+            layout, reason = try_layout(replace(laid_out, plan=way), of_layout)
             if not reason:
                 break
             if way.shared:
